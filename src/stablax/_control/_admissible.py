@@ -1,0 +1,209 @@
+"""Step acceptance: what a step must satisfy besides its error estimate."""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._fields import Guard
+from .._states import all_finite, select
+
+
+class Cause(enum.IntEnum):
+    """Why the last rejected step was rejected."""
+
+    none = 0
+    error = 1
+    not_finite = 2
+    left_bounds = 3
+    stages_unsolved = 4
+
+
+class StepRecord(eqx.Module):
+    """What the controller saw, which diffrax's own statistics do not tell.
+
+    Only members of `diffrax.RESULTS` may travel through diffrax's loop, so the cause of a
+    failure travels here and is promoted after the solve.
+    """
+
+    not_finite: Int[Array, ""]  # steps rejected because the candidate was not finite
+    outside: Int[Array, ""]  # steps rejected because the candidate left the box
+    masked: Int[Array, ""]  # steps, accepted or not, with a masked stage
+    masked_accepted: Int[Array, ""]
+    cause: Int[Array, ""]  # of the last rejection, a member of `Cause`
+    component: Int[Array, ""]  # the worst component of the last rejected step
+    dt: Float[Array, ""]  # the last step size tried
+
+
+class _State(eqx.Module):
+    inner: PyTree
+    record: StepRecord
+    smallest_dt: Float[Array, ""]
+    starts_outside: Bool[Array, ""]
+
+
+class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
+    """Wraps a step size controller: a step is accepted only if its candidate is finite and in
+    the guard's box, whatever its error estimate says.
+
+    A step that is not is passed on as a step of infinite error from a finite state, so that no
+    non-finite number can enter the controller's own state (diffrax's `PIDController` locks up on
+    a candidate of +-inf). The accepted state is never clipped. The solve ends, with
+    `dt_min_reached` and the cause in the record, when the step size falls to the resolution of
+    time, or when the controller cannot shrink the step.
+    """
+
+    controller: diffrax.AbstractStepSizeController
+    guard: Guard
+    rtol: float
+    atol: float
+    norm: Callable[[PyTree], Any]
+    masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
+    direction: Any = 1
+
+    def wrap(self, direction) -> "AdmissibleSteps":
+        return AdmissibleSteps(
+            self.controller.wrap(direction),
+            self.guard,
+            self.rtol,
+            self.atol,
+            self.norm,
+            self.masks,
+            direction,
+        )
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
+        span = t1 - t0
+        tiny = 1e-30 * span
+        if dt0 is None:
+            # The heuristic for the first step probes the field once, and returns 0 or nan where
+            # it overflows; any small step will do, since the error control takes it from there.
+            guess = lax.stop_gradient(tnext - t0)
+            usable = jnp.isfinite(guess) & (guess > tiny)
+            tnext = jnp.where(usable, tnext, t0 + 1e-6 * span)
+        zero = jnp.array(0)
+        dtype = jnp.result_type(t0)
+        record = StepRecord(
+            not_finite=zero,
+            outside=zero,
+            masked=zero,
+            masked_accepted=zero,
+            cause=zero,
+            component=zero,
+            dt=jnp.zeros((), dtype),
+        )
+        if self._has_box(y0):
+            outside = ~self.guard.contains(lax.stop_gradient(y0), self.rtol, self.atol)
+        else:
+            outside = jnp.array(False)
+        return tnext, _State(inner, record, lax.stop_gradient(tiny), outside)
+
+    def adapt_step_size(
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
+        state: _State = controller_state
+        finite = all_finite(y1_candidate)
+        inside, excess = self._in_box(y0, y1_candidate)
+        good = finite & inside
+        y1 = select(good, y1_candidate, y0)
+        if y_error is None:
+            failed_stages = jnp.array(False)
+            error = None
+        else:
+            failed_stages = ~all_finite(y_error)
+            error = jtu.tree_map(lambda e: jnp.where(good, e, jnp.inf), y_error)
+        kept, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1, args, error, error_order, state.inner
+        )
+
+        keep = kept & good & ~state.starts_outside
+        unshrinkable = kept & ~keep
+        next_t0 = jnp.where(unshrinkable, t0, next_t0)
+        next_t1 = jnp.where(unshrinkable, t1, next_t1)
+        dt = lax.stop_gradient(next_t1 - next_t0)
+        resolution = 4 * jnp.finfo(jnp.result_type(dt)).eps * jnp.abs(next_t0)
+        underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt))
+        stop = unshrinkable | underflow
+        ok = result == diffrax.RESULTS.successful
+        result = diffrax.RESULTS.where(
+            ok & stop, diffrax.RESULTS.dt_min_reached, result
+        )
+
+        record = self._record(
+            state, keep, finite, inside, failed_stages, excess, t0, t1, y0, y1_candidate, y_error, args
+        )
+        return keep, next_t0, next_t1, made_jump, _State(
+            inner, record, state.smallest_dt, state.starts_outside
+        ), result
+
+    def _has_box(self, y) -> bool:
+        return self.guard.reject and self.guard.is_bounded
+
+    def _in_box(self, y0, y1):
+        if not self._has_box(y0):
+            return jnp.array(True), jtu.tree_map(lambda x: jnp.zeros_like(x), y1)
+        excess = lax.stop_gradient(self.guard.excess(y1, self.rtol, self.atol))
+        return jnp.all(jnp.stack([jnp.all(~(x > 1)) for x in jtu.tree_leaves(excess)])), excess
+
+    def _record(
+        self, state, keep, finite, inside, failed_stages, excess, t0, t1, y0, y1, y_error, args
+    ) -> StepRecord:
+        old = state.record
+        if self.masks is None:
+            masked = jnp.array(False)
+        else:
+            masked = self.masks(t0 * self.direction, t1 * self.direction, y0, args)
+        rejected = ~keep
+
+        def badness(y0, y1, excess, error):
+            size = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            error = 0 if error is None else jnp.abs(error) / size
+            score = jnp.where(inside, error, excess)
+            return jnp.ravel(jnp.where(jnp.isfinite(y1) & ~jnp.isnan(score), score, jnp.inf))
+
+        errors = jtu.tree_map(lambda _: None, y0) if y_error is None else y_error
+        leaves = zip(
+            *(jtu.tree_leaves(x, is_leaf=lambda x: x is None) for x in (y0, y1, excess, errors)),
+            strict=True,
+        )
+        worst = jnp.argmax(
+            lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves]))
+        )
+        cause = jnp.where(failed_stages, Cause.stages_unsolved.value, Cause.error.value)
+        cause = jnp.where(finite & inside & ~state.starts_outside, cause, Cause.left_bounds.value)
+        cause = jnp.where(finite, cause, Cause.not_finite.value)
+        return StepRecord(
+            not_finite=old.not_finite + (rejected & ~finite),
+            outside=old.outside + (rejected & finite & ~inside),
+            masked=old.masked + masked,
+            masked_accepted=old.masked_accepted + (masked & keep),
+            cause=jnp.where(rejected, cause, old.cause).astype(old.cause.dtype),
+            component=jnp.where(rejected, worst, old.component).astype(old.component.dtype),
+            dt=lax.stop_gradient(t1 - t0),
+        )
+
+
+def admissible(
+    controller: diffrax.AbstractStepSizeController,
+    guard: Guard,
+    dtype: np.dtype,
+    masks: Callable | None = None,
+) -> AdmissibleSteps:
+    """`controller` with the acceptance test of [`AdmissibleSteps`][]. A controller without
+    tolerances (fixed steps) measures the box, and solves implicit stages, to sqrt(eps)."""
+    if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        rtol, atol, norm = controller.rtol, controller.atol, controller.norm
+    else:
+        rtol = atol = float(np.sqrt(np.finfo(dtype).eps))
+        norm = optx.rms_norm
+    return AdmissibleSteps(controller, guard, rtol, atol, norm, masks)  # pyright: ignore
+

@@ -1,0 +1,260 @@
+"""`StiffPID`: a step size controller for stiff systems, without PyTree leaves."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix as optx
+
+from .._fields import Guard
+from .._static import concrete_array
+from .._types import typechecked
+from ._admissible import AdmissibleSteps, admissible
+from ._presets import PRESETS
+
+# What a preset's tolerances are raised to in a dtype that cannot do better: about 1,000 eps for
+# the relative one, so that an estimate of the error is more than rounding.
+_FLOORS = {"float32": (1e-4, 1e-7), "float16": (1e-1, 1e-3), "bfloat16": (1e-1, 1e-3)}
+_X64 = 'jax.config.update("jax_enable_x64", True)'
+
+
+def _number(x: Any, name: str, least: float = 0.0) -> float:
+    value = float(concrete_array(x, name))
+    if not value > least:
+        raise ValueError(f"`{name}` must be a number above {least:g}, got {x!r}.")
+    return value
+
+
+def _times(ts: Any, name: str) -> tuple[float, ...]:
+    if ts is None:
+        return ()
+    values = np.atleast_1d(concrete_array(ts, name)).astype(float)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"`{name}` must be a sequence of finite times, got {ts!r}.")
+    return tuple(float(t) for t in np.unique(values))
+
+
+def _check_reach(rtol: float, dtype: np.dtype) -> None:
+    least = 10 * float(np.finfo(dtype).eps)
+    if rtol < least:
+        raise ValueError(
+            f"`rtol={rtol:g}` is below what {dtype} can resolve (10 eps = {least:.2g}). "
+            + (
+                f"Switch to double precision with `{_X64}` at the top of the program"
+                if dtype != np.float64
+                else "Ask for less"
+            )
+            + f", or use `rtol` of at least {least:.2g}."
+        )
+
+
+@final
+class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
+    """A PID step size controller for stiff systems. Usually made by [`StiffPID.preset`][].
+
+    The control law is diffrax's (`diffrax.PIDController`, and `diffrax.ClipStepSizeController`
+    for `step_ts` and `jump_ts`). What it adds: it has no PyTree leaves, so a model that holds it
+    is a valid optax parameter tree; a step whose candidate is not finite, or leaves the guard's
+    box, is rejected and retried with a smaller step; a candidate of +-inf cannot lock it; and a
+    step size that falls to the resolution of time ends the solve with `dt_min_reached` instead
+    of using up `max_steps`. Works in plain `diffrax.diffeqsolve`.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: relative and absolute tolerance per component; > 0, `rtol` at least 10 eps
+        of the state's dtype.
+    - `pcoeff`, `icoeff`, `dcoeff`: gains.
+    - `dtmin`, `dtmax`: limits of the step size [time]; with `force_dtmin=True` a step at `dtmin`
+        is accepted whatever its error (if it is finite and inside the box).
+    - `factormin`, `factormax`: limits of the change of step size in one step.
+    - `safety`: factor on the predicted step size.
+    - `norm`: from the scaled error to a number; by default the root mean square.
+    - `error_order`: overrides the solver's.
+    - `step_ts`, `jump_ts`: times to step to exactly; times at which the field jumps. Tuples or
+        numpy arrays.
+    - `guard`: whose box is the admissible domain, for plain `diffeqsolve`; stablax's models
+        hand over the guard of their field.
+
+    **Raises:** `ValueError` for a value out of range, `TypeError` for a traced one.
+    """
+
+    rtol: float = eqx.field(static=True)
+    atol: float = eqx.field(static=True)
+    pcoeff: float = eqx.field(static=True)
+    icoeff: float = eqx.field(static=True)
+    dcoeff: float = eqx.field(static=True)
+    dtmin: float | None = eqx.field(static=True)
+    dtmax: float | None = eqx.field(static=True)
+    force_dtmin: bool = eqx.field(static=True)
+    factormin: float = eqx.field(static=True)
+    factormax: float = eqx.field(static=True)
+    safety: float = eqx.field(static=True)
+    norm: Callable = eqx.field(static=True)
+    error_order: float | None = eqx.field(static=True)
+    step_ts: tuple[float, ...] = eqx.field(static=True)
+    jump_ts: tuple[float, ...] = eqx.field(static=True)
+    guard: Guard
+    explicit: tuple[bool, bool] = eqx.field(static=True)
+
+    @typechecked
+    def __init__(
+        self,
+        rtol: Any,
+        atol: Any,
+        *,
+        pcoeff: Any = 0.0,
+        icoeff: Any = 1.0,
+        dcoeff: Any = 0.0,
+        dtmin: Any = None,
+        dtmax: Any = None,
+        force_dtmin: bool = False,
+        factormin: Any = 0.2,
+        factormax: Any = 10.0,
+        safety: Any = 0.9,
+        norm: Callable = optx.rms_norm,
+        error_order: Any = None,
+        step_ts: Any = None,
+        jump_ts: Any = None,
+        guard: Guard = Guard(),
+        explicit: tuple[bool, bool] = (True, True),
+    ):
+        self.rtol = _number(rtol, "rtol")
+        self.atol = _number(atol, "atol")
+        if explicit[0]:
+            # In a program that has no float64 the tolerance can be judged already here.
+            finest = np.float64 if jax.config.jax_enable_x64 else np.float32
+            _check_reach(self.rtol, np.dtype(finest))
+        for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
+            setattr(self, name, float(concrete_array(value, name)))
+        self.dtmin = None if dtmin is None else _number(dtmin, "dtmin")
+        self.dtmax = None if dtmax is None else _number(dtmax, "dtmax")
+        if self.dtmin is not None and self.dtmax is not None and self.dtmin > self.dtmax:
+            raise ValueError(f"`dtmin={dtmin}` must not be above `dtmax={dtmax}`.")
+        if force_dtmin and dtmin is None:
+            raise ValueError("`force_dtmin=True` needs `dtmin`.")
+        self.force_dtmin = force_dtmin
+        self.factormin = _number(factormin, "factormin")
+        self.factormax = _number(factormax, "factormax", 1.0)
+        self.safety = _number(safety, "safety")
+        if not (self.factormin < 1 and self.safety < 1):
+            raise ValueError(
+                "`factormin` and `safety` must be below 1 (a rejected step has to shrink), got "
+                f"{factormin} and {safety}."
+            )
+        self.norm = norm
+        self.error_order = None if error_order is None else _number(error_order, "error_order")
+        self.step_ts = _times(step_ts, "step_ts")
+        self.jump_ts = _times(jump_ts, "jump_ts")
+        self.guard = guard
+        self.explicit = explicit
+
+    @staticmethod
+    @typechecked
+    def preset(
+        name: str = "balanced",
+        *,
+        rtol: Any = None,
+        atol: Any = None,
+        solver: diffrax.AbstractSolver | None = None,
+        **overrides: Any,
+    ) -> "StiffPID":
+        """A controller by name; `StiffPID.presets()` says when to choose which.
+
+        **Arguments:**
+
+        - `name`: `"balanced"`, `"robust"`, `"precise"` or `"fast"`.
+        - `rtol`, `atol`: instead of the preset's. The preset's own are raised to what the dtype
+            can reach: at construction that of jax's default float, inside stablax's models that
+            of `y0` (1e-4 and 1e-7 for float32). Given ones are never changed.
+        - `solver`: the solver it is for. An explicit solver gets PI gains 0.4 / 0.3 in every
+            preset: on a stiff system its step size is limited by stability, where the elementary
+            controller rejects every few steps.
+        - `**overrides`: any other argument of `StiffPID`.
+
+        **Returns:** a `StiffPID`.
+
+        **Raises:** `ValueError` for an unknown name (the known ones are listed), or for a
+        tolerance out of reach.
+        """
+        if name not in PRESETS:
+            known = ", ".join(f'"{n}"' for n in PRESETS)
+            raise ValueError(f'There is no preset "{name}"; the presets are {known}.')
+        preset = PRESETS[name]
+        pcoeff, icoeff = preset.pcoeff, preset.icoeff
+        if solver is not None and not _is_implicit(solver):
+            pcoeff, icoeff = PRESETS["robust"].pcoeff, PRESETS["robust"].icoeff
+        explicit = (rtol is not None, atol is not None)
+        default = jnp.zeros(()).dtype
+        low_rtol, low_atol = _FLOORS.get(str(default), (0.0, 0.0))
+        return StiffPID(
+            rtol=max(preset.rtol, low_rtol) if rtol is None else rtol,
+            atol=max(preset.atol, low_atol) if atol is None else atol,
+            **{"pcoeff": pcoeff, "icoeff": icoeff, "explicit": explicit, **overrides},
+        )
+
+    @staticmethod
+    def presets() -> dict[str, str]:
+        """The names of the presets, each with one line on when to choose it."""
+        return {name: preset.when for name, preset in PRESETS.items()}
+
+    def for_dtype(self, dtype: np.dtype) -> "StiffPID":
+        """This controller for a state of `dtype`: tolerances that were not given are raised to
+        what it reaches, given ones are checked against it."""
+        low_rtol, low_atol = _FLOORS.get(str(dtype), (0.0, 0.0))
+        rtol, atol = self.rtol, self.atol
+        if self.explicit[0]:
+            _check_reach(rtol, dtype)
+        else:
+            rtol = max(rtol, low_rtol)
+        if not self.explicit[1]:
+            atol = max(atol, low_atol)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return StiffPID(**{**fields, "rtol": rtol, "atol": atol})
+
+    def control_law(
+        self, dtype: np.dtype | None = None
+    ) -> diffrax.AbstractAdaptiveStepSizeController:
+        """The diffrax controller that decides on the size of the steps, for times of `dtype`."""
+        pid = diffrax.PIDController(
+            rtol=self.rtol,
+            atol=self.atol,
+            pcoeff=self.pcoeff,
+            icoeff=self.icoeff,
+            dcoeff=self.dcoeff,
+            dtmin=self.dtmin,
+            dtmax=self.dtmax,
+            force_dtmin=self.force_dtmin,
+            factormin=self.factormin,
+            factormax=self.factormax,
+            safety=self.safety,
+            norm=self.norm,
+            error_order=self.error_order,
+        )
+        if not (self.step_ts or self.jump_ts):
+            return pid
+        return diffrax.ClipStepSizeController(
+            pid,
+            step_ts=jnp.asarray(self.step_ts, dtype) if self.step_ts else None,
+            jump_ts=jnp.asarray(self.jump_ts, dtype) if self.jump_ts else None,
+        )
+
+    def _admissible(self) -> AdmissibleSteps:
+        return admissible(self.control_law(), self.guard, np.dtype(jnp.zeros(()).dtype))
+
+    # diffrax wraps a controller before it uses it, so the one that runs is `AdmissibleSteps`.
+    def wrap(self, direction) -> AdmissibleSteps:
+        return self._admissible().wrap(direction)
+
+    def init(self, *args, **kwargs):
+        return self._admissible().init(*args, **kwargs)
+
+    def adapt_step_size(self, *args, **kwargs):
+        return self._admissible().adapt_step_size(*args, **kwargs)
+
+
+def _is_implicit(solver: diffrax.AbstractSolver) -> bool:
+    return isinstance(solver, diffrax.AbstractImplicitSolver)

@@ -1,0 +1,108 @@
+"""A field whose value is its own and whose derivative cannot be non-finite.
+
+Reverse mode computes `J^T ct`; where `J` holds nan or inf a zero cotangent becomes nan, and so
+one rejected step ruins the gradient of a solve that succeeded
+(https://github.com/patrick-kidger/diffrax/issues/368). A mask on the output cannot cure it. Here
+the linear map as a whole is selected away, at its input and at its output, so that its transpose
+is too. Nothing may bypass that selection, so whatever the field closes over is made an explicit
+input first.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree
+
+from .._states import all_finite
+from .._types import VF, Args, Y
+
+
+def gate(fn: VF, t: Any, y: Y, args: Args, lower: PyTree, upper: PyTree) -> PyTree:
+    """`fn(t, y, args)`, with a derivative that is `fn`'s wherever `fn` and its derivative are
+    finite, and finite everywhere else: there it is taken at a point next to `y` inside the
+    bounds, or is zero if that does not help.
+
+    Costs nothing but the call itself unless it is differentiated; then, one Jacobian-vector
+    product more (the test whether the derivative is finite).
+    """
+    return _gated(eqx.filter_closure_convert(fn, t, y, args), t, y, args, lower, upper)
+
+
+def derivative_is_finite(fn: VF, t: Any, y: Y, args: Args) -> Bool[Array, ""]:
+    """Whether `fn` and its derivatives (in the state, and in all that `fn` and `args` hold) are
+    finite at `y`."""
+    closed = eqx.filter_closure_convert(fn, t, y, args)
+    inputs = (closed, t, y, args)
+    ones = jtu.tree_map(jnp.ones_like, eqx.filter(inputs, eqx.is_inexact_array))
+    out, probe = eqx.filter_jvp(_call, inputs, ones)
+    return all_finite((out, probe))
+
+
+def _call(closed, t, y, args):
+    return closed(t, y, args)
+
+
+@eqx.filter_custom_jvp
+def _gated(closed, t, y, args, lower, upper):
+    return closed(t, y, args)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _map_tangents(fn, tangents):
+    return jtu.tree_map(lambda x: None if x is None else fn(x), tangents, is_leaf=_is_none)
+
+
+@_gated.def_jvp
+def _gated_jvp(primals, tangents):
+    closed, t, y, args, lower, upper = primals
+    out = _gated(*primals)
+    tangents = tuple(tangents[:4])
+
+    # A direction of ones meets every column, so the product is finite in all components only if
+    # the whole derivative is.
+    ones = _map_tangents(jnp.ones_like, tangents)
+    frozen = jtu.tree_map(
+        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x,
+        (closed, t, y, args),
+    )
+
+    def usable(y):
+        at = (*frozen[:2], y, frozen[3])
+        return all_finite(eqx.filter_jvp(_call, at, ones))
+
+    here = usable(frozen[2])
+
+    def move():
+        moved = jtu.tree_map(_off_the_walls, frozen[2], lower, upper)
+        return moved, usable(moved)
+
+    moved, there = lax.cond(here, lambda: (frozen[2], jnp.array(True)), move)
+    ok = here | there
+
+    # The value is unchanged where `ok`; its own derivative (second order) is selected away too.
+    def settle(x):
+        return jnp.where(ok, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
+
+    closed, t, args = jtu.tree_map(settle, (closed, t, args))
+    y = jtu.tree_map(lambda a, b: jnp.where(here, a, b), y, moved)
+    tangents = _map_tangents(lambda x: jnp.where(ok, x, 0), tangents)
+    _, out_dot = eqx.filter_jvp(_call, (closed, t, y, args), tangents)
+    return out, jtu.tree_map(lambda x: jnp.where(ok, x, 0), out_dot)
+
+
+def _off_the_walls(y: Array, lower: Array, upper: Array) -> Array:
+    """A finite point next to `y`, off the bounds and off zero (where roots and fractional powers
+    lose their derivative)."""
+    y = jnp.clip(jnp.where(jnp.isfinite(y), y, 0), lower, upper)
+    step = jnp.sqrt(jnp.finfo(y.dtype).eps) * jnp.maximum(jnp.abs(y), 1)
+    step = jnp.minimum(step, (upper - lower) / 4)
+    away_from_zero = jnp.where(y < 0, -step, step)
+    inward = jnp.where(upper - y <= step, -step, away_from_zero)
+    return y + jnp.where(y - lower <= step, step, inward)

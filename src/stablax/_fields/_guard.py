@@ -1,0 +1,212 @@
+"""`Guard`: the bounds of a field, as a value."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from .._static import Static, concrete_array
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _normalise(bounds: Any, name: str) -> PyTree[np.ndarray] | None:
+    if bounds is None:
+        return None
+    missing = -np.inf if name == "lower" else np.inf
+
+    def leaf(path, x):
+        where = f"{name}{jtu.keystr(path)}"
+        value = np.asarray(missing) if x is None else concrete_array(x, where)
+        if value.dtype == bool or not np.issubdtype(value.dtype, np.number):
+            raise TypeError(
+                f"`{where}` must be a number or an array of numbers, got {x!r} "
+                f"({type(x).__name__}). Lists, tuples and dicts are tree structure."
+            )
+        value = value.astype(float)
+        if np.isnan(value).any():
+            raise ValueError(f"`{where}` holds nan: {x!r}. Use -inf / inf for 'no bound'.")
+        return value
+
+    return jtu.tree_map_with_path(leaf, bounds, is_leaf=_is_none)
+
+
+def _broadcast(prefix: PyTree, full: PyTree) -> list | None:
+    """The leaves of `prefix`, one for each leaf of `full`; None if it is not a prefix."""
+    out: list = []
+    try:
+        jtu.tree_map(lambda x, sub: out.extend([x] * len(jtu.tree_leaves(sub))), prefix, full)
+    except (ValueError, TypeError):
+        return None
+    return out
+
+
+def _check_order(lower: PyTree, upper: PyTree) -> None:
+    lowers, uppers = jtu.tree_leaves(lower), _broadcast(upper, lower)
+    if uppers is None:
+        lowers, uppers = _broadcast(lower, upper), jtu.tree_leaves(upper)
+    if lowers is None:
+        raise ValueError(
+            "`lower` and `upper` cannot belong to one state: their structures are "
+            f"{jtu.tree_structure(lower)} and {jtu.tree_structure(upper)}."
+        )
+    for low, high in zip(lowers, uppers, strict=True):
+        try:
+            low, high = np.broadcast_arrays(low, high)
+        except ValueError:
+            raise ValueError(
+                "`lower` and `upper` cannot belong to one state: a leaf has shape "
+                f"{low.shape} in `lower` and {high.shape} in `upper`."
+            ) from None
+        bad = np.argwhere(low >= high)
+        if len(bad):
+            index = tuple(int(i) for i in bad[0])
+            at = str(list(index)) if index else ""
+            raise ValueError(
+                f"`lower` must be below `upper` in every component, got lower{at} = "
+                f"{low[index]:g} and upper{at} = {high[index]:g}."
+            )
+
+
+@jtu.register_static
+class Guard:
+    """The admissible box of a state, and what happens at its walls.
+
+    A value object: no PyTree leaves, compared and hashed by content. Bounds are held in
+    double precision and applied in the dtype of the state.
+
+    **Arguments:**
+
+    - `lower`, `upper`: the bounds, in the units of the state. A number applies to every
+        component; an array to the components of a leaf (it broadcasts); lists, tuples and
+        dicts are tree structure and must match the state's (or a prefix of it). `None` and
+        -inf / +inf are no bound. The bounds themselves are inside.
+    - `fill`: what a non-finite output of the field becomes. `None` (the default): it stays
+        non-finite, so that the step is rejected, and only its derivative is made safe. A
+        number: it is replaced by that number, and counted.
+    - `pull`: rate >= 0 [1/time] of a restoring term `pull * (clip(y) - y)`, which draws a
+        state outside the box back. 0 inside.
+    - `reject`: `True` (the default): the box is the admissible domain, and a step that
+        leaves it by more than `atol + rtol |bound|` is rejected and retried with a smaller
+        step. `False`: the box limits only where the field is evaluated.
+
+    **Raises:** `ValueError` for lower >= upper, nan bounds, structures that cannot match;
+    `TypeError` for a traced bound.
+    """
+
+    def __init__(
+        self,
+        lower: Any = None,
+        upper: Any = None,
+        *,
+        fill: float | None = None,
+        pull: float = 0.0,
+        reject: bool = True,
+    ):
+        self.lower = _normalise(lower, "lower")
+        self.upper = _normalise(upper, "upper")
+        if self.lower is not None and self.upper is not None:
+            _check_order(self.lower, self.upper)
+        self.fill = None if fill is None else float(concrete_array(fill, "fill"))
+        if self.fill is not None and not np.isfinite(self.fill):
+            raise ValueError(f"`fill` must be finite or None, got {fill!r}.")
+        self.pull = float(concrete_array(pull, "pull"))
+        if not (np.isfinite(self.pull) and self.pull >= 0):
+            raise ValueError(f"`pull` must be a finite rate >= 0, got {pull!r}.")
+        if not isinstance(reject, bool):
+            raise TypeError(f"`reject` must be True or False, got {reject!r}.")
+        self.reject = reject
+        self._key = Static((self.lower, self.upper, self.fill, self.pull, self.reject))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Guard and self._key == other._key
+
+    def __repr__(self) -> str:
+        defaults = dict(lower=None, upper=None, fill=None, pull=0.0, reject=True)
+
+        def show(x):
+            if isinstance(x, np.ndarray):
+                return repr(x.item()) if x.ndim == 0 else f"np.{x!r}"
+            if isinstance(x, dict):
+                return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in x.items()) + "}"
+            if type(x) in (list, tuple):
+                return type(x).__name__ + "((" + ", ".join(map(show, x)) + ",))"
+            return repr(x)
+
+        given = [f"{k}={show(getattr(self, k))}" for k, d in defaults.items() if getattr(self, k) is not d]
+        return f"Guard({', '.join(s for s in given if s not in ('pull=0.0',))})"
+
+    def bounds(self, y: PyTree[Array]) -> tuple[PyTree[np.ndarray], PyTree[np.ndarray]]:
+        """The bounds in the structure, shapes and dtype of `y`.
+
+        **Raises:** `ValueError` if they do not fit the state.
+        """
+        return self._fit(self.lower, "lower", -np.inf, y), self._fit(self.upper, "upper", np.inf, y)
+
+    def _fit(self, bounds: PyTree, name: str, missing: float, y: PyTree[Array]) -> PyTree:
+        leaves, treedef = jtu.tree_flatten(y)
+        if bounds is None:
+            fitted = [np.asarray(missing)] * len(leaves)
+        else:
+            fitted = _broadcast(bounds, y)
+        if fitted is None:
+            hint = (
+                " A list or tuple is tree structure: for the components of an array, use "
+                "`np.array([...])`."
+                if isinstance(bounds, list | tuple)
+                else ""
+            )
+            raise ValueError(
+                f"`Guard({name}=...)` has the structure {jtu.tree_structure(bounds)}, but the "
+                f"state has the structure {treedef}.{hint}"
+            )
+        out = []
+        for bound, leaf in zip(fitted, leaves, strict=True):
+            shape = jnp.shape(leaf)
+            try:
+                out.append(np.broadcast_to(bound.astype(leaf.dtype), shape))
+            except ValueError:
+                raise ValueError(
+                    f"`Guard({name}=...)` has shape {bound.shape}, but the state has shape {shape}."
+                ) from None
+        return jtu.tree_unflatten(treedef, out)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether any component has a bound."""
+        return any(
+            np.isfinite(x).any() for x in jtu.tree_leaves((self.lower, self.upper))
+        )
+
+    def clip(self, y: PyTree[Array]) -> PyTree[Array]:
+        """`y` moved into the box. The derivative is 1 inside and on the bounds (`jnp.clip`
+        halves it there) and 0 outside; nan stays nan."""
+        if not self.is_bounded:
+            return y
+        lower, upper = self.bounds(y)
+        return jtu.tree_map(
+            lambda x, lo, hi: jnp.where(x < lo, lo, jnp.where(x > hi, hi, x)), y, lower, upper
+        )
+
+    def excess(self, y: PyTree[Array], rtol: float, atol: float) -> PyTree[Array]:
+        """How far each component is outside the box, in units of `atol + rtol |bound|`;
+        a step whose largest excess is above 1 leaves the box."""
+        lower, upper = self.bounds(y)
+
+        def leaf(x, lo, hi):
+            scale = lambda b: atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
+            return jnp.maximum(0, jnp.maximum((lo - x) / scale(lo), (x - hi) / scale(hi)))
+
+        return jtu.tree_map(leaf, y, lower, upper)
+
+    def contains(self, y: PyTree[Array], rtol: float, atol: float) -> Bool[Array, ""]:
+        """Whether `y` is in the box to within `atol + rtol |bound|`."""
+        inside = [jnp.all(x <= 1) for x in jtu.tree_leaves(self.excess(y, rtol, atol))]
+        return jnp.all(jnp.stack(inside))

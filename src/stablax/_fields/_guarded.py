@@ -1,0 +1,142 @@
+"""Guarded vector fields: clip, evaluate, mask."""
+
+import abc
+from typing import Any, final
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from .._states import as_state, same_shape_and_dtype, state_dtype
+from .._types import VF, Args, Y
+from ._activity import GuardActivity
+from ._gate import derivative_is_finite, gate
+from ._guard import Guard
+
+
+def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args) -> PyTree:
+    y = as_state(y, "y")
+    t = jnp.asarray(t, state_dtype(y))
+    clipped = guard.clip(y)
+    out = gate(fn, t, clipped, args, *guard.bounds(y))
+    same_shape_and_dtype(out, y, what)
+    if guard.pull != 0:
+        # `where`, not a sum with zero: inside the box the value is the field's to the last bit.
+        out = jtu.tree_map(
+            lambda dy, c, x: jnp.where(c == x, dy, dy + guard.pull * (c - x)), out, clipped, y
+        )
+    if guard.fill is not None:
+        out = jtu.tree_map(lambda dy: jnp.where(jnp.isfinite(dy), dy, guard.fill), out)
+    return out
+
+
+def _activity(guard: Guard, fn: VF, t: Any, y: Y, args: Args) -> GuardActivity:
+    y = lax.stop_gradient(as_state(y, "y"))
+    t = jnp.asarray(t, state_dtype(y))
+    lower, upper = guard.bounds(y)
+    clipped = guard.clip(y)
+    return GuardActivity(
+        below=jtu.tree_map(lambda x, lo: x < lo, y, lower),
+        above=jtu.tree_map(lambda x, hi: x > hi, y, upper),
+        masked=jtu.tree_map(lambda dy: ~jnp.isfinite(dy), fn(t, clipped, args)),
+        derivative=~derivative_is_finite(fn, t, clipped, args),
+    )
+
+
+class GuardedField(eqx.Module):
+    """A vector field that a solver can evaluate anywhere. Abstract: subclass it and write
+    `vector_field`.
+
+    ```python
+    class Decay(sx.GuardedField):
+        rate: jax.Array
+
+        def vector_field(self, t, y, args):
+            return -self.rate * jnp.sqrt(y)
+
+    field = Decay(jnp.array(1.5), guard=sx.Guard(lower=0.0))
+    ```
+
+    Calling it clips the state to the guard's bounds, evaluates `vector_field`, and treats
+    non-finite outputs as the guard says. Inside the bounds, where value and derivative are
+    finite, both are those of `vector_field`; elsewhere derivatives are finite. Works with
+    `jacfwd`, `jacrev`, `grad`, `vmap` and `jit`, in plain `diffrax.diffeqsolve` as in
+    stablax's models.
+
+    A subclass with an `__init__` of its own takes the guard with one line,
+    `self.guard = guard`.
+
+    **Arguments:**
+
+    - `guard`: a [`Guard`][]; keyword-only; by default no bounds. A subclass can set another
+        default: `guard: sx.Guard = eqx.field(default=sx.Guard(0.0), kw_only=True)`.
+
+    **Raises:** a `TypeError` when a subclass (or a mixin) replaces `__call__`, which would
+    remove the guard silently; a `ValueError` or `TypeError` at the first call if the state does
+    not fit the bounds, or `vector_field` returns another structure, shape or dtype than its
+    state has.
+    """
+
+    guard: Guard = eqx.field(default=Guard(), kw_only=True)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        owner = next(k for k in cls.__mro__ if "__call__" in vars(k))
+        if owner is not GuardedField:
+            raise TypeError(
+                f"`{cls.__name__}` gets `__call__` from `{owner.__name__}`, which would remove "
+                "the guard. Write the dynamics in `vector_field(self, t, y, args)`; to change "
+                "what a call does, wrap the field with `stablax.Guarded`."
+            )
+
+    @abc.abstractmethod
+    def vector_field(self, t: Any, y: Any, args: Any) -> Any:
+        """dy/dt at time `t`, state `y` (inside the bounds) and condition `args`; returns the
+        structure, shapes and dtype of `y`."""
+
+    @final
+    def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
+        what = f"`{type(self).__name__}.vector_field`"
+        return _evaluate(self.guard, self.vector_field, what, t, y, args)
+
+    def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
+        """Which components are clipped, which outputs are masked, and whether a derivative is
+        made safe at `(t, y, args)`. Costs two evaluations of the field."""
+        return _activity(self.guard, self.vector_field, t, y, args)
+
+
+@final
+class Guarded(eqx.Module):
+    """Any callable `fn(t, y, args)` as a guarded field; see [`GuardedField`][].
+
+    **Arguments:**
+
+    - `fn`: the vector field. Its parameters should be reachable as PyTree leaves (an
+        `eqx.Module`) if they are to be trained through a model.
+    - `guard`: a [`Guard`][]; by default no bounds: then only derivatives are made safe.
+    """
+
+    fn: VF
+    guard: Guard = Guard()
+
+    def __check_init__(self):
+        if not callable(self.fn):
+            raise TypeError(f"`fn` must be a callable f(t, y, args), got {self.fn!r}.")
+
+    def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
+        return _evaluate(self.guard, self.fn, f"The field `{_name(self.fn)}`", t, y, args)
+
+    def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
+        """As [`GuardedField.activity`][]."""
+        return _activity(self.guard, self.fn, t, y, args)
+
+
+def _name(fn: Any) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+def as_guarded(field: VF) -> GuardedField | Guarded:
+    """`field` itself if it is guarded, or with the empty guard around it."""
+    return field if isinstance(field, GuardedField | Guarded) else Guarded(field)

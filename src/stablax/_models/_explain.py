@@ -1,0 +1,129 @@
+"""`explain`: a result in words."""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool
+
+from .._failure import raise_if
+from .._results import RESULTS, is_okay, message
+from .._states import component_names
+from .._static import is_traced
+from .._steady import SteadyState
+from .._types import typechecked
+from ._simulation import Simulation
+
+
+def _result_of(x: Any) -> RESULTS:
+    result = x.result if isinstance(x, Simulation | SteadyState | diffrax.Solution) else x
+    if isinstance(result, RESULTS):
+        return result
+    if isinstance(result, diffrax.RESULTS):
+        return RESULTS.promote(result)
+    raise TypeError(
+        "Expected a `Simulation`, a `SteadyState`, or a member of `RESULTS`, got "
+        f"{type(x).__name__}."
+    )
+
+
+def is_successful(result: Any) -> Bool[Array, "..."]:
+    """Whether a solve did what it was asked to (ending at the user's own event included).
+
+    **Arguments:**
+
+    - `result`: a `Simulation`, a `SteadyState`, or a member of [`RESULTS`][] (or of
+        `diffrax.RESULTS`); also a batch of them.
+
+    **Returns:** a boolean array with the shape of the batch.
+    """
+    return is_okay(_result_of(result))
+
+
+def _facts(simulation: Simulation):
+    """What the words need, small enough to carry out of `jit`."""
+    last = jax.tree.map(lambda x: x[..., -1:], simulation.ts)
+    stats = {k: jnp.asarray(simulation.stats[k]) for k in ("t", "dt", "component", "num_steps")}
+    return simulation.result, stats, last
+
+
+def _paragraph(facts, names: list[str]) -> str:
+    result, stats, last = facts
+    index = int(jax.tree.leaves(result)[0])
+    text = message(result, index)
+    if text == "":
+        return "Successful."
+    t, dt, steps = float(stats["t"]), float(stats["dt"]), int(stats["num_steps"])
+    where = f" The solve stopped at t = {t:.6g} of {float(last[-1]):.6g} after {steps} steps"
+    if steps == 0:
+        return f"{text} The simulation was not started."
+    where += f", the last of size {dt:.3g}"
+    component = int(stats["component"])
+    if component >= 0:
+        where += f"; the worst component of its last rejected step is {names[component]}"
+    return f"{text}{where}."
+
+
+@typechecked
+def explain(result: Any) -> str:
+    """How a solve ended, in words: what happened, at which time and in which component, and what
+    usually helps.
+
+    **Arguments:**
+
+    - `result`: a `Simulation`, a `SteadyState`, or a member of [`RESULTS`][]; concrete (outside
+        `jit`). For a batch, one paragraph for each distinct failure, with its lanes.
+
+    **Returns:** the text; `"Successful."` if nothing failed.
+    """
+    outcome = _result_of(result)
+    indices = np.asarray(_concrete(jax.tree.leaves(outcome)[0]))
+    if indices.ndim == 0:
+        return _one(result, outcome)
+    flat = indices.ravel()
+    okay = np.asarray(is_okay(outcome)).ravel()
+    if okay.all():
+        return f"Successful in all {flat.size} lanes."
+    paragraphs = []
+    for index in dict.fromkeys(flat[~okay].tolist()):
+        lanes = np.flatnonzero(flat == index)
+        shown = ", ".join(map(str, lanes[:10])) + (", ..." if lanes.size > 10 else "")
+        first = jtu.tree_map(
+            lambda x, lane=lanes[0]: np.asarray(x).reshape(-1, *np.shape(x)[indices.ndim :])[lane],
+            result,
+        )
+        head = f"{lanes.size} of {flat.size} lanes ({shown}): "
+        paragraphs.append(head + _one(first, _result_of(first)))
+    return "\n".join(paragraphs)
+
+
+def _concrete(x: Any) -> Any:
+    if is_traced(x):
+        raise TypeError("`explain` needs a concrete result: call it outside `jit` and `vmap`.")
+    return x
+
+
+def _one(x: Any, outcome: RESULTS) -> str:
+    if isinstance(x, Simulation):
+        return _paragraph(_facts(x), _names(x))
+    return message(outcome, int(jax.tree.leaves(outcome)[0])) or "Successful."
+
+
+def _names(simulation: Simulation) -> list[str]:
+    return component_names(
+        jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), simulation.ys)
+    )
+
+
+def raise_on_failure(simulation: Simulation) -> Simulation:
+    """The simulation, or a `RuntimeError` with its explanation."""
+    names = _names(simulation)
+    return raise_if(
+        simulation,
+        ~is_okay(simulation.result),
+        _facts(simulation),
+        lambda facts: _paragraph(facts, names),
+    )

@@ -1,0 +1,161 @@
+"""`Simulate`: the dynamics alone."""
+
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._fields import Guard, as_guarded
+from .._states import as_args, as_state, state_dtype
+from .._static import Split, Static, is_traced
+from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._explain import raise_on_failure
+from ._simulation import Simulation
+from ._solve import SolveOptions, integrate, solve_options
+
+
+def check_call(
+    field: VF, y0: Any, ts: Any, t0: Any, args: Args
+) -> tuple[PyTree[Array], Array, Array, Args]:
+    """The inputs of a call as arrays of one dtype, or an error that names the wrong one."""
+    y0 = as_state(y0, "y0")
+    dtype = state_dtype(y0)
+    if jnp.ndim(ts) != 1 or jnp.size(ts) == 0:
+        raise ValueError(
+            f"`ts` must be a vector of one or more times, got shape {jnp.shape(ts)}; for a single "
+            "time, `ts=jnp.array([t])`."
+        )
+    if not is_traced((ts, t0)):
+        times = np.concatenate([np.atleast_1d(np.asarray(t0, float)), np.asarray(ts, float)])
+        if not np.isfinite(times).all():
+            raise ValueError("`ts` and `t0` must be finite.")
+        steps = np.diff(times)
+        if not ((steps >= 0).all() or (steps <= 0).all()):
+            raise ValueError(
+                "`ts` must go in one direction from `t0` (all later, or all earlier and "
+                f"decreasing), got t0 = {times[0]:g} and ts = {np.array2string(times[1:], threshold=8)}."
+            )
+    ts = jnp.asarray(ts, dtype)
+    t0 = jnp.asarray(t0, dtype)
+    guard = as_guarded(field).guard
+    guard.bounds(y0)  # raises if the guard does not fit the state
+    if not is_traced(y0):
+        _check_start(guard, y0)
+    return y0, ts, t0, as_args(args, dtype)
+
+
+def _check_start(guard: Guard, y0: PyTree[Array]) -> None:
+    for path, leaf in jtu.tree_flatten_with_path(y0)[0]:
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"`y0{jtu.keystr(path)}` is not finite: {leaf}.")
+    if guard.reject and guard.is_bounded:
+        slack = float(np.sqrt(np.finfo(state_dtype(y0)).eps))
+        if not bool(guard.contains(y0, slack, slack)):
+            lower, upper = guard.bounds(y0)
+            raise ValueError(
+                f"`y0` = {y0} is outside the guard's box, lower = {lower}, upper = {upper}. Start "
+                "inside, widen the bounds, or use `Guard(..., reject=False)`."
+            )
+
+
+@final
+class Simulate(eqx.Module):
+    """The dynamics alone: dy/dt = f(t, y, args) from `y0`, saved at `ts`.
+
+    ```python
+    model = sx.Simulate(field)
+    simulation = model(y0, ts, args=condition)
+    ```
+
+    Its PyTree leaves are exactly the floating-point arrays of `field`; the rest of the field and
+    all options are static, so the model (or `sx.partition(model)[0]`) is a parameter tree for
+    optax. Works under `jit`, `vmap`, `grad` (and `jacfwd`, with an adjoint that has forward
+    mode). The gradient is protected: a rejected step that is not finite cannot ruin it.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `solver`: a diffrax solver of ODEs: explicit, implicit, or IMEX (which treats the whole field
+        implicitly). By default [`kvaerno5`][].
+    - `controller`: a diffrax step size controller; by default `StiffPID.preset(solver=solver)`.
+        Whatever it says, a step that is not finite or leaves the guard's box is rejected.
+    - `adjoint`: `RecursiveCheckpointAdjoint` (the default; reverse mode), `ForwardMode` (forward
+        mode; cheaper for few parameters) or `DirectAdjoint` (both; slow). Others are refused.
+    - `max_steps`: >= 1. By default 4096.
+    - `dt0`: first step size [time], signed as the direction; by default chosen.
+    - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.
+    - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`.
+
+    **Raises:** `TypeError` for a solver or adjoint that cannot be protected, by name;
+    `ValueError` for a value out of range.
+    """
+
+    _field: Split
+    _options: Static
+
+    @typechecked
+    def __init__(
+        self,
+        field: VF,
+        *,
+        solver: Any = None,
+        controller: Any = None,
+        adjoint: Any = None,
+        max_steps: int = 4096,
+        dt0: float | None = None,
+        event: diffrax.Event | None = None,
+        progress_meter: diffrax.AbstractProgressMeter | None = None,
+    ):
+        options = solve_options(solver, controller, adjoint, max_steps, dt0, event, progress_meter)
+        self._field = Split(field, "field")
+        self._options = Static(options, "options")
+
+    @property
+    def field(self) -> Any:
+        """The field, as it was given."""
+        return self._field.tree
+
+    @property
+    def options(self) -> SolveOptions:
+        """Solver, controller, adjoint and the rest, as they were given."""
+        return self._options.tree
+
+    @typechecked
+    def __call__(
+        self,
+        y0: YLike,
+        ts: Any,
+        *,
+        t0: ScalarLike = 0.0,
+        args: Args = None,
+        throw: bool = True,
+    ) -> Simulation:
+        """Solves and saves.
+
+        **Arguments:**
+
+        - `y0`: the state at `t0`: a PyTree of floating arrays; Python floats and numpy arrays are
+            converted.
+        - `ts`: times to save at, shape `(times,)`, in one direction from `t0`. Times are held in
+            the dtype of `y0`.
+        - `t0`: the time of `y0`.
+        - `args`: the condition, passed to the field.
+        - `throw`: raise an error if the solve fails, or return the reason as `result`.
+
+        **Returns:** a [`Simulation`][].
+
+        **Raises:** `ValueError` or `TypeError` for inputs that do not fit; with `throw=True` a
+        `RuntimeError` that says what failed, at which time, in which component, and what helps.
+        """
+        y0, ts, t0, args = check_call(self.field, y0, ts, t0, args)
+        simulation = _simulate(self, y0, ts, t0, args)
+        return raise_on_failure(simulation) if throw else simulation
+
+
+@eqx.filter_jit
+def _simulate(model: Simulate, y0, ts, t0, args) -> Simulation:
+    return integrate(model.field, model.options, y0, ts, t0, args)

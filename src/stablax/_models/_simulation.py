@@ -1,0 +1,55 @@
+"""What a model returns."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .._results import RESULTS
+from .._steady import SteadyState
+
+
+class GuardSummary(eqx.Module):
+    """What the guard, and the test of every step for finiteness, did during a solve.
+
+    **Attributes:** numbers of steps
+
+    - `rejected_not_finite`: rejected because the step's result was not finite.
+    - `rejected_outside`: rejected because it left the guard's box.
+    - `masked`: tried, accepted or not, with a non-finite output of the field that the guard
+        replaced by its `fill` (0 without a `fill`).
+    - `masked_accepted`: those of them that were accepted.
+    """
+
+    rejected_not_finite: Int[Array, ""]
+    rejected_outside: Int[Array, ""]
+    masked: Int[Array, ""]
+    masked_accepted: Int[Array, ""]
+
+
+class Simulation(eqx.Module):
+    """A trajectory, and how its solve ended.
+
+    **Attributes:**
+
+    - `ts`: the times asked for, shape `(times,)`.
+    - `ys`: the states there: the structure of `y0`, each leaf with a leading axis `times`. Always
+        finite: rows that were not reached repeat the last accepted state.
+    - `reached`: which rows were reached, shape `(times,)`.
+    - `steady`: the [`SteadyState`][] it starts from, or `None`.
+    - `result`: a member of [`RESULTS`][]: the first thing that went wrong, in time order. If it is
+        not successful, the gradient of `ys` is zero, so that a loss of it means something only
+        together with `result`; see [`masked_mean`][].
+    - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, `max_steps`; and where the
+        solve ended: `t`, the step size `dt` last tried, and the `component` (its index in
+        `ravel_pytree` order) that was worst in the last rejected step.
+    - `guard`: a [`GuardSummary`][].
+    """
+
+    ts: Float[Array, " times"]
+    ys: PyTree[Float[Array, "times ..."]]
+    reached: Bool[Array, " times"]
+    steady: SteadyState | None
+    result: RESULTS
+    stats: dict[str, Any]
+    guard: GuardSummary

@@ -1,0 +1,267 @@
+"""One protected diffrax solve: what every model is made of."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool
+
+from .._control import AdmissibleSteps, Cause, StiffPID, admissible
+from .._fields import Guard, as_guarded
+from .._results import RESULTS, is_okay
+from .._solvers import FiniteSteps, kvaerno5
+from .._states import finite_or_zero, select, state_dtype
+from .._types import VF, Args
+from ._simulation import GuardSummary, Simulation
+
+_ADJOINTS = (diffrax.RecursiveCheckpointAdjoint, diffrax.DirectAdjoint, diffrax.ForwardMode)
+
+
+class SolveOptions(eqx.Module):
+    """How to solve: everything about a model that is not its field. Held statically."""
+
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int
+    dt0: float | None
+    event: diffrax.Event | None
+    progress_meter: diffrax.AbstractProgressMeter
+
+
+def solve_options(
+    solver, controller, adjoint, max_steps, dt0, event, progress_meter
+) -> SolveOptions:
+    """The options of a model, with its defaults, checked."""
+    if solver is None:
+        solver = kvaerno5()
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"`solver` must be a diffrax solver, got {solver!r}.")
+    if isinstance(solver, FiniteSteps):
+        solver = solver.solver  # The field is protected from the inside; one gate is enough.
+    _check_terms(solver)
+    if controller is None:
+        controller = StiffPID.preset(solver=solver)
+    if not isinstance(controller, diffrax.AbstractStepSizeController):
+        raise TypeError(
+            f"`controller` must be a diffrax step size controller, got {controller!r}; for "
+            "instance `StiffPID.preset()`."
+        )
+    if adjoint is None:
+        adjoint = diffrax.RecursiveCheckpointAdjoint()
+    if not isinstance(adjoint, _ADJOINTS):
+        names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
+        raise TypeError(
+            f"`adjoint={type(adjoint).__name__}` is refused: its backward pass cannot be "
+            f"protected against failed steps. Use {names}."
+            + (
+                " (`BacksolveAdjoint` is wrong on stiff systems as well.)"
+                if isinstance(adjoint, diffrax.BacksolveAdjoint)
+                else ""
+            )
+        )
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if dt0 is not None and not (np.isfinite(dt0) and dt0 != 0):
+        raise ValueError(f"`dt0` must be a finite step size, or None to choose one, got {dt0}.")
+    if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
+        raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
+    return SolveOptions(
+        solver,
+        controller,
+        adjoint,
+        max_steps,
+        None if dt0 is None else float(dt0),
+        event,
+        diffrax.NoProgressMeter() if progress_meter is None else progress_meter,
+    )
+
+
+def _is_imex(solver: diffrax.AbstractSolver) -> bool:
+    return isinstance(solver, diffrax.KenCarp3 | diffrax.KenCarp4 | diffrax.KenCarp5 | diffrax.Sil3)
+
+
+def _check_terms(solver: diffrax.AbstractSolver) -> None:
+    structure = solver.term_structure
+    one_term = structure in (diffrax.AbstractTerm, diffrax.ODETerm)
+    if not (one_term or _is_imex(solver)) or isinstance(solver, diffrax.AbstractWrappedSolver):
+        raise TypeError(
+            f"`solver={type(solver).__name__}` is refused: it does not take one ODE field. Use an "
+            "explicit or implicit Runge-Kutta method or an IMEX method (which treats the whole "
+            "field implicitly)."
+        )
+
+
+def _terms(solver: diffrax.AbstractSolver, field: VF):
+    if _is_imex(solver):
+        zero = diffrax.ODETerm(lambda t, y, args: jtu.tree_map(jnp.zeros_like, y))
+        return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
+    return diffrax.ODETerm(field)
+
+
+def _controller(
+    options: SolveOptions, guard: Guard, dtype: np.dtype, masks: Any
+) -> AdmissibleSteps:
+    controller = options.controller
+    if isinstance(controller, StiffPID):
+        controller = controller.for_dtype(dtype).control_law(dtype)
+    return admissible(controller, guard, dtype, masks)
+
+
+def _stop(tree):
+    return jtu.tree_map(
+        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree
+    )
+
+
+def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
+    """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
+    looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
+    controller = _controller(options, Guard(), dtype, None)
+    solver = options.solver
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        names = ("rtol", "atol", "norm")
+        finder = solver.root_finder
+        unset = [n for n in names if not _is_set(getattr(finder, n))]
+        solver = eqx.tree_at(
+            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
+            solver,
+            tuple(getattr(controller, n) for n in unset),
+        )
+    if isinstance(solver, diffrax.AbstractRungeKutta):
+        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
+    terms = _terms(solver, _stop(field))
+
+    def masks(t0, t1, y0, args):
+        y0, args = _stop((y0, args))
+        t0, t1 = _stop((t0, t1))
+        state = solver.init(terms, t0, t1, y0, args)
+        y1, *_ = solver.step(terms, t0, t1, y0, args, state, False)
+        finite = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y1)]
+        return ~jnp.all(jnp.stack(finite))
+
+    return masks
+
+
+def _is_set(tolerance: Any) -> bool:
+    return isinstance(tolerance, float) or callable(tolerance)
+
+
+def integrate(
+    field: VF,
+    options: SolveOptions,
+    y0,
+    ts: Array,
+    t0: Array,
+    args: Args,
+    active: Bool[Array, ""] | None = None,
+) -> Simulation:
+    """Solves from `y0` at `t0` to `ts[-1]`, saving at `ts`. Where not `active`, takes no step."""
+    dtype = state_dtype(y0)
+    guarded = as_guarded(field)
+    guard = guarded.guard
+    # The user's Python code is traced once, and what it closes over becomes an explicit input.
+    closed = eqx.filter_closure_convert(guarded, t0, y0, args)
+    if guard.fill is None:
+        masks = None
+    else:
+        bare = eqx.tree_at(
+            lambda g: g.guard,
+            guarded,
+            Guard(guard.lower, guard.upper, pull=guard.pull, reject=guard.reject),
+            is_leaf=lambda x: isinstance(x, Guard),
+        )
+        bare = eqx.filter_closure_convert(bare, *_stop((t0, y0, args)))
+        masks = _mask_detector(options, bare, dtype)
+    end = ts[-1]
+    save = ts
+    if active is not None:
+        end = jnp.where(active, end, t0)
+        save = jnp.where(active, ts, t0)
+    controller = _controller(options, guard, dtype, masks)
+    solution = diffrax.diffeqsolve(
+        _terms(options.solver, closed),
+        options.solver,
+        t0,
+        end,
+        options.dt0,
+        y0,
+        args,
+        saveat=diffrax.SaveAt(
+            subs=[diffrax.SubSaveAt(ts=save), diffrax.SubSaveAt(t1=True)],
+            controller_state=True,
+        ),
+        stepsize_controller=controller,
+        adjoint=options.adjoint,
+        event=options.event,
+        max_steps=options.max_steps,
+        throw=False,
+        progress_meter=options.progress_meter,
+    )
+    return _summarise(solution, controller, guard, y0, ts, active)
+
+
+def _summarise(solution, controller, guard: Guard, y0, ts, active) -> Simulation:
+    record = solution.controller_state.record
+    (saved_ts, (stopped_at,)) = solution.ts
+    rows, last = solution.ys
+    reached = jnp.isfinite(saved_ts)
+    if active is not None:
+        reached = reached & active
+
+    result = _promote(solution.result, record)
+    if guard.fill is not None and guard.reject:
+        resting = is_okay(result) & (record.masked_accepted > 0)
+        result = RESULTS.where(resting, RESULTS.masked, result)
+    starts_finite = jnp.all(
+        jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)])
+    )
+    result = RESULTS.where(
+        is_okay(result) & ~starts_finite, RESULTS.not_finite, result
+    )
+    if guard.reject and guard.is_bounded:
+        # Where no step was asked for, no step has looked.
+        inside = guard.contains(y0, controller.rtol, controller.atol)
+        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
+
+    def fill_row(row, last):
+        row_reached = reached.reshape(-1, *[1] * (row.ndim - 1))
+        return jnp.where(row_reached & jnp.isfinite(row), row, last)
+
+    ys = finite_or_zero(jtu.tree_map(fill_row, rows, last))
+    # A failed sample has no gradient at all, however far it came.
+    ys = select(is_okay(result), ys, lax.stop_gradient(ys))
+    stats = {
+        **{k: solution.stats[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
+        "max_steps": solution.stats["max_steps"],
+        "t": stopped_at,
+        "dt": record.dt,
+        "component": jnp.where(record.cause == Cause.none.value, -1, record.component),
+    }
+    stats = _stop(jtu.tree_map(jnp.asarray, stats))
+    summary = GuardSummary(
+        rejected_not_finite=record.not_finite,
+        rejected_outside=record.outside,
+        masked=record.masked,
+        masked_accepted=record.masked_accepted,
+    )
+    return Simulation(ts, ys, reached, None, result, stats, summary)
+
+
+def _promote(result: diffrax.RESULTS, record) -> RESULTS:
+    """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
+    promoted = RESULTS.promote(result)
+    underflow = promoted == RESULTS.dt_min_reached
+    for cause, member in (
+        (Cause.none, RESULTS.step_underflow),
+        (Cause.error, RESULTS.step_underflow),
+        (Cause.not_finite, RESULTS.not_finite),
+        (Cause.left_bounds, RESULTS.left_bounds),
+        (Cause.stages_unsolved, RESULTS.stages_unsolved),
+    ):
+        promoted = RESULTS.where(underflow & (record.cause == cause.value), member, promoted)
+    return promoted

@@ -1,0 +1,68 @@
+"""How a solve ended, as data."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """How a solve ended. Chains `diffrax.RESULTS`, so that its members and messages survive.
+
+    Compare with [`is_successful`][] (`==` against a member of `diffrax.RESULTS` raises).
+    """
+
+    no_steady_state = (
+        "No steady state was found: neither Newton's method nor pseudo-transient continuation "
+        "from `y0` converged. The system may not have one (a source without a sink, a limit "
+        "cycle), or not near `y0`. Check the field under `steady_args`, start closer, or raise "
+        "`steady_max_steps`."
+    )
+    singular_steady_state = (
+        "The Jacobian is singular at the steady state, so that it is not isolated and has no "
+        "sensitivities. If quantities are conserved (totals of a species), pass their rows as "
+        '`conserved=`, or `conserved="detect"`.'
+    )
+    unstable_steady_state = (
+        "Only an unstable steady state was found, which the dynamics would leave (a limit cycle, "
+        "or the ridge between two stable states). Start from a `y0` in the basin of the one you "
+        "want."
+    )
+    not_finite = (
+        "The field, or the step built on it, is not finite however small the step. The solution "
+        "has reached the edge of the field's domain, or a parameter is non-finite. Guard the "
+        "field with the bounds of its domain (`stablax.Guard`), or check the parameters."
+    )
+    left_bounds = (
+        "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
+        "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
+    )
+    masked = (
+        "The trajectory rests on non-finite outputs of the field that the guard replaced by "
+        "`fill`, so it is not a solution. Use `fill=None`, or allow it with `reject=False`."
+    )
+    step_underflow = (
+        "The step size fell to the resolution of time: the error stays above the tolerance "
+        "however small the step. This is a finite-time blow-up, a discontinuity, or a tolerance "
+        "that the dtype cannot reach."
+    )
+    stages_unsolved = (
+        "The step size fell to the resolution of time because the implicit equations of a step "
+        "could not be solved. The Jacobian may be wrong or non-finite; try another solver, or "
+        "guard the field."
+    )
+
+
+def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:
+    """Successful, or ended by the user's event."""
+    if not isinstance(result, RESULTS):
+        result = RESULTS.promote(result)
+    return jnp.asarray(
+        (result == RESULTS.successful) | (result == RESULTS.event_occurred)
+    )
+
+
+def message(result: RESULTS, index: int) -> str:
+    """The text of the member of `RESULTS` whose number is `index`."""
+    return RESULTS[jax.tree.map(lambda _: np.asarray(index), result)]

@@ -1,0 +1,120 @@
+"""States as inputs: conversion, checks, and the names of their components."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Bool, PyTree
+
+from ._static import is_traced
+
+
+def as_state(y: PyTree, name: str) -> PyTree:
+    """`y` with every leaf a floating-point array of one dtype; an error names the leaf that
+    cannot be one."""
+    leaves, treedef = jtu.tree_flatten_with_path(y)
+    if not leaves:
+        raise ValueError(f"`{name}` holds no array: {y!r}. A state needs at least one component.")
+    arrays = [_as_floating(leaf, f"{name}{jtu.keystr(path)}") for path, leaf in leaves]
+    dtypes = {str(a.dtype) for a in arrays}
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"`{name}` mixes dtypes ({', '.join(sorted(dtypes))}). Give every leaf the same one, "
+            f"for instance `jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), {name})`."
+        )
+    return jtu.tree_unflatten(treedef, arrays)
+
+
+def _as_floating(leaf: Any, name: str) -> Array:
+    try:
+        dtype = jnp.result_type(leaf)
+    except TypeError:
+        raise TypeError(f"`{name}` is a {type(leaf).__name__}, not an array.") from None
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(leaf)
+    if jnp.issubdtype(dtype, jnp.integer):
+        shown = "traced" if is_traced(leaf) else np.array2string(np.asarray(leaf), threshold=6)
+        as_float = (
+            "y.astype(float)"
+            if is_traced(leaf)
+            else np.array2string(np.asarray(leaf, float), threshold=6, separator=", ")
+        )
+        raise TypeError(
+            f"`{name}` is an integer array ({dtype}, {shown}); a state is floating-point. "
+            f"Write it as {as_float}."
+        )
+    raise TypeError(f"`{name}` has dtype {dtype}; a state is real and floating-point.")
+
+
+def state_dtype(y: PyTree) -> np.dtype:
+    return np.dtype(jtu.tree_leaves(y)[0].dtype)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number of every floating-point array in `tree` is finite."""
+    finite = [
+        jnp.all(jnp.isfinite(x))
+        for x in jtu.tree_leaves(tree)
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
+
+
+def finite_or_zero(tree: PyTree) -> PyTree:
+    return jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
+
+
+def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
+    return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
+
+
+def component_names(y: PyTree) -> list[str]:
+    """One name for each component, in the order of `ravel_pytree`: `y[0]`, `['A']`, ..."""
+    names = []
+    for path, leaf in jtu.tree_flatten_with_path(y)[0]:
+        prefix = jtu.keystr(path) or "y"
+        shape = np.shape(leaf)
+        names += [prefix + "".join(f"[{i}]" for i in index) for index in np.ndindex(*shape)]
+    return names
+
+
+def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
+    """Raises unless `out` has the structure, shapes and dtypes of the state `y`."""
+    if jtu.tree_structure(out) != jtu.tree_structure(y):
+        raise ValueError(
+            f"{what} returned the structure {jtu.tree_structure(out)}, but the state `y` has the "
+            f"structure {jtu.tree_structure(y)}: dy/dt must match the state leaf by leaf."
+        )
+    for (path, a), b in zip(
+        jtu.tree_flatten_with_path(out)[0], jtu.tree_leaves(y), strict=True
+    ):
+        where = jtu.keystr(path) or "dy/dt"
+        if jnp.shape(a) != jnp.shape(b):
+            raise ValueError(
+                f"{what} returned shape {jnp.shape(a)} at {where}, but the state has shape "
+                f"{jnp.shape(b)} there."
+            )
+        if jnp.result_type(a) != jnp.result_type(b):
+            raise TypeError(
+                f"{what} returned dtype {jnp.result_type(a)} at {where}, but the state has dtype "
+                f"{jnp.result_type(b)} there. Cast the parameters and the state to one dtype"
+                + (
+                    "."
+                    if jax.config.jax_enable_x64
+                    else '; for float64, `jax.config.update("jax_enable_x64", True)`.'
+                )
+            )
+
+
+def as_args(args: PyTree, dtype: np.dtype) -> PyTree:
+    """`args` with Python floats and numpy arrays as jax arrays, so that a new value is not a new
+    program. Other leaves (integers, strings, functions) stay as they are, and are static."""
+
+    def leaf(x):
+        if isinstance(x, float):
+            return jnp.asarray(x, dtype)
+        return jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x
+
+    return jtu.tree_map(leaf, args)

@@ -1,0 +1,164 @@
+"""What a model holds without training it: values that are no PyTree leaves."""
+
+import operator
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+_T = TypeVar("_T")
+
+
+def is_traced(x: Any) -> bool:
+    """Whether any leaf of `x` is a tracer (so that Python cannot look at its value)."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(x))
+
+
+def concrete_array(x: Any, name: str) -> np.ndarray:
+    """`x` as a read-only numpy array of its own, or an error if `x` is traced."""
+    if isinstance(x, jax.core.Tracer):
+        raise TypeError(
+            f"`{name}` is a traced array ({x.aval.str_short()}), which cannot be held statically. "
+            "Pass a tuple or an `np.array` that is built outside `jit`, `grad` and `vmap`."
+        )
+    value = np.array(x.value if isinstance(x, Frozen) else x)
+    value.setflags(write=False)
+    return value
+
+
+def _content(leaf: Any, name: str) -> Hashable:
+    """A hashable key that is equal for leaves of equal content."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if eqx.is_array(leaf) or isinstance(leaf, np.generic | np.ndarray):
+        value = concrete_array(leaf, name)
+        return (value.shape, value.dtype.str, value.tobytes())
+    try:
+        hash(leaf)
+    except TypeError:
+        return ("identity", id(leaf))  # `Static` keeps the object alive, so its id is its own.
+    return (type(leaf), leaf)
+
+
+@jtu.register_static
+class Static(Generic[_T]):
+    """Any PyTree as a value: no leaves, and hashed and compared by content.
+
+    Two trees are equal if their structure, their arrays (bytes, shape, dtype) and their
+    other leaves are; two equal ones therefore share one compilation.
+    """
+
+    def __init__(self, tree: _T, name: str = "value"):
+        leaves, treedef = jtu.tree_flatten_with_path(tree)
+        self.tree = tree
+        self._key = (
+            treedef,
+            tuple(_content(leaf, name + jtu.keystr(path)) for path, leaf in leaves),
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Static and self._key == other._key
+
+    def __repr__(self) -> str:
+        return f"Static({self.tree!r})"
+
+
+class Split(eqx.Module, Generic[_T]):
+    """A tree whose only leaves are its trainable arrays (`eqx.is_inexact_array`); all that
+    is not one (activations, integer arrays, controllers, ...) is held statically.
+    `.tree` is the tree as it was."""
+
+    trainable: PyTree
+    rest: Static
+
+    def __init__(self, tree: _T, name: str = "value"):
+        trainable, rest = eqx.partition(tree, eqx.is_inexact_array)
+        self.trainable = jtu.tree_map(jnp.asarray, trainable)
+        self.rest = Static(rest, name)
+
+    @property
+    def tree(self) -> _T:
+        return eqx.combine(self.trainable, self.rest.tree)
+
+
+def _binary(op):
+    def method(self, other):
+        return op(self.value, other.value if isinstance(other, Frozen) else other)
+
+    def reflected(self, other):
+        return op(other, self.value)
+
+    return method, reflected
+
+
+@jtu.register_static
+class Frozen:
+    """A constant array that is no PyTree leaf: never trained, never decayed.
+
+    For what a field needs and training must not touch (stoichiometry, measured volumes,
+    a scaling). It can be used where an array can: in arithmetic, indexing, `@`, and as an
+    argument of `jax.numpy` functions. Two with equal content are equal and share one
+    compilation.
+
+    **Arguments:**
+
+    - `array`: anything that `np.array` takes. A traced array raises a `TypeError`.
+
+    **Attributes:**
+
+    - `value`: the array, as a read-only `np.ndarray`.
+    """
+
+    def __init__(self, array: Any):
+        self.value = concrete_array(array, "array")
+        if self.value.dtype == object:
+            raise TypeError(
+                f"`Frozen(array)` needs an array of numbers, got {type(array).__name__}."
+            )
+        self._key = (self.value.shape, self.value.dtype.str, self.value.tobytes())
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Frozen and self._key == other._key
+
+    def __repr__(self) -> str:
+        return f"Frozen({np.array2string(self.value, threshold=16, separator=', ')})"
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.value, dtype=dtype, copy=copy)
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.asarray(self.value)
+
+    def __getitem__(self, index):
+        return self.value[index]
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __neg__(self):
+        return -self.value
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    ndim = property(lambda self: self.value.ndim)
+    T = property(lambda self: self.value.T)
+
+    __add__, __radd__ = _binary(operator.add)
+    __sub__, __rsub__ = _binary(operator.sub)
+    __mul__, __rmul__ = _binary(operator.mul)
+    __truediv__, __rtruediv__ = _binary(operator.truediv)
+    __pow__, __rpow__ = _binary(operator.pow)
+    __matmul__, __rmatmul__ = _binary(operator.matmul)
+    # jax and numpy arrays hand over to our reflected operators.
+    __array_priority__ = 1000

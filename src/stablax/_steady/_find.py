@@ -1,0 +1,306 @@
+"""`find_steady_state`: search, verify, differentiate implicitly."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+
+from .._failure import raise_if
+from .._fields import as_guarded
+from .._results import RESULTS, is_okay, message
+from .._states import all_finite, as_args, as_state, state_dtype
+from .._static import Frozen, Split, is_traced
+from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._conserved import as_conserved, check_conserved, projector
+from ._methods import AbstractSteadyMethod, Chain
+from ._problem import Factored, SteadyProblem
+from ._steady_state import SteadyState
+
+# Rates and states in one vector: eigenvalues of larger Jacobians cost more than the search.
+_LARGEST_FOR_STABILITY = 100
+
+
+def default_tolerances(
+    rtol: float | None, atol: float | None, dtype: np.dtype
+) -> tuple[float, float]:
+    """Tolerances of the steady state for a dtype; given ones are kept."""
+    usual = (1e-9, 1e-12) if dtype == np.float64 else (1e-4, 1e-7)
+    rtol = usual[0] if rtol is None else rtol
+    atol = usual[1] if atol is None else atol
+    least = 10 * float(np.finfo(dtype).eps)
+    if not rtol >= least:
+        raise ValueError(f"`rtol={rtol}` is below what {dtype} can resolve ({least:.2g}).")
+    if not atol > 0:
+        raise ValueError(f"`atol` must be above 0, got {atol}.")
+    return float(rtol), float(atol)
+
+
+def as_chain(method: AbstractSteadyMethod | Chain) -> Chain:
+    if isinstance(method, Chain):
+        return method
+    if isinstance(method, AbstractSteadyMethod):
+        return Chain((method,))
+    raise TypeError(
+        "`method` must be a search such as `Newton()`, `PseudoTransient()` or "
+        f"`Chain((...))`, got {method!r}."
+    )
+
+
+@typechecked
+def find_steady_state(
+    field: VF,
+    y0: YLike,
+    args: Args = None,
+    *,
+    t: ScalarLike = 0.0,
+    method: AbstractSteadyMethod | Chain = Chain(),
+    conserved: Any = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_steps: int = 256,
+    stability: bool | None = None,
+    throw: bool = True,
+) -> SteadyState:
+    """Finds y with f(t, y, args) = 0 near `y0`, differentiably.
+
+    The default method is damped Newton from `y0`; if what it finds is not admissible (not
+    converged in every component, outside the guard's box, off the conserved manifold, or
+    unstable), pseudo-transient continuation from `y0`, polished by Newton. Convergence is tested
+    per component on the Newton step, and again at the root that is returned. The search is not
+    differentiated; derivatives follow from the implicit function theorem, in forward and in
+    reverse mode.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`; a guarded one brings its bounds.
+    - `y0`: where to start, and, with `conserved`, what fixes the conserved totals. A PyTree of
+        floating arrays; Python floats and numpy arrays are converted.
+    - `args`: the condition.
+    - `t`: the time at which a non-autonomous field is frozen.
+    - `method`: `Newton()`, `PseudoTransient()` or a `Chain` of methods.
+    - `conserved`: rows L with L f = 0, shape `(quantities, components)` (or one row), columns in
+        the order of `jax.flatten_util.ravel_pytree`; the steady state keeps L y = L y0, and its
+        derivatives are those of the constrained problem. `"detect"` finds L as the left null
+        space of the Jacobian. Without it, a field that conserves something has a singular
+        Jacobian at its steady state, which is reported.
+    - `rtol`, `atol`: tolerance of each component; by default 1e-9 and 1e-12 (float32: 1e-4 and
+        1e-7).
+    - `max_steps`: of each method; >= 1.
+    - `stability`: whether to compute `stable`; by default for up to 100 components. Without it an
+        unstable steady state counts as one.
+    - `throw`: raise an error if there is none, or return the reason as `result`.
+
+    **Returns:** a [`SteadyState`][].
+
+    **Raises:** `ValueError` for a row that the field does not conserve (checked where values are
+    concrete), a wrong shape, a tolerance out of reach; with `throw=True` a `RuntimeError` that
+    says why no steady state was found.
+    """
+    y0 = as_state(y0, "y0")
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    dtype = state_dtype(y0)
+    t = jnp.asarray(t, dtype)
+    args = as_args(args, dtype)
+    rtol, atol = default_tolerances(rtol, atol, dtype)
+    conserved = as_conserved(conserved)
+    check_rows(field, y0, args, t, conserved)
+    steady = _find(
+        Split(field, "field"),
+        y0,
+        args,
+        t,
+        as_chain(method),
+        conserved,
+        rtol,
+        atol,
+        max_steps,
+        stability,
+    )
+    if not throw:
+        return steady
+    facts = (steady.result, steady.residual, t)
+    return raise_if(steady, ~is_okay(steady.result), facts, explain_steady)
+
+
+def check_rows(field: VF, y0, args: Args, t: Array, conserved: Frozen | str | None) -> None:
+    """Raises if a declared row of `conserved` is not conserved, where values are concrete."""
+    if not isinstance(conserved, Frozen) or is_traced((field, y0, args, t)):
+        return
+    guarded = as_guarded(field)
+    flat_y0, unravel = ravel_pytree(y0)
+    check_conserved(
+        conserved,
+        lambda y: ravel_pytree(guarded(t, unravel(y), args))[0],
+        flat_y0,
+        lambda y: ravel_pytree(guarded.guard.clip(unravel(y)))[0],
+    )
+
+
+def explain_steady(facts) -> str:
+    """Why there is no steady state, from `(result, residual, t)` of one sample."""
+    result, residual, t = facts
+    index = int(jax.tree.leaves(result)[0])
+    return (
+        f"{message(result, index)} (Field frozen at t = {float(t):g}; at the last state the "
+        f"Newton step is {float(residual):.2g} of the state.)"
+    )
+
+
+@eqx.filter_jit
+def _find(split, y0, args, t, chain, conserved, rtol, atol, max_steps, stability):
+    return steady_state(
+        split.tree, y0, args, t, chain, conserved, rtol, atol, max_steps, stability
+    )
+
+
+def steady_state(
+    field: VF, y0, args, t, chain: Chain, conserved, rtol, atol, max_steps, stability
+) -> SteadyState:
+    """[`find_steady_state`][] for checked inputs, inside `jit`."""
+    guarded = as_guarded(field)
+    guard = guarded.guard
+    flat_y0, unravel = ravel_pytree(y0)
+    # The user's Python code is traced once; the parameters become explicit inputs.
+    closed = eqx.filter_closure_convert(guarded, t, y0, args)
+
+    def flat_field(closed, y, t, args):
+        return ravel_pytree(closed(t, unravel(y), args))[0]
+
+    stopped = jtu.tree_map(
+        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x,
+        (closed, flat_y0, t, args),
+    )
+    closed_, flat_y0_, t_, args_ = stopped
+    autonomous = lambda y: flat_field(closed_, y, t_, args_)
+    clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]
+    conserving = projector(conserved, autonomous, flat_y0_, clip)
+    lower, upper = (ravel_pytree(b)[0] for b in guard.bounds(y0))
+    problem = SteadyProblem(
+        autonomous, flat_y0_, conserving, lower, upper, rtol, atol, guard.reject
+    )
+    y, residual, result, stage, steps, stable = _run_chain(problem, chain, max_steps, stability)
+    ok = result == RESULTS.successful
+    residual_fn = _Residual(flat_field)
+    y = _differentiable(y, ok, conserving, (closed, flat_y0, t, args), residual_fn)
+    return SteadyState(
+        y=unravel(y),
+        residual=residual,
+        result=result,
+        method=stage,
+        num_steps=steps,
+        stable=stable,
+        stages=tuple(m.name for m in chain.methods),
+    )
+
+
+def _run_chain(problem: SteadyProblem, chain: Chain, max_steps: int, stability: bool | None):
+    size = problem.y0.size
+    with_stability = size <= _LARGEST_FOR_STABILITY if stability is None else stability
+    startable = jnp.all(jnp.isfinite(problem.y0)) & problem.inside(problem.y0)
+    start_result = RESULTS.where(
+        jnp.all(jnp.isfinite(problem.y0)), RESULTS.left_bounds, RESULTS.not_finite
+    )
+    done = ~startable
+    best = None
+    steps = jnp.array(0)
+    for index, method in enumerate(chain.methods):
+        attempt = method.search(problem, max_steps, done)
+        steps = steps + attempt.num_steps
+        verdict = _judge(problem, attempt.y, with_stability)
+        if best is None:
+            best = (attempt.y, *verdict[:2], jnp.array(index), verdict[2])
+        else:
+            # A later failure replaces an earlier one only if it knows more (an unstable or a
+            # singular steady state says more than none).
+            better = ~done & (_rank(verdict[1]) <= _rank(best[2]))
+            new = (attempt.y, *verdict[:2], jnp.array(index), verdict[2])
+            best = _choose(better, new, best)
+        done = done | (best[2] == RESULTS.successful)
+    assert best is not None
+    y, residual, result, stage, stable = best
+    result = RESULTS.where(startable, result, start_result)
+    y = jnp.where(jnp.isfinite(y), y, 0)
+    residual = jnp.where(jnp.isfinite(residual), residual, jnp.finfo(y.dtype).max)
+    return y, residual, result, stage, steps, stable if with_stability else None
+
+
+def _choose(pred, new, old):
+    chosen = [jnp.where(pred, a, b) for a, b in zip(new[:2], old[:2], strict=True)]
+    return (
+        *chosen,
+        RESULTS.where(pred, new[2], old[2]),
+        jnp.where(pred, new[3], old[3]),
+        jnp.where(pred, new[4], old[4]),
+    )
+
+
+def _rank(result: RESULTS) -> Array:
+    """Which of two results says more: a steady state before a reason, a reason before none."""
+    rank = jnp.where(result == RESULTS.successful, 0, 2)
+    return jnp.where(result == RESULTS.no_steady_state, 3, rank)
+
+
+def _judge(problem: SteadyProblem, y: Array, with_stability: bool):
+    """Whether `y` is an admissible steady state, from the bare residual."""
+    value, jacobian = problem.linearise(y)
+    finite = all_finite((y, value, jacobian))
+    jacobian = jnp.where(finite, jacobian, jnp.eye(y.size, dtype=y.dtype))
+    factored = Factored(jacobian)
+    singular = factored.is_singular()
+    residual = problem.size(factored.solve(value), y)
+    # Rounding in f can hold the last step a little above the tolerance.
+    converged = finite & (residual < 10 * problem.rtol) & ~singular
+    admissible = converged & problem.inside(y) & problem.keeps_conserved(y)
+    # A flat spot: nothing moves, but the Jacobian cannot say where the steady state is.
+    moves = problem.size(problem.field(y), y)
+    scale = jnp.max(jnp.abs(jacobian))
+    flat = finite & singular & (moves <= jnp.sqrt(problem.rtol) * scale) & problem.inside(y)
+    if with_stability:
+        # On the conserved directions the Jacobian of F is -1, so they do not count.
+        stable = finite & jnp.all(jnp.real(jnp.linalg.eigvals(jacobian)) < 0)
+    else:
+        stable = jnp.array(True)
+    result = RESULTS.where(stable, RESULTS.successful, RESULTS.unstable_steady_state)
+    missing = RESULTS.where(flat, RESULTS.singular_steady_state, RESULTS.no_steady_state)
+    return residual, RESULTS.where(admissible, result, missing), stable
+
+
+class _Residual(eqx.Module):
+    """The residual as a function of all that its root depends on."""
+
+    flat_field: Any = eqx.field(static=True)
+
+    def __call__(self, inputs, conserving, y):
+        closed, y0, t, args = inputs
+        return self.flat_field(closed, y, t, args) - conserving @ (y - y0)
+
+
+@eqx.filter_custom_jvp
+def _differentiable(y, ok, conserving, inputs, residual_fn):
+    return y
+
+
+@_differentiable.def_jvp
+def _differentiable_jvp(primals, tangents):
+    """dy = -F_y^-1 F_inputs d(inputs); zero where there is no steady state."""
+    y, ok, conserving, inputs, residual_fn = primals
+    y = _differentiable(*primals)
+    _, dresidual = eqx.filter_jvp(
+        lambda inputs: residual_fn(inputs, conserving, y), (inputs,), (tangents[3],)
+    )
+    jacobian = jax.jacfwd(lambda y: residual_fn(inputs, conserving, y))(y)
+    jacobian = jnp.where(ok, jacobian, jnp.eye(y.size, dtype=y.dtype))
+    rows = lax.stop_gradient(1 / jnp.max(jnp.abs(jacobian), axis=1))
+    operator = lx.MatrixLinearOperator(rows[:, None] * jacobian)
+    right = jnp.where(ok, -rows * dresidual, 0)
+    # `throw=False`: a failed lane of a batch must not raise.
+    dy = lx.linear_solve(operator, right, lx.LU(), throw=False).value
+    return y, jnp.where(ok, dy, 0)

@@ -1,0 +1,84 @@
+"""The root problem whose solution is the steady state."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import lu_factor, lu_solve
+from jaxtyping import Array, Bool, Float
+
+
+class SteadyProblem(eqx.Module):
+    """F(y) = f(y) - P (y - y0), on flat states, with P the projector onto the conserved
+    quantities (rows L with L f = 0).
+
+    F is square, has the right root (f = 0 and L y = L y0) and a Jacobian J - P that is
+    non-singular there though J is singular. Its sign keeps a stable state stable.
+    """
+
+    field: Any  # flat state -> flat dy/dt
+    y0: Float[Array, " n"]
+    projector: Float[Array, "n n"]
+    lower: Float[Array, " n"]
+    upper: Float[Array, " n"]
+    rtol: float = eqx.field(static=True)
+    atol: float = eqx.field(static=True)
+    rejects: bool = eqx.field(static=True)
+
+    def residual(self, y: Array) -> Array:
+        return self.field(y) - self.projector @ (y - self.y0)
+
+    def linearise(self, y: Array) -> tuple[Array, Array]:
+        """F and its Jacobian at `y`."""
+        value, push = jax.linearize(self.residual, y)
+        return value, jax.vmap(push, out_axes=1)(jnp.eye(y.size, dtype=y.dtype))
+
+    def size(self, step: Array, y: Array) -> Array:
+        """The largest component of `step` relative to the state: below `rtol`, every component
+        is converged to `rtol |y| + atol`."""
+        return jnp.max(jnp.abs(step) / (jnp.abs(y) + self.atol / self.rtol))
+
+    def clip(self, y: Array) -> Array:
+        return jnp.clip(y, self.lower, self.upper)
+
+    def inside(self, y: Array) -> Bool[Array, ""]:
+        if not self.rejects:
+            return jnp.array(True)
+        slack = lambda b: self.atol + self.rtol * jnp.abs(jnp.where(jnp.isfinite(b), b, 0))
+        return jnp.all((y >= self.lower - slack(self.lower)) & (y <= self.upper + slack(self.upper)))
+
+    def keeps_conserved(self, y: Array) -> Bool[Array, ""]:
+        # Where L f = 0 does not hold, F has roots at which y has left the manifold and f is not 0.
+        drift = self.projector @ (y - self.y0)
+        scale = jnp.abs(self.projector) @ (jnp.abs(y) + jnp.abs(self.y0))
+        return jnp.all(jnp.abs(drift) <= jnp.sqrt(self.rtol) * scale + self.atol)
+
+
+class Factored(eqx.Module):
+    """LU of a matrix with rows and columns scaled to one, so that neither the units of the
+    species nor rates over many orders of magnitude decide the pivots."""
+
+    lu: Float[Array, "n n"]
+    pivots: Array
+    rows: Float[Array, " n"]
+    columns: Float[Array, " n"]
+
+    def __init__(self, matrix: Array):
+        self.rows = _inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
+        scaled = self.rows[:, None] * matrix
+        self.columns = _inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
+        self.lu, self.pivots = lu_factor(scaled * self.columns)
+
+    def solve(self, b: Array) -> Array:
+        return self.columns * lu_solve((self.lu, self.pivots), self.rows * b)
+
+    def is_singular(self) -> Bool[Array, ""]:
+        """Whether a pivot is zero to rounding."""
+        pivots = jnp.abs(jnp.diag(self.lu))
+        least = pivots.size * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
+        return ~jnp.all(pivots > least)
+
+
+def _inverse_scale(size: Array) -> Array:
+    return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)
