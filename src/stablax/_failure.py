@@ -1,7 +1,7 @@
 """Failures in words: what went wrong, where, and what usually helps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from ._results import RESULTS
 from ._static import is_traced
 
 _T = TypeVar("_T")
@@ -43,9 +42,9 @@ def raise_if(
     failed sample. Eagerly and under `eqx.filter_jit` the text is the error; under `jax.jit` it
     is inside XLA's."""
     if not is_traced((tree, failed, facts)):
-        failed = np.asarray(failed)
-        if failed.any():
-            raise RuntimeError(write(_first(failed, facts)))
+        lanes = np.asarray(failed)
+        if lanes.any():
+            raise RuntimeError(write(_first(lanes, facts)))
         return tree
 
     messages = _Messages()

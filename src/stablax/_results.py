@@ -34,6 +34,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "has reached the edge of the field's domain, or a parameter is non-finite. Guard the "
         "field with the bounds of its domain (`stablax.Guard`), or check the parameters."
     )
+    not_conserved = (
+        "A row that was given as `conserved` is not conserved by the field: L f is not 0. Rows must "
+        'satisfy L f(t, y, args) = 0 at every state; `conserved="detect"` finds them.'
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
@@ -58,9 +62,7 @@ def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:
     """Successful, or ended by the user's event."""
     if not isinstance(result, RESULTS):
         result = RESULTS.promote(result)
-    return jnp.asarray(
-        (result == RESULTS.successful) | (result == RESULTS.event_occurred)
-    )
+    return jnp.asarray((result == RESULTS.successful) | (result == RESULTS.event_occurred))
 
 
 def message(result: RESULTS, index: int) -> str:

@@ -43,7 +43,7 @@ def _as_floating(leaf: Any, name: str) -> Array:
         )
         raise TypeError(
             f"`{name}` is an integer array ({dtype}, {shown}); a state is floating-point. "
-            f"Write it as {as_float}."
+            f"Write it as `{as_float}`."
         )
     raise TypeError(f"`{name}` has dtype {dtype}; a state is real and floating-point.")
 
@@ -87,9 +87,7 @@ def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
             f"{what} returned the structure {jtu.tree_structure(out)}, but the state `y` has the "
             f"structure {jtu.tree_structure(y)}: dy/dt must match the state leaf by leaf."
         )
-    for (path, a), b in zip(
-        jtu.tree_flatten_with_path(out)[0], jtu.tree_leaves(y), strict=True
-    ):
+    for (path, a), b in zip(jtu.tree_flatten_with_path(out)[0], jtu.tree_leaves(y), strict=True):
         where = jtu.keystr(path) or "dy/dt"
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(
@@ -102,7 +100,7 @@ def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
                 f"{jnp.result_type(b)} there. Cast the parameters and the state to one dtype"
                 + (
                     "."
-                    if jax.config.jax_enable_x64
+                    if jax.config.read("jax_enable_x64")
                     else '; for float64, `jax.config.update("jax_enable_x64", True)`.'
                 )
             )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 _T = TypeVar("_T")
@@ -16,12 +17,12 @@ _T = TypeVar("_T")
 
 def is_traced(x: Any) -> bool:
     """Whether any leaf of `x` is a tracer (so that Python cannot look at its value)."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(x))
+    return any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(x))
 
 
 def concrete_array(x: Any, name: str) -> np.ndarray:
     """`x` as a read-only numpy array of its own, or an error if `x` is traced."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise TypeError(
             f"`{name}` is a traced array ({x.aval.str_short()}), which cannot be held statically. "
             "Pass a tuple or an `np.array` that is built outside `jit`, `grad` and `vmap`."

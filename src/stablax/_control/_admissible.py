@@ -47,6 +47,7 @@ class _State(eqx.Module):
     inner: PyTree
     record: StepRecord
     smallest_dt: Float[Array, ""]
+    end: Float[Array, ""]
     starts_outside: Bool[Array, ""]
 
 
@@ -63,21 +64,21 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
 
     controller: diffrax.AbstractStepSizeController
     guard: Guard
-    rtol: float
-    atol: float
+    rtol: Any
+    atol: Any
     norm: Callable[[PyTree], Any]
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
     direction: Any = 1
 
     def wrap(self, direction) -> "AdmissibleSteps":
         return AdmissibleSteps(
-            self.controller.wrap(direction),
-            self.guard,
-            self.rtol,
-            self.atol,
-            self.norm,
-            self.masks,
-            direction,
+            controller=self.controller.wrap(direction),
+            guard=self.guard,
+            rtol=self.rtol,
+            atol=self.atol,
+            norm=self.norm,
+            masks=self.masks,
+            direction=direction,
         )
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
@@ -90,7 +91,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             guess = lax.stop_gradient(tnext - t0)
             usable = jnp.isfinite(guess) & (guess > tiny)
             tnext = jnp.where(usable, tnext, t0 + 1e-6 * span)
-        zero = jnp.array(0)
+        zero = jnp.zeros((), jnp.int32)
         dtype = jnp.result_type(t0)
         record = StepRecord(
             not_finite=zero,
@@ -105,7 +106,8 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             outside = ~self.guard.contains(lax.stop_gradient(y0), self.rtol, self.atol)
         else:
             outside = jnp.array(False)
-        return tnext, _State(inner, record, lax.stop_gradient(tiny), outside)
+        tiny, end = lax.stop_gradient((jnp.asarray(tiny), jnp.asarray(t1)))
+        return tnext, _State(inner, record, tiny, end, outside)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -131,19 +133,27 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         next_t1 = jnp.where(unshrinkable, t1, next_t1)
         dt = lax.stop_gradient(next_t1 - next_t0)
         resolution = 4 * jnp.finfo(jnp.result_type(dt)).eps * jnp.abs(next_t0)
-        underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt))
-        stop = unshrinkable | underflow
+        underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt)) & (next_t0 < state.end)
+        stop = unshrinkable | underflow | state.starts_outside
         ok = result == diffrax.RESULTS.successful
-        result = diffrax.RESULTS.where(
-            ok & stop, diffrax.RESULTS.dt_min_reached, result
-        )
+        result = diffrax.RESULTS.where(ok & stop, diffrax.RESULTS.dt_min_reached, result)
 
         record = self._record(
-            state, keep, finite, inside, failed_stages, excess, t0, t1, y0, y1_candidate, y_error, args
+            state,
+            keep,
+            finite,
+            inside,
+            failed_stages,
+            excess,
+            t0,
+            t1,
+            y0,
+            y1_candidate,
+            y_error,
+            args,
         )
-        return keep, next_t0, next_t1, made_jump, _State(
-            inner, record, state.smallest_dt, state.starts_outside
-        ), result
+        state = _State(inner, record, state.smallest_dt, state.end, state.starts_outside)
+        return keep, next_t0, next_t1, made_jump, state, result
 
     def _has_box(self, y) -> bool:
         return self.guard.reject and self.guard.is_bounded
@@ -175,9 +185,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             *(jtu.tree_leaves(x, is_leaf=lambda x: x is None) for x in (y0, y1, excess, errors)),
             strict=True,
         )
-        worst = jnp.argmax(
-            lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves]))
-        )
+        worst = jnp.argmax(lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves])))
         cause = jnp.where(failed_stages, Cause.stages_unsolved.value, Cause.error.value)
         cause = jnp.where(finite & inside & ~state.starts_outside, cause, Cause.left_bounds.value)
         cause = jnp.where(finite, cause, Cause.not_finite.value)
@@ -205,5 +213,6 @@ def admissible(
     else:
         rtol = atol = float(np.sqrt(np.finfo(dtype).eps))
         norm = optx.rms_norm
-    return AdmissibleSteps(controller, guard, rtol, atol, norm, masks)  # pyright: ignore
-
+    return AdmissibleSteps(
+        controller=controller, guard=guard, rtol=rtol, atol=atol, norm=norm, masks=masks
+    )

@@ -126,7 +126,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         self.atol = _number(atol, "atol")
         if explicit[0]:
             # In a program that has no float64 the tolerance can be judged already here.
-            finest = np.float64 if jax.config.jax_enable_x64 else np.float32
+            finest = np.float64 if jax.config.read("jax_enable_x64") else np.float32
             _check_reach(self.rtol, np.dtype(finest))
         for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
             setattr(self, name, float(concrete_array(value, name)))

@@ -1,8 +1,8 @@
+from ._activity import GuardActivity as GuardActivity
 from ._guard import Guard as Guard
 from ._guarded import (
     Guarded as Guarded,
     GuardedField as GuardedField,
     as_guarded as as_guarded,
 )
-from ._activity import GuardActivity as GuardActivity
 from ._mlp import MLPField as MLPField

@@ -11,13 +11,13 @@ input first.
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree
 
 from .._states import all_finite
+from .._static import is_traced
 from .._types import VF, Args, Y
 
 
@@ -29,14 +29,24 @@ def gate(fn: VF, t: Any, y: Y, args: Args, lower: PyTree, upper: PyTree) -> PyTr
     Costs nothing but the call itself unless it is differentiated; then, one Jacobian-vector
     product more (the test whether the derivative is finite).
     """
-    return _gated(eqx.filter_closure_convert(fn, t, y, args), t, y, args, lower, upper)
+    return _gated(_closed(fn, t, y, args), t, y, args, lower, upper)
+
+
+def _closed(fn: VF, t: Any, y: Y, args: Args) -> VF:
+    """`fn` without hidden inputs: what it closes over is a leaf of the result."""
+    closed = eqx.filter_closure_convert(fn, t, y, args)
+    known = {id(x) for x in jtu.tree_leaves(fn)}
+    hidden = any(is_traced(x) and id(x) not in known for x in jtu.tree_leaves(closed))
+    staged = is_traced(jnp.zeros(()))
+    # Eagerly, each operation of `fn` is compiled by itself, and those of a converted `fn` in
+    # other units: the results differ in the last bit. So there `fn` itself is called.
+    return closed if hidden or staged else fn
 
 
 def derivative_is_finite(fn: VF, t: Any, y: Y, args: Args) -> Bool[Array, ""]:
     """Whether `fn` and its derivatives (in the state, and in all that `fn` and `args` hold) are
     finite at `y`."""
-    closed = eqx.filter_closure_convert(fn, t, y, args)
-    inputs = (closed, t, y, args)
+    inputs = (_closed(fn, t, y, args), t, y, args)
     ones = jtu.tree_map(jnp.ones_like, eqx.filter(inputs, eqx.is_inexact_array))
     out, probe = eqx.filter_jvp(_call, inputs, ones)
     return all_finite((out, probe))

@@ -140,7 +140,11 @@ class Guard:
                 return type(x).__name__ + "((" + ", ".join(map(show, x)) + ",))"
             return repr(x)
 
-        given = [f"{k}={show(getattr(self, k))}" for k, d in defaults.items() if getattr(self, k) is not d]
+        given = [
+            f"{k}={show(getattr(self, k))}"
+            for k, d in defaults.items()
+            if getattr(self, k) is not d
+        ]
         return f"Guard({', '.join(s for s in given if s not in ('pull=0.0',))})"
 
     def bounds(self, y: PyTree[Array]) -> tuple[PyTree[np.ndarray], PyTree[np.ndarray]]:
@@ -181,9 +185,7 @@ class Guard:
     @property
     def is_bounded(self) -> bool:
         """Whether any component has a bound."""
-        return any(
-            np.isfinite(x).any() for x in jtu.tree_leaves((self.lower, self.upper))
-        )
+        return any(np.isfinite(x).any() for x in jtu.tree_leaves((self.lower, self.upper)))
 
     def clip(self, y: PyTree[Array]) -> PyTree[Array]:
         """`y` moved into the box. The derivative is 1 inside and on the bounds (`jnp.clip`

@@ -27,8 +27,9 @@ def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args) -> PyTr
         out = jtu.tree_map(
             lambda dy, c, x: jnp.where(c == x, dy, dy + guard.pull * (c - x)), out, clipped, y
         )
-    if guard.fill is not None:
-        out = jtu.tree_map(lambda dy: jnp.where(jnp.isfinite(dy), dy, guard.fill), out)
+    fill = guard.fill
+    if fill is not None:
+        out = jtu.tree_map(lambda dy: jnp.where(jnp.isfinite(dy), dy, fill), out)
     return out
 
 

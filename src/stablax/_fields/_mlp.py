@@ -63,7 +63,9 @@ class MLPField(GuardedField):
         size = self.layers[0].in_features
         if not isinstance(y, jax.Array) or y.shape != (size,):
             shown = getattr(y, "shape", type(y).__name__)
-            raise ValueError(f"`MLPField(size={size})` takes a state of shape ({size},), got {shown}.")
+            raise ValueError(
+                f"`MLPField(size={size})` takes a state of shape ({size},), got {shown}."
+            )
         *hidden, last = self.layers
         for layer in hidden:
             y = self.activation(layer(y))

@@ -45,26 +45,49 @@ def is_successful(result: Any) -> Bool[Array, "..."]:
 
 def _facts(simulation: Simulation):
     """What the words need, small enough to carry out of `jit`."""
-    last = jax.tree.map(lambda x: x[..., -1:], simulation.ts)
-    stats = {k: jnp.asarray(simulation.stats[k]) for k in ("t", "dt", "component", "num_steps")}
-    return simulation.result, stats, last
+    last = jax.tree.map(lambda x: x[..., -1], simulation.ts)
+    return simulation.result, jax.tree.map(jnp.asarray, simulation.stats), last
 
 
 def _paragraph(facts, names: list[str]) -> str:
     result, stats, last = facts
-    index = int(jax.tree.leaves(result)[0])
-    text = message(result, index)
-    if text == "":
+    index = _index(result)
+    if index == _index(RESULTS.successful):
         return "Successful."
-    t, dt, steps = float(stats["t"]), float(stats["dt"]), int(stats["num_steps"])
-    where = f" The solve stopped at t = {t:.6g} of {float(last[-1]):.6g} after {steps} steps"
+    steps, rejected = int(stats["num_steps"]), int(stats["num_rejected_steps"])
+    text = _budget_spent(steps, rejected) if index == _SPENT else message(result, index)
     if steps == 0:
         return f"{text} The simulation was not started."
-    where += f", the last of size {dt:.3g}"
+    text += (
+        f" The solve stopped at t = {float(stats['t']):.6g} of {float(last):.6g} after {steps} "
+        f"steps ({rejected} rejected), the last of size {float(stats['dt']):.3g}"
+    )
     component = int(stats["component"])
     if component >= 0:
-        where += f"; the worst component of its last rejected step is {names[component]}"
-    return f"{text}{where}."
+        text += f"; the worst component of its last rejected step is {names[component]}"
+    return text + "."
+
+
+def _index(result: Any) -> int:
+    return int(jax.tree.leaves(result)[0])
+
+
+_SPENT = _index(RESULTS.max_steps_reached)
+
+
+def _budget_spent(steps: int, rejected: int) -> str:
+    """What spends a budget of steps, besides its being small."""
+    text = f"The budget of {steps} steps is spent (`max_steps`)."
+    if rejected > steps / 3:
+        return text + (
+            " Many steps were rejected: look for a discontinuity of the field (`jump_ts`), a "
+            "tolerance near the dtype's resolution, or a Jacobian that is wrong."
+        )
+    return text + (
+        " Few steps were rejected, so they are short because of accuracy, or, with an explicit "
+        "solver, because the system is stiff: use an implicit solver such as `kvaerno5()`, a "
+        "larger `rtol`, or a larger `max_steps`."
+    )
 
 
 @typechecked
@@ -109,7 +132,7 @@ def _concrete(x: Any) -> Any:
 def _one(x: Any, outcome: RESULTS) -> str:
     if isinstance(x, Simulation):
         return _paragraph(_facts(x), _names(x))
-    return message(outcome, int(jax.tree.leaves(outcome)[0])) or "Successful."
+    return message(outcome, _index(outcome)) or "Successful."
 
 
 def _names(simulation: Simulation) -> list[str]:

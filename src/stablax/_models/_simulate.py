@@ -24,23 +24,24 @@ def check_call(
     """The inputs of a call as arrays of one dtype, or an error that names the wrong one."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
-    if jnp.ndim(ts) != 1 or jnp.size(ts) == 0:
+    ts = jnp.asarray(ts, dtype)
+    t0 = jnp.asarray(t0, dtype)
+    if ts.ndim != 1 or ts.size == 0:
         raise ValueError(
-            f"`ts` must be a vector of one or more times, got shape {jnp.shape(ts)}; for a single "
-            "time, `ts=jnp.array([t])`."
+            f"`ts` must be a vector of one or more times, got shape {ts.shape}; for a single "
+            "time, `ts=[t]`."
         )
     if not is_traced((ts, t0)):
-        times = np.concatenate([np.atleast_1d(np.asarray(t0, float)), np.asarray(ts, float)])
+        times = np.concatenate([np.asarray(t0)[None], np.asarray(ts)])
         if not np.isfinite(times).all():
             raise ValueError("`ts` and `t0` must be finite.")
         steps = np.diff(times)
         if not ((steps >= 0).all() or (steps <= 0).all()):
             raise ValueError(
                 "`ts` must go in one direction from `t0` (all later, or all earlier and "
-                f"decreasing), got t0 = {times[0]:g} and ts = {np.array2string(times[1:], threshold=8)}."
+                f"decreasing), got t0 = {times[0]:g} and ts = "
+                f"{np.array2string(times[1:], threshold=8)}."
             )
-    ts = jnp.asarray(ts, dtype)
-    t0 = jnp.asarray(t0, dtype)
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
     if not is_traced(y0):

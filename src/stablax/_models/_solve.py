@@ -113,9 +113,7 @@ def _controller(
 
 
 def _stop(tree):
-    return jtu.tree_map(
-        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree
-    )
+    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
@@ -217,12 +215,8 @@ def _summarise(solution, controller, guard: Guard, y0, ts, active) -> Simulation
     if guard.fill is not None and guard.reject:
         resting = is_okay(result) & (record.masked_accepted > 0)
         result = RESULTS.where(resting, RESULTS.masked, result)
-    starts_finite = jnp.all(
-        jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)])
-    )
-    result = RESULTS.where(
-        is_okay(result) & ~starts_finite, RESULTS.not_finite, result
-    )
+    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
+    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
     if guard.reject and guard.is_bounded:
         # Where no step was asked for, no step has looked.
         inside = guard.contains(y0, controller.rtol, controller.atol)

@@ -5,7 +5,6 @@ from typing import Any, final
 import diffrax
 import equinox as eqx
 import jax.lax as lax
-import jax.numpy as jnp
 
 from .._results import RESULTS, is_okay
 from .._states import as_args, finite_or_zero, select, state_dtype
@@ -89,9 +88,7 @@ class SteadyThenSimulate(eqx.Module):
             progress_meter=progress_meter,
         )
         self._steady = Static(
-            _SteadyOptions(
-                as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability
-            )
+            _SteadyOptions(as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability)
         )
 
     @property

@@ -29,9 +29,7 @@ class PatientChord(optx.AbstractRootFinder):
 
     @property
     def _chord(self) -> diffrax.VeryChord:
-        return diffrax.VeryChord(
-            rtol=self.rtol, atol=self.atol, norm=self.norm, kappa=self.kappa
-        )
+        return diffrax.VeryChord(rtol=self.rtol, atol=self.atol, norm=self.norm, kappa=self.kappa)
 
     def init(self, *args, **kwargs):
         return self._chord.init(*args, **kwargs)

@@ -38,7 +38,9 @@ def _declared_rows(conserved: Frozen, size: int) -> np.ndarray:
     return rows
 
 
-def projector(conserved: Frozen | str | None, field, y0: Float[Array, " n"], clip) -> Float[Array, "n n"]:
+def projector(
+    conserved: Frozen | str | None, field, y0: Float[Array, " n"], clip
+) -> Float[Array, "n n"]:
     """The orthogonal projector onto the rows of L. `field` maps flat states to flat dy/dt."""
     if conserved is None:
         return jnp.zeros((y0.size, y0.size), y0.dtype)
@@ -69,15 +71,16 @@ def _detect(field, y0: Array, clip) -> Array:
     rows = jnp.where(rows > 0, 1 / rows, 1)
     scaled = rows[:, None] * stacked
     columns = jnp.max(jnp.abs(scaled), axis=0)
-    scaled = scaled * jnp.where(columns > 0, 1 / columns, 1)
+    scaled = scaled * jnp.where(columns > 0, 1 / columns, 1)[None, :]
     left, sizes, _ = jnp.linalg.svd(scaled, full_matrices=False)
     null = sizes <= 1e3 * y0.size * jnp.finfo(y0.dtype).eps * jnp.max(sizes)
     # A left null vector of D J is D^-1 times one of J; then orthonormal again, by QR with the
     # other columns zero.
-    basis = jnp.where(null, left * rows[:, None], 0)
-    basis = basis / jnp.maximum(jnp.linalg.norm(basis, axis=0), jnp.finfo(y0.dtype).tiny)
+    basis = jnp.where(null[None, :], left * rows[:, None], 0)
+    length = jnp.linalg.norm(basis, axis=0, keepdims=True)
+    basis = basis / jnp.maximum(length, jnp.finfo(y0.dtype).tiny)
     gram, vectors = jnp.linalg.eigh(basis @ basis.T)
-    kept = jnp.where(gram > 1e-6, vectors, 0)
+    kept = jnp.where((gram > 1e-6)[None, :], vectors, 0)
     return lax.stop_gradient(kept @ kept.T)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from .._failure import raise_if
 from .._fields import as_guarded
 from .._results import RESULTS, is_okay, message
-from .._states import all_finite, as_args, as_state, state_dtype
+from .._states import all_finite, as_args, as_state, select, state_dtype
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._conserved import as_conserved, check_conserved, projector
@@ -23,7 +23,7 @@ from ._methods import AbstractSteadyMethod, Chain
 from ._problem import Factored, SteadyProblem
 from ._steady_state import SteadyState
 
-# Rates and states in one vector: eigenvalues of larger Jacobians cost more than the search.
+# Eigenvalues of larger Jacobians cost more than the search.
 _LARGEST_FOR_STABILITY = 100
 
 
@@ -156,9 +156,7 @@ def explain_steady(facts) -> str:
 
 @eqx.filter_jit
 def _find(split, y0, args, t, chain, conserved, rtol, atol, max_steps, stability):
-    return steady_state(
-        split.tree, y0, args, t, chain, conserved, rtol, atol, max_steps, stability
-    )
+    return steady_state(split.tree, y0, args, t, chain, conserved, rtol, atol, max_steps, stability)
 
 
 def steady_state(
@@ -186,76 +184,79 @@ def steady_state(
     problem = SteadyProblem(
         autonomous, flat_y0_, conserving, lower, upper, rtol, atol, guard.reject
     )
-    y, residual, result, stage, steps, stable = _run_chain(problem, chain, max_steps, stability)
-    ok = result == RESULTS.successful
-    residual_fn = _Residual(flat_field)
-    y = _differentiable(y, ok, conserving, (closed, flat_y0, t, args), residual_fn)
+    found, steps = _run_chain(problem, chain, max_steps, stability)
+    ok = found.result == RESULTS.successful
+    inputs = (closed, flat_y0, t, args)
+    y = _differentiable(found.y, ok, conserving, inputs, _Residual(flat_field))
     return SteadyState(
         y=unravel(y),
-        residual=residual,
-        result=result,
-        method=stage,
+        residual=found.residual,
+        result=found.result,
+        method=found.stage,
         num_steps=steps,
-        stable=stable,
+        stable=found.stable if _with_stability(flat_y0.size, stability) else None,
         stages=tuple(m.name for m in chain.methods),
     )
 
 
-def _run_chain(problem: SteadyProblem, chain: Chain, max_steps: int, stability: bool | None):
-    size = problem.y0.size
-    with_stability = size <= _LARGEST_FOR_STABILITY if stability is None else stability
-    startable = jnp.all(jnp.isfinite(problem.y0)) & problem.inside(problem.y0)
-    start_result = RESULTS.where(
-        jnp.all(jnp.isfinite(problem.y0)), RESULTS.left_bounds, RESULTS.not_finite
-    )
+class _Verdict(eqx.Module):
+    """A state, and whether it is an admissible steady state."""
+
+    y: Array
+    residual: Array
+    result: RESULTS
+    stable: Array
+    stage: Array
+
+
+def _run_chain(
+    problem: SteadyProblem, chain: Chain, max_steps: int, stability: bool | None
+) -> tuple[_Verdict, Array]:
+    """The verdict on the stage that won (or that says most about why none did), and the steps of
+    all stages."""
+    finite = all_finite(problem.y0)
+    conserved = problem.conserves()
+    startable = finite & conserved & problem.inside(problem.y0)
+    refused = RESULTS.where(conserved, RESULTS.left_bounds, RESULTS.not_conserved)
+    refused = RESULTS.where(finite, refused, RESULTS.not_finite)
+
     done = ~startable
     best = None
     steps = jnp.array(0)
     for index, method in enumerate(chain.methods):
         attempt = method.search(problem, max_steps, done)
         steps = steps + attempt.num_steps
-        verdict = _judge(problem, attempt.y, with_stability)
-        if best is None:
-            best = (attempt.y, *verdict[:2], jnp.array(index), verdict[2])
-        else:
-            # A later failure replaces an earlier one only if it knows more (an unstable or a
-            # singular steady state says more than none).
-            better = ~done & (_rank(verdict[1]) <= _rank(best[2]))
-            new = (attempt.y, *verdict[:2], jnp.array(index), verdict[2])
-            best = _choose(better, new, best)
-        done = done | (best[2] == RESULTS.successful)
+        new = _judge(problem, attempt.y, stability, jnp.array(index))
+        # A later failure replaces an earlier one unless it knows less.
+        worse = False if best is None else done | (_rank(new.result) > _rank(best.result))
+        best = new if best is None else select(worse, best, new)
+        done = done | (best.result == RESULTS.successful)
     assert best is not None
-    y, residual, result, stage, stable = best
-    result = RESULTS.where(startable, result, start_result)
-    y = jnp.where(jnp.isfinite(y), y, 0)
-    residual = jnp.where(jnp.isfinite(residual), residual, jnp.finfo(y.dtype).max)
-    return y, residual, result, stage, steps, stable if with_stability else None
-
-
-def _choose(pred, new, old):
-    chosen = [jnp.where(pred, a, b) for a, b in zip(new[:2], old[:2], strict=True)]
-    return (
-        *chosen,
-        RESULTS.where(pred, new[2], old[2]),
-        jnp.where(pred, new[3], old[3]),
-        jnp.where(pred, new[4], old[4]),
+    verdict = _Verdict(
+        y=jnp.where(jnp.isfinite(best.y), best.y, 0),
+        residual=jnp.minimum(best.residual, jnp.finfo(best.y.dtype).max),
+        result=RESULTS.where(startable, best.result, refused),
+        stable=best.stable,
+        stage=best.stage,
     )
+    return verdict, steps
 
 
-def _rank(result: RESULTS) -> Array:
+def _rank(result: Any) -> Array:
     """Which of two results says more: a steady state before a reason, a reason before none."""
     rank = jnp.where(result == RESULTS.successful, 0, 2)
     return jnp.where(result == RESULTS.no_steady_state, 3, rank)
 
 
-def _judge(problem: SteadyProblem, y: Array, with_stability: bool):
-    """Whether `y` is an admissible steady state, from the bare residual."""
+def _judge(problem: SteadyProblem, y: Array, stability: bool | None, stage: Array) -> _Verdict:
+    """Looks at the bare residual at `y`, whatever the search said."""
     value, jacobian = problem.linearise(y)
     finite = all_finite((y, value, jacobian))
     jacobian = jnp.where(finite, jacobian, jnp.eye(y.size, dtype=y.dtype))
     factored = Factored(jacobian)
     singular = factored.is_singular()
     residual = problem.size(factored.solve(value), y)
+    residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     # Rounding in f can hold the last step a little above the tolerance.
     converged = finite & (residual < 10 * problem.rtol) & ~singular
     admissible = converged & problem.inside(y) & problem.keeps_conserved(y)
@@ -263,14 +264,22 @@ def _judge(problem: SteadyProblem, y: Array, with_stability: bool):
     moves = problem.size(problem.field(y), y)
     scale = jnp.max(jnp.abs(jacobian))
     flat = finite & singular & (moves <= jnp.sqrt(problem.rtol) * scale) & problem.inside(y)
-    if with_stability:
+    if _with_stability(y.size, stability):
         # On the conserved directions the Jacobian of F is -1, so they do not count.
         stable = finite & jnp.all(jnp.real(jnp.linalg.eigvals(jacobian)) < 0)
     else:
         stable = jnp.array(True)
-    result = RESULTS.where(stable, RESULTS.successful, RESULTS.unstable_steady_state)
+    steady = RESULTS.where(
+        stable,
+        RESULTS.successful,
+        RESULTS.unstable_steady_state,  # pyright: ignore
+    )
     missing = RESULTS.where(flat, RESULTS.singular_steady_state, RESULTS.no_steady_state)
-    return residual, RESULTS.where(admissible, result, missing), stable
+    return _Verdict(y, residual, RESULTS.where(admissible, steady, missing), stable, stage)
+
+
+def _with_stability(size: int, stability: bool | None) -> bool:
+    return size <= _LARGEST_FOR_STABILITY if stability is None else stability
 
 
 class _Residual(eqx.Module):

@@ -22,9 +22,7 @@ class AbstractSteadyMethod(eqx.Module):
     """A search for a steady state."""
 
     @abc.abstractmethod
-    def search(
-        self, problem: SteadyProblem, max_steps: int, done: Bool[Array, ""]
-    ) -> Attempt:
+    def search(self, problem: SteadyProblem, max_steps: int, done: Bool[Array, ""]) -> Attempt:
         """Searches from `problem.y0`. Where `done`, it takes no step (under `vmap` every lane
         runs every stage, so a lane that needs no fallback starts it finished)."""
 
@@ -120,7 +118,9 @@ class PseudoTransient(AbstractSteadyMethod):
             trial = y + step
             value_trial = problem.residual(trial)
             # What the linearisation missed, as a correction of the step.
-            missed = problem.size(factored.solve(value_trial - step / h), jnp.maximum(jnp.abs(y), jnp.abs(trial)))
+            missed = problem.size(
+                factored.solve(value_trial - step / h), jnp.maximum(jnp.abs(y), jnp.abs(trial))
+            )
             ok = problem.inside(trial) & (missed < self.nonlinearity)
             relaxed = rate(value, y) / rate(value_trial, trial)
             growth = jnp.clip(relaxed, 1.5, 5.0) * jnp.where(missed < self.nonlinearity / 4, 1, 0.5)

@@ -46,7 +46,22 @@ class SteadyProblem(eqx.Module):
         if not self.rejects:
             return jnp.array(True)
         slack = lambda b: self.atol + self.rtol * jnp.abs(jnp.where(jnp.isfinite(b), b, 0))
-        return jnp.all((y >= self.lower - slack(self.lower)) & (y <= self.upper + slack(self.upper)))
+        return jnp.all(
+            (y >= self.lower - slack(self.lower)) & (y <= self.upper + slack(self.upper))
+        )
+
+    def conserves(self) -> Bool[Array, ""]:
+        """Whether the field keeps the conserved quantities (P f = 0), at `y0` and next to it."""
+        size = jnp.exp(0.5 * jnp.sin(1.0 + jnp.arange(self.y0.size, dtype=self.y0.dtype)))
+
+        def at(y):
+            flux = self.field(y)
+            scale = jnp.abs(self.projector) @ jnp.abs(flux)
+            loose = jnp.sqrt(jnp.finfo(flux.dtype).eps)
+            kept = jnp.abs(self.projector @ flux) <= 1e2 * loose * scale
+            return jnp.all(kept) | ~jnp.all(jnp.isfinite(flux))
+
+        return at(self.y0) & at(self.clip(self.y0 * size))
 
     def keeps_conserved(self, y: Array) -> Bool[Array, ""]:
         # Where L f = 0 does not hold, F has roots at which y has left the manifold and f is not 0.
@@ -68,7 +83,7 @@ class Factored(eqx.Module):
         self.rows = _inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
         scaled = self.rows[:, None] * matrix
         self.columns = _inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
-        self.lu, self.pivots = lu_factor(scaled * self.columns)
+        self.lu, self.pivots = lu_factor(scaled * self.columns[None, :])
 
     def solve(self, b: Array) -> Array:
         return self.columns * lu_solve((self.lu, self.pivots), self.rows * b)

@@ -1,0 +1,122 @@
+"""What stablax costs: the same solve with and without it, in one run.
+
+    python benchmarks/overheads.py
+
+Ratios of medians of warm runs, interleaved; one process. Compilation is timed once for each side.
+"""
+
+import time
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import stablax as sx
+
+jax.config.update("jax_enable_x64", True)
+TS = jnp.linspace(0.1, 2.0, 10)
+
+
+class Bare(eqx.Module):
+    """The same layers as the guarded field, without the guard."""
+
+    field: sx.MLPField
+
+    def __call__(self, t, y, args):
+        return self.field.vector_field(t, y, args)
+
+
+def bare_solve(field, solver, y0):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        solver,
+        0.0,
+        TS[-1],
+        None,
+        y0,
+        saveat=diffrax.SaveAt(ts=TS),
+        stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-9, pcoeff=0.4, icoeff=0.3),
+    ).ys
+
+
+def timed(fns: dict, repeats: int = 41) -> dict:
+    compile_s, times = {}, {name: [] for name in fns}
+    for name, fn in fns.items():
+        start = time.perf_counter()
+        jax.block_until_ready(fn())
+        compile_s[name] = time.perf_counter() - start
+    for _ in range(repeats):
+        for name, fn in fns.items():
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            times[name].append(time.perf_counter() - start)
+    return {name: (float(np.median(times[name])), compile_s[name]) for name in fns}
+
+
+def report(title: str, fns: dict) -> None:
+    result = timed(fns)
+    (base, base_compile), *_ = result.values()
+    for name, (seconds, compile_s) in result.items():
+        print(
+            f"| {title} | {name} | {seconds * 1e3:.3f} ms | {seconds / base:.2f} | "
+            f"{compile_s:.1f} s | {compile_s / base_compile:.2f} |",
+            flush=True,
+        )
+
+
+def main():
+    print("| what | | time | ratio | first call | ratio |\n|---|---|---|---|---|---|")
+    field = sx.MLPField(4, 64, 2, key=jax.random.key(0), guard=sx.Guard(-10.0, 10.0))
+    y0 = jnp.array([1.0, -1.0, 0.5, 0.0])
+
+    for solver in (diffrax.Tsit5(), sx.kvaerno5()):
+        controller = sx.StiffPID(1e-6, 1e-9, pcoeff=0.4, icoeff=0.3)
+
+        def losses(field, solver=solver, controller=controller):
+            def model_loss(field):
+                model = sx.Simulate(field, solver=solver, controller=controller)
+                return jnp.mean(model(y0, TS, throw=False).ys ** 2)
+
+            return {
+                "diffrax, bare field": lambda f: jnp.mean(bare_solve(Bare(f), solver, y0) ** 2),
+                "diffrax, guarded field": lambda f: jnp.mean(bare_solve(f, solver, y0) ** 2),
+                "stablax model": model_loss,
+            }
+
+        name = type(solver).__name__
+        for what, transform in (("forward", lambda f: f), ("gradient", eqx.filter_grad)):
+            compiled = {k: eqx.filter_jit(transform(loss)) for k, loss in losses(field).items()}
+            report(
+                f"{name}, {what}",
+                {k: (lambda fn=fn: fn(field)) for k, fn in compiled.items()},
+            )
+
+    model = sx.Simulate(lambda t, y, args: -y)
+    state = jnp.ones(2)
+
+    def unchecked():
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(decay),
+            sx.kvaerno5(),
+            0.0,
+            2.0,
+            None,
+            state,
+            saveat=diffrax.SaveAt(ts=TS),
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-9),
+        ).ys
+
+    report(
+        "one eager call (checks, dispatch and solve)",
+        {"diffrax": unchecked, "stablax model": lambda: model(state, TS).ys},
+    )
+
+
+def decay(t, y, args):
+    return -y
+
+
+if __name__ == "__main__":
+    main()

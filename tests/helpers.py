@@ -1,0 +1,177 @@
+"""The registries that the contract tests run over, and what several tests share.
+
+A new field, solver, controller, method or model joins its registry here; the contract suite
+(`test_contracts.py`) then holds it to every invariant.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stablax as sx
+
+ROOT = Path(__file__).parent.parent
+
+
+def data_file(name: str) -> Path:
+    """A file of real measurements, or a skip where there is none."""
+    folder = Path(os.environ.get("STABLAX_DATA", ROOT.parent / "shared" / "data"))
+    path = folder / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in STABLAX_DATA ({folder})")
+    return path
+
+
+class Pendulum(sx.GuardedField):
+    """A PyTree state: a dict of an array and a scalar."""
+
+    stiffness: jax.Array
+
+    def vector_field(self, t, y, args):
+        return {"q": y["p"] * jnp.ones(2), "p": -jnp.sum(self.stiffness * jnp.sin(y["q"]))}
+
+
+class SquareRoot(sx.GuardedField):
+    """A finite value with an infinite derivative at 0, and nan below it."""
+
+    rate: jax.Array
+
+    def vector_field(self, t, y, args):
+        return -self.rate * jnp.sqrt(y) + 0.1
+
+
+class Overflowing(sx.GuardedField):
+    """Exponentials that overflow beyond |y| ~ 700."""
+
+    p: jax.Array
+
+    def vector_field(self, t, y, args):
+        return jnp.expm1(self.p - y) * jnp.exp(self.p) + t
+
+
+class Case(NamedTuple):
+    """A field, where it is admissible, and what it is evaluated with."""
+
+    make: Callable[[sx.Guard], Any]
+    guard: sx.Guard
+    y: Any
+    args: Any = None
+    bare: Callable[[Any], Callable] = lambda field: field.vector_field
+
+
+FIELDS: dict[str, Case] = {
+    "subclass": Case(
+        lambda guard: Overflowing(jnp.array([0.5, -1.0]), guard=guard),
+        sx.Guard(-30.0, 30.0),
+        jnp.array([0.3, -0.2]),
+    ),
+    "square root": Case(
+        lambda guard: SquareRoot(jnp.array([1.5, 0.3]), guard=guard),
+        sx.Guard(0.0),
+        jnp.array([0.5, 2.0]),
+    ),
+    "dict state": Case(
+        lambda guard: Pendulum(jnp.array([1.0, 2.0]), guard=guard),
+        sx.Guard({"q": np.array([-3.0, -4.0]), "p": -5.0}, {"q": 4.0, "p": None}),
+        {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
+    ),
+    "wrapped function": Case(
+        lambda guard: sx.Guarded(lambda t, y, args: -args * jnp.log(y), guard),
+        sx.Guard(1e-8, np.array([10.0, 20.0])),
+        jnp.array([0.5, 2.0]),
+        args=jnp.array([1.0, 3.0]),
+        bare=lambda field: field.fn,
+    ),
+    "MLPField": Case(
+        lambda guard: sx.MLPField(2, 8, 2, key=jax.random.key(1), guard=guard),
+        sx.Guard(-2.0, 2.0),
+        jnp.array([0.5, -0.5]),
+    ),
+}
+
+
+def _patient(solver: type) -> diffrax.AbstractSolver:
+    return solver(root_finder=diffrax.with_stepsize_controller_tols(sx.PatientChord)())
+
+
+SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
+    "Tsit5": diffrax.Tsit5,
+    "Dopri5": diffrax.Dopri5,
+    "FiniteSteps(Tsit5)": lambda: sx.FiniteSteps(diffrax.Tsit5()),
+    "kvaerno5": sx.kvaerno5,
+    "Kvaerno3": lambda: _patient(diffrax.Kvaerno3),
+    "KenCarp4": lambda: _patient(diffrax.KenCarp4),
+}
+
+ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+    "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
+    "DirectAdjoint": diffrax.DirectAdjoint,
+    "ForwardMode": diffrax.ForwardMode,
+}
+
+CONTROLLERS: dict[str, Callable[[], diffrax.AbstractStepSizeController]] = {
+    **{
+        f"StiffPID {name}": lambda name=name: sx.StiffPID.preset(name)
+        for name in sx.StiffPID.presets()
+    },
+    "PIDController": lambda: diffrax.PIDController(rtol=1e-6, atol=1e-9),
+    "ClipStepSizeController": lambda: diffrax.ClipStepSizeController(
+        diffrax.PIDController(rtol=1e-6, atol=1e-9), jump_ts=jnp.array([0.25])
+    ),
+    "ConstantStepSize": diffrax.ConstantStepSize,
+    "StepTo": lambda: diffrax.StepTo(ts=np.linspace(0, 1, 101)),
+}
+
+METHODS: dict[str, Callable[[], Any]] = {
+    "Newton": sx.Newton,
+    "PseudoTransient": sx.PseudoTransient,
+    "Chain": sx.Chain,
+}
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "Simulate": sx.Simulate,
+    "SteadyThenSimulate": sx.SteadyThenSimulate,
+}
+
+
+def dt0_for(controller: diffrax.AbstractStepSizeController) -> float | None:
+    return 0.01 if isinstance(controller, diffrax.ConstantStepSize) else None
+
+
+def all_finite(tree: Any) -> bool:
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)
+
+
+def richardson(fn: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-2) -> np.ndarray:
+    """The gradient of `fn` by central differences, extrapolated to fourth order."""
+    x = np.asarray(x, float)
+    gradient = np.zeros_like(x)
+    for i in range(x.size):
+        unit = np.eye(x.size)[i]
+
+        def difference(h, unit=unit):
+            return (float(fn(x + h * unit)) - float(fn(x - h * unit))) / (2 * h)
+
+        gradient[i] = (4 * difference(step / 2) - difference(step)) / 3
+    return gradient
+
+
+class Counted:
+    """A callable that counts how often Python runs it: once for each trace."""
+
+    def __init__(self, fn: Callable):
+        self.fn = fn
+        self.calls = 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.fn(*args, **kwargs)

@@ -1,0 +1,247 @@
+"""The invariants of the design, each over every member of the registries."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    ADJOINTS,
+    CONTROLLERS,
+    FIELDS,
+    METHODS,
+    MODELS,
+    SOLVERS,
+    all_finite,
+    dt0_for,
+)
+from jax.flatten_util import ravel_pytree
+
+import stablax as sx
+
+EXTREMES = (np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0)
+
+
+@pytest.fixture(params=FIELDS)
+def case(request):
+    return FIELDS[request.param]
+
+
+# --- inside the guard nothing changes
+
+
+def _assert_same_inside(case, y, bitwise):
+    field = case.make(case.guard)
+    bare = case.bare(field)
+    t = jnp.array(0.5)
+    tangent = jax.tree.map(lambda x: jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape), y)
+    same = np.testing.assert_array_equal if bitwise else np.testing.assert_allclose
+
+    def pair(fn):
+        return jax.jvp(lambda y: fn(t, y, case.args), (y,), (tangent,))
+
+    ours, theirs = pair(field), pair(bare)
+    if not bitwise:
+        ours, theirs = jax.jit(lambda: pair(field))(), jax.jit(lambda: pair(bare))()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if bitwise:
+            same(np.asarray(a), np.asarray(b))
+        else:
+            same(np.asarray(a), np.asarray(b), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("bitwise", [True, False], ids=["eagerly", "jit"])
+def test_inside_the_guard_nothing_changes(case, bitwise):
+    _assert_same_inside(case, case.y, bitwise)
+
+
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_the_bounds_are_inside(case, side):
+    lower, upper = case.guard.bounds(case.y)
+    bound = lower if side == "lower" else upper
+    y = jax.tree.map(lambda b, x: jnp.where(np.isfinite(b), b, x), bound, case.y)
+    field = case.make(case.guard)
+    bare = case.bare(field)(jnp.array(0.5), y, case.args)
+    slope = jax.jacfwd(lambda y: case.bare(field)(jnp.array(0.5), y, case.args))(y)
+    if not all_finite((bare, slope)):
+        pytest.skip("the bare field has no derivative on this bound")
+    _assert_same_inside(case, y, bitwise=True)
+    assert not field.activity(0.5, y, case.args).any
+
+
+# --- outside, derivatives are finite
+
+
+def test_derivatives_are_finite_everywhere(case):
+    field = case.make(case.guard)
+    params, static = sx.partition(field)
+    flat, unravel = ravel_pytree(case.y)
+
+    def out(params, flat):
+        dy = eqx.combine(params, static)(0.5, unravel(flat), case.args)
+        return ravel_pytree(dy)[0]
+
+    states = [jnp.full_like(flat, x) for x in EXTREMES]
+    states += [flat.at[0].set(x) for x in EXTREMES]
+    states = jnp.stack(states)
+    of_loss = jax.grad(lambda p, y: jnp.sum(out(p, y)), argnums=(0, 1))
+    for derivative in (
+        lambda y: jax.jacfwd(out, argnums=1)(params, y),
+        lambda y: jax.jacrev(out, argnums=1)(params, y),
+        lambda y: of_loss(params, y),
+    ):
+        assert all_finite(jax.jit(jax.vmap(derivative))(states))
+        assert all_finite(derivative(states[0]))
+
+
+def test_a_masked_output_is_not_finite_unless_filled(case):
+    y = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), case.y)
+    bare = case.make(case.guard)(0.5, y, case.args)
+    assert not all_finite(bare)
+    g = case.guard
+    filled = case.make(sx.Guard(g.lower, g.upper, fill=0.25))(0.5, y, case.args)
+    masked = case.make(case.guard).activity(0.5, y, case.args).masked
+    for value, mask in zip(jax.tree.leaves(filled), jax.tree.leaves(masked), strict=True):
+        assert np.all(np.asarray(value)[np.asarray(mask)] == 0.25)
+        assert all_finite(value)
+
+
+def test_a_pull_draws_back_and_changes_nothing_inside(case):
+    g = case.guard
+    pulling = case.make(sx.Guard(g.lower, g.upper, pull=3.0))
+    plain = case.make(g)
+    inside = [f(0.5, case.y, case.args) for f in (pulling, plain)]
+    assert eqx.tree_equal(*inside)
+    lower, _ = g.bounds(case.y)
+    below = jax.tree.map(lambda lo, y: jnp.where(np.isfinite(lo), lo - 2.0, y), lower, case.y)
+    difference = jax.tree.map(
+        lambda a, b: a - b, pulling(0.5, below, case.args), plain(0.5, below, case.args)
+    )
+    for d, lo in zip(jax.tree.leaves(difference), jax.tree.leaves(lower), strict=True):
+        np.testing.assert_allclose(d, np.where(np.isfinite(lo), 6.0, 0.0), atol=1e-12)
+
+
+# --- leaves are parameters
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_leaves_are_parameters(case, model, controller):
+    field = case.make(case.guard)
+    made = CONTROLLERS[controller]()
+    model = MODELS[model](field, controller=made, dt0=dt0_for(made))
+    expected = jax.tree.leaves(eqx.filter(field, eqx.is_inexact_array))
+    leaves = jax.tree.leaves(model)
+    assert len(leaves) == len(expected)
+    assert all(a is b for a, b in zip(leaves, expected, strict=True))
+    assert eqx.tree_equal(model.field, field)
+    again = MODELS[model_name(model)](
+        field, controller=CONTROLLERS[controller](), dt0=dt0_for(made)
+    )
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    assert hash(jax.tree.structure(again)) == hash(jax.tree.structure(model))
+
+
+def model_name(model):
+    return type(model).__name__
+
+
+def test_fields_can_be_constructed_abstractly_and_in_batches(case):
+    shapes = eqx.filter_eval_shape(case.make, case.guard)
+    leaves = jax.tree.leaves(eqx.filter(case.make(case.guard), eqx.is_array))
+    for abstract, leaf in zip(
+        jax.tree.leaves(eqx.filter(shapes, lambda x: hasattr(x, "shape"))), leaves, strict=True
+    ):
+        assert abstract.shape == leaf.shape
+
+
+def test_members_can_be_made_in_a_batch():
+    def make(key):
+        return sx.Simulate(sx.MLPField(2, 4, 1, key=key))
+
+    ensemble = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 3))
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(ensemble))
+
+
+# --- failure is data, gradients are the gradients: every solver with every adjoint
+
+
+def _wall(t, y, args):
+    """y' = k y, and nan beyond the wall."""
+    rate, wall = args
+    return jnp.where(y < wall, rate * y, jnp.nan)
+
+
+# good; runs into the wall; good, and one in which an explicit solver runs out of steps
+RATES = jnp.array([-1.0, 2.0, 0.5, -1e5])
+WALLS = jnp.array([10.0, 1.5, 10.0, 10.0])
+TIMES = jnp.array([0.5, 1.0])
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_failures_are_data_and_gradients_are_right(solver, adjoint):
+    model = sx.Simulate(_wall, solver=SOLVERS[solver](), adjoint=ADJOINTS[adjoint](), max_steps=500)
+
+    def ys(rate, y0, wall):
+        sim = model(y0, TIMES, args=(rate, wall), throw=False)
+        return sim.ys, sim
+
+    derivative = jax.jacfwd if adjoint == "ForwardMode" else jax.jacrev
+    run = jax.jit(jax.vmap(derivative(ys, argnums=(0, 1), has_aux=True)))
+    (d_rate, d_y0), sim = run(RATES, jnp.ones(4), WALLS)
+
+    assert all_finite((d_rate, d_y0, sim.ys))
+    ok = np.asarray(sx.is_successful(sim))
+    explicit = solver in ("Tsit5", "Dopri5", "FiniteSteps(Tsit5)")
+    assert ok.tolist() == [True, False, True, not explicit]
+    exact = np.exp(np.outer(RATES, TIMES))
+    np.testing.assert_allclose(np.asarray(sim.ys)[ok], exact[ok], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(d_y0)[ok], exact[ok], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(d_rate)[ok], (np.asarray(TIMES) * exact)[ok], rtol=1e-3, atol=1e-6
+    )
+    # A failed sample has no gradient at all, and says where it stopped.
+    assert not np.any(np.asarray(d_rate)[~ok]) and not np.any(np.asarray(d_y0)[~ok])
+    assert "not finite" in sx.explain(sim)
+    assert not sim.reached[1].any() or float(TIMES[0]) < np.log(1.5) / 2
+    if explicit:
+        assert "budget of 500 steps" in sx.explain(sim)
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_every_controller_solves_and_ends_at_a_wall(controller):
+    made = CONTROLLERS[controller]()
+    model = sx.Simulate(_wall, controller=made, dt0=dt0_for(made), max_steps=2000)
+    sim = jax.vmap(lambda r, w: model(1.0, TIMES, args=(r, w), throw=False))(RATES[:3], WALLS[:3])
+    assert np.asarray(sx.is_successful(sim)).tolist() == [True, False, True]
+    exact = np.exp(np.outer(RATES[:3], TIMES))
+    tolerance = 5e-3 if "fast" in controller else 1e-4
+    np.testing.assert_allclose(sim.ys[0], exact[0], rtol=tolerance)
+    assert all_finite(sim.ys)
+    assert int(sim.guard.rejected_not_finite[1]) > 0
+
+
+# --- steady states
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_the_steady_state_and_its_sensitivities(method):
+    """A <-> B: the truth is in closed form."""
+
+    def field(t, y, k):
+        flux = k[0] * y[0] - k[1] * y[1]
+        return jnp.stack([-flux, flux])
+
+    def root(k, y0):
+        found = sx.find_steady_state(
+            field, y0, k, method=METHODS[method](), conserved=np.ones((1, 2))
+        )
+        return found.y
+
+    k, y0 = jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0])
+    np.testing.assert_allclose(root(k, y0), [0.6, 0.4], atol=1e-9)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        dk, dy0 = derivative(root, argnums=(0, 1))(k, y0)
+        np.testing.assert_allclose(dk[0], [-0.12, 0.08], atol=1e-6)
+        np.testing.assert_allclose(dy0[0], [0.6, 0.6], atol=1e-6)

@@ -1,0 +1,95 @@
+"""The house stays easy to live in: the habits that a machine can check."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+
+import equinox as eqx
+import pytest
+from helpers import ROOT
+
+import stablax as sx
+
+SOURCE = ROOT / "src" / "stablax"
+MODULES = sorted(m.name for m in pkgutil.walk_packages([str(SOURCE)], "stablax.") if not m.ispkg)
+PUBLIC = [name for name in vars(sx) if not name.startswith("_")]
+
+
+def test_every_module_is_private():
+    names = {name.split(".")[1] for name in MODULES}
+    assert all(name.startswith("_") for name in names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_is_too_large_or_imports_what_is_private(name):
+    path = SOURCE.joinpath(*name.split(".")[1:]).with_suffix(".py")
+    text = path.read_text()
+    assert len(text.splitlines()) <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            imported = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in imported:
+            assert not re.search(r"\.(internal|_src|_[a-z])", module), module
+
+
+# A module imports from its own family and from the layers below.
+LAYERS = ["_fields", "_control", "_solvers", "_steady", "_models", "_training"]
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_data_flows_one_way(family):
+    above = LAYERS[LAYERS.index(family) + 1 :]
+    for path in (SOURCE / family).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                first, *deeper = node.module.split(".")
+                assert first not in above, f"{path.name} imports from {node.module}"
+                assert not (first in LAYERS and deeper), f"{path.name}: {node.module} is private"
+
+
+def _classes():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and cls.__module__ == name and issubclass(cls, eqx.Module):
+                yield cls
+
+
+@pytest.mark.parametrize("cls", list(_classes()), ids=lambda cls: cls.__name__)
+def test_a_class_is_abstract_or_final(cls):
+    """No class inherits from a concrete one of ours, and no method is overridden that has a
+    body; `GuardedField` is the one declared template."""
+    for base in cls.__mro__[1:]:
+        ours = base.__module__.startswith("stablax.")
+        if ours and not inspect.isabstract(base):
+            pytest.fail(f"{cls.__name__} inherits from the concrete {base.__name__}")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented(name):
+    thing = getattr(sx, name)
+    assert (inspect.getdoc(thing) or "").strip(), name
+    if inspect.isfunction(thing):
+        doc = inspect.getdoc(thing) or ""
+        for parameter in inspect.signature(thing).parameters:
+            assert f"`{parameter}`" in doc, f"{name} does not document `{parameter}`"
+
+
+def test_the_public_names_of_the_design():
+    expected = """Guard GuardedField Guarded MLPField GuardActivity StiffPID FiniteSteps kvaerno5
+    find_steady_state SteadyState Simulate SteadyThenSimulate Simulation GuardSummary partition
+    Frozen masked_mean RESULTS is_successful explain"""
+    assert set(expected.split()) <= set(PUBLIC)
+
+
+def test_links_of_the_documents_exist():
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            if "://" not in link:
+                assert (document.parent / link).exists(), f"{document.name}: {link}"

@@ -1,0 +1,236 @@
+"""From a model to optax and back: partition, masked means, files."""
+
+import functools
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import all_finite
+
+import stablax as sx
+
+MODELS = [sx.Simulate, sx.SteadyThenSimulate]
+
+
+# --- partition
+
+
+def trees(key) -> dict[str, Any]:
+    field = sx.MLPField(2, 4, 1, key=key, guard=sx.Guard(np.array([-2.0, -3.0]), 3.0))
+    return {
+        "field": field,
+        "Simulate": sx.Simulate(field),
+        "SteadyThenSimulate": sx.SteadyThenSimulate(field, controller=diffrax.PIDController(1, 1)),
+        "network": eqx.nn.MLP(2, 2, 4, 1, key=key),
+        "any tree": {"a": jnp.ones(2), "b": [np.ones(3), jnp.arange(2), "name", None, 1.5]},
+    }
+
+
+@pytest.mark.parametrize("name", ["field", *[M.__name__ for M in MODELS], "network", "any tree"])
+def test_partition_is_that_of_equinox(key, name):
+    tree = trees(key)[name]
+    params, static = sx.partition(tree)
+    assert eqx.tree_equal((params, static), eqx.partition(tree, eqx.is_inexact_array))
+    assert eqx.tree_equal(eqx.combine(params, static), tree)
+
+
+@pytest.mark.parametrize("name", ["field", *[M.__name__ for M in MODELS]])
+def test_partition_of_a_model_leaves_nothing_static(key, name):
+    model = trees(key)[name]
+    params, static = sx.partition(model)
+    assert jax.tree.leaves(static) == []
+    assert jax.tree.structure(params) == jax.tree.structure(model)
+
+
+# --- masked_mean
+
+OK = np.array([True, False, True, False])
+
+
+def results(ok: np.ndarray) -> sx.RESULTS:
+    """A batch: successful, or the largest number of steps reached."""
+
+    def one(ok):
+        return sx.RESULTS.where(ok, sx.RESULTS.successful, sx.RESULTS.max_steps_reached)
+
+    return jax.tree.map(lambda x: x.reshape(ok.shape), jax.vmap(one)(jnp.asarray(ok.ravel())))
+
+
+def test_masked_mean_is_the_mean_of_what_succeeded():
+    losses = jnp.array([1.0, 2.0, 4.0, 8.0])
+    assert sx.masked_mean(losses, results(OK)) == 2.5
+    assert sx.masked_mean(losses, results(np.ones(4, bool))) == 3.75
+    assert sx.masked_mean(losses.reshape(2, 2), results(OK.reshape(2, 2))) == 2.5
+    assert sx.masked_mean(jnp.array(3.0), sx.RESULTS.successful) == 3.0
+    assert sx.masked_mean(jnp.array(3.0), diffrax.RESULTS.max_steps_reached) == 0.0
+    assert sx.masked_mean(losses.astype(jnp.float32), results(OK)).dtype == jnp.float32
+
+
+def test_masked_mean_takes_numpy_arrays():
+    assert sx.masked_mean(np.array([1.0, 2.0, 4.0, 8.0]), results(OK)) == 2.5  # pyright: ignore
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("compile", [lambda f: f, jax.jit], ids=["eagerly", "jit"])
+def test_masked_mean_keeps_failed_samples_out_of_value_and_gradient(poison, compile):
+    def loss(x):
+        # At a failed sample value and derivative are non-finite.
+        bad = jnp.where(OK, 1.0, poison)
+        return sx.masked_mean(bad * x**2, results(OK))
+
+    value, gradient = compile(jax.value_and_grad(loss))(jnp.array([1.0, 2.0, 3.0, 4.0]))
+    assert value == 5.0
+    np.testing.assert_array_equal(np.asarray(gradient)[OK], [1.0, 3.0])
+
+
+def test_masked_mean_gives_failed_losses_a_gradient_of_zero():
+    gradient = jax.grad(sx.masked_mean)(jnp.array([1.0, jnp.nan, 4.0, jnp.inf]), results(OK))
+    np.testing.assert_array_equal(gradient, [0.5, 0.0, 0.5, 0.0])
+
+
+def test_masked_mean_of_failures_is_zero_without_gradient():
+    losses = jnp.array([1.0, jnp.nan, jnp.inf, -1.0])
+    value, gradient = jax.value_and_grad(sx.masked_mean)(losses, results(np.zeros(4, bool)))
+    assert value == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros(4))
+
+
+def test_masked_mean_names_both_shapes():
+    with pytest.raises(ValueError, match=r"`losses` has shape \(3,\).* batch of shape \(4,\)"):
+        sx.masked_mean(jnp.ones(3), results(OK))
+    with pytest.raises(ValueError, match=r"`losses` has shape \(4, 1\).* batch of shape \(4,\)"):
+        sx.masked_mean(jnp.ones((4, 1)), results(OK))
+    with pytest.raises(ValueError, match=r"`losses` has shape \(\).* batch of shape \(4,\)"):
+        sx.masked_mean(jnp.ones(()), results(OK))
+    with pytest.raises(TypeError, match="Simulation"):
+        sx.masked_mean(jnp.ones(4), jnp.asarray(OK))
+
+
+def test_masked_mean_under_vmap():
+    losses = jnp.arange(12.0).reshape(3, 4)
+    ok = np.array([OK, ~OK, np.zeros(4, bool)])
+    means = jax.vmap(sx.masked_mean)(losses, results(ok))
+    np.testing.assert_array_equal(means, [1.0, 6.0, 0.0])
+
+
+# --- a batch, one sample of which fails, in training
+
+
+class Wall(eqx.Module):
+    """y' = network(y) + args, and nan beyond 2."""
+
+    network: eqx.nn.MLP
+
+    def __call__(self, t, y, args):
+        return jnp.where(y < 2, self.network(y) + args, jnp.nan)
+
+
+TS = np.array([0.5, 1.0])
+Y0 = jnp.array([0.1, 0.2])
+SLOPES = jnp.array([0.1, 50.0, -0.3])  # with the second, every start runs into the wall
+
+
+def build(key, Model=sx.Simulate):
+    field = Wall(eqx.nn.MLP(2, 2, 4, 1, key=key))
+    return Model(field, solver=diffrax.Heun(), controller=sx.StiffPID.preset("fast"))
+
+
+@functools.cache
+def solve():
+    @eqx.filter_jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(model, slopes):
+        sims = jax.vmap(lambda slope: model(Y0, TS, args=slope, throw=False))(slopes)
+        losses = jnp.mean((sims.ys - 0.5) ** 2, axis=(1, 2))
+        return sx.masked_mean(losses, sims), (sims, losses)
+
+    return loss
+
+
+def test_a_failed_sample_does_not_touch_the_others(key):
+    model = build(key)
+    (value, (sims, losses)), gradient = solve()(model, SLOPES)
+    np.testing.assert_array_equal(sx.is_successful(sims), [True, False, True])
+    np.testing.assert_allclose(value, (losses[0] + losses[2]) / 2, rtol=1e-14)
+    # The same batch with a good sample twice: (2 a + c) / 3; and with the other twice.
+    (_, _), first = solve()(model, SLOPES[jnp.array([0, 0, 2])])
+    (_, _), second = solve()(model, SLOPES[jnp.array([0, 2, 2])])
+    assert all_finite(gradient)
+    for g, a, b in zip(*map(jax.tree.leaves, (gradient, first, second)), strict=True):
+        np.testing.assert_allclose(g, (a + b) / 2, rtol=1e-9, atol=1e-12)
+
+    (value, (sims, _)), gradient = solve()(model, SLOPES[jnp.array([1, 1, 1])])
+    assert value == 0.0 and not np.any(sx.is_successful(sims))
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(gradient))
+
+
+# --- files
+
+
+def train(model, steps=5):
+    optimiser = optax.adam(3e-2)
+    state = optimiser.init(model)
+    update = jax.jit(optimiser.update)
+    values = []
+    for _ in range(steps):
+        (value, _), gradient = solve()(model, SLOPES)
+        updates, state = update(gradient, state, model)
+        model = optax.apply_updates(model, updates)
+        values.append(float(value))
+    return model, values
+
+
+def test_a_trained_model_is_saved_and_restored(key, tmp_path):
+    trained, values = train(build(key))
+    assert values == sorted(values, reverse=True) and values[-1] < 0.9 * values[0]
+
+    path = tmp_path / "model.eqx"
+    eqx.tree_serialise_leaves(path, trained)
+    for like in (build(jr.key(7)), eqx.filter_eval_shape(build, key)):
+        restored = eqx.tree_deserialise_leaves(path, like)
+        assert eqx.tree_equal(restored, trained)
+        (_, (ours, _)), _ = solve()(restored, SLOPES)
+        (_, (theirs, _)), _ = solve()(trained, SLOPES)
+        np.testing.assert_array_equal(ours.ys, theirs.ys)
+
+
+@pytest.mark.parametrize("Model", MODELS)
+def test_files_hold_the_parameters_and_no_options(key, tmp_path, Model):
+    path = tmp_path / "model.eqx"
+    saved = build(key, Model)
+    eqx.tree_serialise_leaves(path, saved)
+    other = Model(Wall(eqx.nn.MLP(2, 2, 4, 1, key=jr.key(7))), max_steps=77)
+    restored = eqx.tree_deserialise_leaves(path, other)
+    assert restored.options.max_steps == 77
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(saved), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_file_of_another_size_is_refused(key, tmp_path):
+    path = tmp_path / "model.eqx"
+    eqx.tree_serialise_leaves(path, build(key))
+    larger = sx.Simulate(Wall(eqx.nn.MLP(2, 2, 8, 1, key=key)))
+    with pytest.raises(RuntimeError, match="shape"):
+        eqx.tree_deserialise_leaves(path, larger)
+
+
+# --- data that a loss closes over
+
+
+@pytest.mark.parametrize("Model", MODELS)
+@pytest.mark.parametrize("convert", [jnp.asarray, np.asarray], ids=["jax", "numpy"])
+def test_a_loss_may_close_over_its_data(key, Model, convert):
+    """A concrete start is checked against the guard under `jit` as well."""
+    model = Model(sx.MLPField(2, 4, 1, key=key, guard=sx.Guard(np.array([-2.0, -3.0]), 3.0)))
+    y0 = convert([0.1, 0.2])
+    shape = eqx.filter_eval_shape(lambda m: m(y0, TS, throw=False).ys, model)
+    assert shape.shape == (2, 2)
+    outside = jnp.array([0.1, 5.0])
+    with pytest.raises(ValueError, match="outside the guard's box"):
+        eqx.filter_eval_shape(lambda m: m(outside, TS, throw=False).ys, model)
