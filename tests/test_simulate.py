@@ -336,3 +336,20 @@ def test_one_lane_without_a_steady_state_changes_nothing_in_the_others():
     alone, _ = run(d[jnp.array([0, 0, 2])])
     np.testing.assert_allclose(gradient[jnp.array([0, 2])], alone[jnp.array([0, 2])], rtol=1e-10)
     assert gradient[1] == 0.0
+
+
+def test_rates_beyond_the_digits_of_the_dtype_neither_raise_nor_lie():
+    """A <-> B at 1e25: I - h J is singular to the last bit, on which diffrax's root finder raises
+    in the backward pass; and its forward pass calls a state of 1e25 a success."""
+    model = sx.Simulate(_exchange)
+
+    def loss(k):
+        sim = model(jnp.array([1.0, 0.0]), TS, args=k, throw=False)
+        return jnp.sum(sim.ys**2), sim
+
+    k = jnp.outer(10.0 ** jnp.array([1, 5, 16, 25, 50, 100, 300]), BEFORE)
+    gradient, sims = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(k)
+    ok = np.asarray(sx.is_successful(sims))
+    assert ok[:2].all() and all_finite((gradient, sims.ys))
+    np.testing.assert_allclose(np.asarray(sims.ys)[ok, -1], [[0.6, 0.4]] * ok.sum(), rtol=1e-5)
+    assert not np.asarray(gradient)[~ok].any()

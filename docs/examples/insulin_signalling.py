@@ -156,15 +156,15 @@ def predict(problem: Problem, states, used=1.0):
     return offset + factors[problem.scale] * slope, factors
 
 
-def misfit(problem: Problem, simulations: sx.Simulation, chosen):
-    """Mean squared deviation of the `chosen` rows in units of their standard deviation: 1 is
-    what noise alone gives. Conditions that failed do not count."""
+def misfit(problem: Problem, simulations: sx.Simulation, weights):
+    """Mean squared deviation in units of the standard deviation, with `weights` for the rows: 1
+    is what noise alone gives. Conditions that failed do not count."""
     used = sx.is_successful(simulations)[problem.condition]
     predicted, _ = predict(problem, simulations.ys[problem.condition, problem.time], used)
-    squares = jnp.where(chosen, (predicted - problem.measured) / problem.sigma, 0.0) ** 2
+    squares = weights * ((predicted - problem.measured) / problem.sigma) ** 2
     conditions = len(problem.insulin[0])
     losses = jax.ops.segment_sum(squares, problem.condition, conditions)
-    return sx.masked_mean(losses * conditions / jnp.sum(chosen), simulations)
+    return sx.masked_mean(losses * (conditions / len(squares)), simulations)
 
 
 # --- the data ---------------------------------------------------------------------------------
@@ -262,28 +262,29 @@ def fit(problem: Problem, log_k, *, steps: int):
     state = optimiser.init(params)
     rows = np.arange(len(problem.measured))
 
-    def loss(params, chosen):
+    def loss(params, weights):
         model = eqx.combine(params, static)
         simulations = simulate(model, problem.y0, problem.ts, problem.insulin, problem.steady)
-        whole = misfit(problem, simulations, rows >= 0)
-        return misfit(problem, simulations, chosen), (whole, sx.is_successful(simulations))
+        whole = misfit(problem, simulations, np.ones(len(rows)))
+        return misfit(problem, simulations, weights), (whole, sx.is_successful(simulations))
 
     @jax.jit
-    def step(params, state, chosen):
-        gradient, report = jax.jacfwd(loss, has_aux=True)(params, chosen)
+    def step(params, state, weights):
+        gradient, report = jax.jacfwd(loss, has_aux=True)(params, weights)
         updates, state = optimiser.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, report
 
     best, before, after = params, None, math.inf
     with tqdm(range(steps + 1), desc="fit") as bar:  # after the last update, one look
         for i in bar:
-            chosen = rows % BATCHES == i % BATCHES
-            following, state, (value, successful) = step(params, state, chosen)
+            # The mean over the batches is the misfit of all rows.
+            weights = np.where(rows % BATCHES == i % BATCHES, float(BATCHES), 0.0)
+            following, state, (value, successful) = step(params, state, weights)
             before = float(value) if before is None else before
             if successful.all() and value < after:
                 after, best = float(value), params
             params = following
-            bar.set_postfix(misfit=f"{after:.3g}")
+            bar.set_postfix(misfit=f"{after:.3g}", refresh=False)
     return np.asarray(eqx.combine(best, static).field.log_k), before, after
 
 

@@ -35,8 +35,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "field with the bounds of its domain (`stablax.Guard`), or check the parameters."
     )
     not_conserved = (
-        "A row that was given as `conserved` is not conserved by the field: L f is not 0. Rows must "
-        'satisfy L f(t, y, args) = 0 at every state; `conserved="detect"` finds them.'
+        "A row that was given as `conserved` is not conserved by the field: L f is not 0. Rows "
+        'must satisfy L f(t, y, args) = 0 at every state; `conserved="detect"` finds them.'
     )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "

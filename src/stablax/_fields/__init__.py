@@ -4,5 +4,6 @@ from ._guarded import (
     Guarded as Guarded,
     GuardedField as GuardedField,
     as_guarded as as_guarded,
+    evaluate as evaluate,
 )
 from ._mlp import MLPField as MLPField

@@ -21,15 +21,22 @@ from .._static import is_traced
 from .._types import VF, Args, Y
 
 
-def gate(fn: VF, t: Any, y: Y, args: Args, lower: PyTree, upper: PyTree) -> PyTree:
+def gate(
+    fn: VF, t: Any, y: Y, args: Args, lower: PyTree, upper: PyTree, rounding: float = 0.0
+) -> PyTree:
     """`fn(t, y, args)`, with a derivative that is `fn`'s wherever `fn` and its derivative are
     finite, and finite everywhere else: there it is taken at a point next to `y` inside the
     bounds, or is zero if that does not help.
 
     Costs nothing but the call itself unless it is differentiated; then, one Jacobian-vector
     product more (the test whether the derivative is finite).
+
+    `rounding` is for implicit solvers, which factorise I - h J: where only `y` is perturbed, J is
+    made more negative on its diagonal by that fraction of its rows' size, a few units in the last
+    place. So where I is lost against h J (a conserved quantity at an extreme rate) the matrix is
+    still not singular to the last bit, on which diffrax's root finder would raise.
     """
-    return _gated(_closed(fn, t, y, args), t, y, args, lower, upper)
+    return _gated(_closed(fn, t, y, args), t, y, args, lower, upper, rounding)
 
 
 def _closed(fn: VF, t: Any, y: Y, args: Args) -> VF:
@@ -57,7 +64,7 @@ def _call(closed, t, y, args):
 
 
 @eqx.filter_custom_jvp
-def _gated(closed, t, y, args, lower, upper):
+def _gated(closed, t, y, args, lower, upper, rounding):
     return closed(t, y, args)
 
 
@@ -71,27 +78,32 @@ def _map_tangents(fn, tangents):
 
 @_gated.def_jvp
 def _gated_jvp(primals, tangents):
-    closed, t, y, args, lower, upper = primals
+    closed, t, y, args, lower, upper, rounding = primals
     out = _gated(*primals)
     tangents = tuple(tangents[:4])
+    only_y = not jtu.tree_leaves((tangents[:2], tangents[3]))
 
-    # A direction of ones meets every column, so the product is finite in all components only if
-    # the whole derivative is.
-    ones = _map_tangents(jnp.ones_like, tangents)
+    # A direction without zeros meets every column, so the product is finite in all components
+    # only if the whole derivative is; and an uneven one is in no null space by accident.
+    direction = (
+        *_map_tangents(jnp.ones_like, tangents[:2]),
+        _map_tangents(_uneven, tangents[2]),
+        _map_tangents(jnp.ones_like, tangents[3]),
+    )
     frozen = jtu.tree_map(
         lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x,
         (closed, t, y, args),
     )
 
     def usable(y):
-        at = (*frozen[:2], y, frozen[3])
-        return all_finite(eqx.filter_jvp(_call, at, ones))
+        value, slope = eqx.filter_jvp(_call, (*frozen[:2], y, frozen[3]), direction)
+        return all_finite((value, slope)), slope
 
-    here = usable(frozen[2])
+    here, slope = usable(frozen[2])
 
     def move():
         moved = jtu.tree_map(_off_the_walls, frozen[2], lower, upper)
-        return moved, usable(moved)
+        return moved, usable(moved)[0]
 
     moved, there = lax.cond(here, lambda: (frozen[2], jnp.array(True)), move)
     ok = here | there
@@ -104,7 +116,17 @@ def _gated_jvp(primals, tangents):
     y = jtu.tree_map(lambda a, b: jnp.where(here, a, b), y, moved)
     tangents = _map_tangents(lambda x: jnp.where(ok, x, 0), tangents)
     _, out_dot = eqx.filter_jvp(_call, (closed, t, y, args), tangents)
+    if rounding != 0 and only_y:
+
+        def perturb(dot, row, dy):  # None: no dependence
+            return dot if row is None or dy is None else dot - rounding * jnp.abs(row) * dy
+
+        out_dot = jtu.tree_map(perturb, out_dot, slope, tangents[2], is_leaf=_is_none)
     return out, jtu.tree_map(lambda x: jnp.where(ok, x, 0), out_dot)
+
+
+def _uneven(x: Array) -> Array:
+    return 1 + jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) / 2
 
 
 def _off_the_walls(y: Array, lower: Array, upper: Array) -> Array:

@@ -16,11 +16,13 @@ from ._gate import derivative_is_finite, gate
 from ._guard import Guard
 
 
-def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args) -> PyTree:
+def _evaluate(
+    guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, rounding: float = 0.0
+) -> PyTree:
     y = as_state(y, "y")
     t = jnp.asarray(t, state_dtype(y))
     clipped = guard.clip(y)
-    out = gate(fn, t, clipped, args, *guard.bounds(y))
+    out = gate(fn, t, clipped, args, *guard.bounds(y), rounding)
     same_shape_and_dtype(out, y, what)
     if guard.pull != 0:
         # `where`, not a sum with zero: inside the box the value is the field's to the last bit.
@@ -99,8 +101,7 @@ class GuardedField(eqx.Module):
 
     @final
     def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
-        what = f"`{type(self).__name__}.vector_field`"
-        return _evaluate(self.guard, self.vector_field, what, t, y, args)
+        return evaluate(self, t, y, args)
 
     def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
         """Which components are clipped, which outputs are masked, and whether a derivative is
@@ -127,15 +128,22 @@ class Guarded(eqx.Module):
             raise TypeError(f"`fn` must be a callable f(t, y, args), got {self.fn!r}.")
 
     def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
-        return _evaluate(self.guard, self.fn, f"The field `{_name(self.fn)}`", t, y, args)
+        return evaluate(self, t, y, args)
 
     def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
         """As [`GuardedField.activity`][]."""
         return _activity(self.guard, self.fn, t, y, args)
 
 
-def _name(fn: Any) -> str:
-    return getattr(fn, "__name__", type(fn).__name__)
+def evaluate(
+    field: GuardedField | Guarded, t: Any, y: Y, args: Args, rounding: float = 0.0
+) -> PyTree:
+    """What calling a guarded field does; `rounding` as in `gate`."""
+    if isinstance(field, Guarded):
+        name = getattr(field.fn, "__name__", type(field.fn).__name__)
+        return _evaluate(field.guard, field.fn, f"The field `{name}`", t, y, args, rounding)
+    what = f"`{type(field).__name__}.vector_field`"
+    return _evaluate(field.guard, field.vector_field, what, t, y, args, rounding)
 
 
 def as_guarded(field: VF) -> GuardedField | Guarded:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._control import AdmissibleSteps, Cause, StiffPID, admissible
-from .._fields import Guard, as_guarded
+from .._fields import Guard, as_guarded, evaluate
 from .._results import RESULTS, is_okay
 from .._solvers import FiniteSteps, kvaerno5
 from .._states import finite_or_zero, select, state_dtype
@@ -149,6 +149,15 @@ def _is_set(tolerance: Any) -> bool:
     return isinstance(tolerance, float) or callable(tolerance)
 
 
+def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
+    """By how much the Jacobian of an implicit solver may be perturbed: what its factorisation
+    rounds off anyway."""
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return 0.0
+    size = sum(x.size for x in jtu.tree_leaves(y0))
+    return 8 * float(np.sqrt(size) * np.finfo(state_dtype(y0)).eps)
+
+
 def integrate(
     field: VF,
     options: SolveOptions,
@@ -163,7 +172,10 @@ def integrate(
     guarded = as_guarded(field)
     guard = guarded.guard
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    closed = eqx.filter_closure_convert(guarded, t0, y0, args)
+    rounding = _rounding(options.solver, y0)
+    closed = eqx.filter_closure_convert(
+        lambda t, y, args: evaluate(guarded, t, y, args, rounding), t0, y0, args
+    )
     if guard.fill is None:
         masks = None
     else:

@@ -271,8 +271,8 @@ def _judge(problem: SteadyProblem, y: Array, stability: bool | None, stage: Arra
         stable = jnp.array(True)
     steady = RESULTS.where(
         stable,
-        RESULTS.successful,
-        RESULTS.unstable_steady_state,  # pyright: ignore
+        RESULTS.successful,  # pyright: ignore[reportArgumentType]
+        RESULTS.unstable_steady_state,
     )
     missing = RESULTS.where(flat, RESULTS.singular_steady_state, RESULTS.no_steady_state)
     return _Verdict(y, residual, RESULTS.where(admissible, steady, missing), stable, stage)
