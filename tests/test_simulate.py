@@ -118,6 +118,7 @@ def test_a_start_outside_the_box():
         (dict(adjoint=diffrax.ImplicitAdjoint()), TypeError, "`adjoint=ImplicitAdjoint` is ref"),
         (dict(controller=1e-3), TypeError, "step size controller"),
         (dict(controller=diffrax.ConstantStepSize()), ValueError, "as `dt0`"),
+        (dict(controller=sx.StiffPID.preset(guard=sx.Guard(0.0))), ValueError, "Guard the field"),
         (dict(max_steps=0), ValueError, "`max_steps` must be at least 1"),
         (dict(dt0=0.0), ValueError, "`dt0` must be a finite step size"),
     ],

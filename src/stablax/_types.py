@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from beartype import BeartypeConf, beartype
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, jaxtyped
+from jaxtyping import Array, ArrayLike, Float, PyTree, jaxtyped
 
 Y = PyTree[Float[Array, "..."]]
 """A state: any PyTree of real floating-point arrays."""
@@ -13,9 +13,7 @@ YLike = PyTree[ArrayLike]
 Args = PyTree[Any]
 VF = Callable[[Any, Any, Any], Any]
 """A vector field `f(t, y, args)`; returns `dy/dt` with the structure, shapes and dtype of `y`."""
-Times = Float[Array, " times"]
 ScalarLike = float | int | Float[ArrayLike, ""]
-BoolScalar = bool | Bool[Array, ""]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 # A float annotation takes an int as well (PEP 484), as Python itself does.

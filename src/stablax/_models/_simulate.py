@@ -14,8 +14,9 @@ from .._states import as_args, as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
+from ._options import SolveOptions, solve_options
 from ._simulation import Simulation
-from ._solve import SolveOptions, integrate, solve_options
+from ._solve import integrate
 
 
 def check_call(
@@ -111,7 +112,9 @@ class Simulate(eqx.Module):
         event: diffrax.Event | None = None,
         progress_meter: diffrax.AbstractProgressMeter | None = None,
     ):
-        options = solve_options(solver, controller, adjoint, max_steps, dt0, event, progress_meter)
+        options = solve_options(
+            field, solver, controller, adjoint, max_steps, dt0, event, progress_meter
+        )
         self._field = Split(field, "field")
         self._options = Static(options, "options")
 

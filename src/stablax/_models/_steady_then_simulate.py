@@ -19,9 +19,10 @@ from .._steady import (
 )
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
+from ._options import SolveOptions
 from ._simulate import Simulate, check_call
 from ._simulation import Simulation
-from ._solve import SolveOptions, integrate
+from ._solve import integrate
 
 
 class _SteadyOptions(eqx.Module):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._results import RESULTS
@@ -37,7 +38,5 @@ class SteadyState(eqx.Module):
     @property
     def method_name(self) -> Any:
         """The name of the stage that won (names in an array for a batch)."""
-        import numpy as np
-
         names = np.asarray(self.stages)[np.asarray(self.method)]
         return str(names) if names.ndim == 0 else names

@@ -1,0 +1,93 @@
+"""How a model solves: its options, and which of them cannot be protected."""
+
+import diffrax
+import equinox as eqx
+import numpy as np
+
+from .._control import StiffPID
+from .._fields import Guard, as_guarded
+from .._solvers import FiniteSteps, kvaerno5
+
+_ADJOINTS = (diffrax.RecursiveCheckpointAdjoint, diffrax.DirectAdjoint, diffrax.ForwardMode)
+
+
+class SolveOptions(eqx.Module):
+    """How to solve: everything about a model that is not its field. Held statically."""
+
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int
+    dt0: float | None
+    event: diffrax.Event | None
+    progress_meter: diffrax.AbstractProgressMeter
+
+
+def solve_options(
+    field, solver, controller, adjoint, max_steps, dt0, event, progress_meter
+) -> SolveOptions:
+    """The options of a model of `field`, with its defaults, checked."""
+    if solver is None:
+        solver = kvaerno5()
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"`solver` must be a diffrax solver, got {solver!r}.")
+    if isinstance(solver, FiniteSteps):
+        solver = solver.solver  # The field is protected from the inside; one gate is enough.
+    _check_terms(solver)
+    if controller is None:
+        controller = StiffPID.preset(solver=solver)
+    if not isinstance(controller, diffrax.AbstractStepSizeController):
+        raise TypeError(
+            f"`controller` must be a diffrax step size controller, got {controller!r}; for "
+            "instance `StiffPID.preset()`."
+        )
+    if isinstance(controller, StiffPID):
+        guard = as_guarded(field).guard
+        if controller.guard not in (Guard(), guard):
+            raise ValueError(
+                f"`controller` carries {controller.guard}, but the field {guard}. Guard the "
+                "field (`stablax.Guarded(field, guard)`): a model hands that to its controller."
+            )
+    if adjoint is None:
+        adjoint = diffrax.RecursiveCheckpointAdjoint()
+    if not isinstance(adjoint, _ADJOINTS):
+        names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
+        raise TypeError(
+            f"`adjoint={type(adjoint).__name__}` is refused: its backward pass cannot be "
+            f"protected against failed steps. Use {names}."
+            + (
+                " (`BacksolveAdjoint` is wrong on stiff systems as well.)"
+                if isinstance(adjoint, diffrax.BacksolveAdjoint)
+                else ""
+            )
+        )
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if dt0 is not None and not (np.isfinite(dt0) and dt0 != 0):
+        raise ValueError(f"`dt0` must be a finite step size, or None to choose one, got {dt0}.")
+    if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
+        raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
+    return SolveOptions(
+        solver,
+        controller,
+        adjoint,
+        max_steps,
+        None if dt0 is None else float(dt0),
+        event,
+        diffrax.NoProgressMeter() if progress_meter is None else progress_meter,
+    )
+
+
+def is_imex(solver: diffrax.AbstractSolver) -> bool:
+    return isinstance(solver, diffrax.KenCarp3 | diffrax.KenCarp4 | diffrax.KenCarp5 | diffrax.Sil3)
+
+
+def _check_terms(solver: diffrax.AbstractSolver) -> None:
+    structure = solver.term_structure
+    one_term = structure in (diffrax.AbstractTerm, diffrax.ODETerm)
+    if not (one_term or is_imex(solver)) or isinstance(solver, diffrax.AbstractWrappedSolver):
+        raise TypeError(
+            f"`solver={type(solver).__name__}` is refused: it does not take one ODE field. Use an "
+            "explicit or implicit Runge-Kutta method or an IMEX method (which treats the whole "
+            "field implicitly)."
+        )
