@@ -24,6 +24,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -134,7 +135,7 @@ def observe(problem: Problem, index: int, states, ts):
     return jnp.broadcast_to(offset, len(ts)), jnp.broadcast_to(slope, len(ts))
 
 
-def predict(problem: Problem, states, used=1.0):
+def predict(problem: Problem, states, used: Any = 1.0):
     """The prediction for each row of the data, and the scaling factors.
 
     The factors are linear, so for given states the best ones are known: weighted linear
@@ -170,7 +171,7 @@ def misfit(problem: Problem, simulations: sx.Simulation, weights):
 # --- the data ---------------------------------------------------------------------------------
 
 DOSES = (0.0, 0.01, 0.1, 0.3, 1.0, 10.0, 100.0)
-COURSE = (0.0, 0.5, 0.9, 1.3, 1.8, 2.3, 3.3, 5.3, 7.0, 10.0, 15.0, 20.0, 30.0)
+COURSE = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.3, 3.3, 5.3, 7.0, 10.0, 15.0, 20.0, 30.0)
 TWO_STEPS = (0.0, 0.35, 0.6, 0.9, 1.2, 1.5, 2.5, 4.0, 4.35, 4.6, 4.9, 5.2, 5.5, 7.0, 10.0)
 NOISE = 4.0  # standard deviation, where the largest value of a series is 100
 
@@ -222,9 +223,7 @@ def make_problem(key) -> Problem:
     signal, _ = predict(problem, states[condition, np.searchsorted(fine_ts, t)])
     largest = np.array([np.max(signal, where=scale == s, initial=0) for s in range(len(series))])
     noise = NOISE * jr.normal(key, signal.shape)
-    return dataclasses.replace(
-        problem, measured=np.asarray(100 * signal / largest[scale] + noise)
-    )
+    return dataclasses.replace(problem, measured=np.asarray(100 * signal / largest[scale] + noise))
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -257,6 +256,7 @@ def fit(problem: Problem, log_k, *, steps: int):
     """
     # Forward mode: with few parameters it is cheaper than going back through the solve.
     model = build_model(problem, log_k, adjoint=diffrax.ForwardMode())
+    params: Any
     params, static = sx.partition(model)
     optimiser = make_optimiser(problem, steps)
     state = optimiser.init(params)
@@ -272,7 +272,7 @@ def fit(problem: Problem, log_k, *, steps: int):
     def step(params, state, weights):
         gradient, report = jax.jacfwd(loss, has_aux=True)(params, weights)
         updates, state = optimiser.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, report
+        return eqx.apply_updates(params, updates), state, report
 
     best, before, after = params, None, math.inf
     with tqdm(range(steps + 1), desc="fit") as bar:  # after the last update, one look
@@ -291,24 +291,25 @@ def fit(problem: Problem, log_k, *, steps: int):
 # --- the figure -------------------------------------------------------------------------------
 
 
+def fine_doses(problem: Problem) -> np.ndarray:
+    given = problem.insulin[0][problem.insulin[0] > 0]
+    return np.append(0.0, np.geomspace(given.min() / 4, given.max(), 40))
+
+
 def curves(problem: Problem, log_k):
-    """The states at finely spaced times, in the problem's conditions and then at finely spaced
-    doses: `(times, states)`, of shapes `(times,)` and `(conditions, times, 9)`."""
-    ts = np.union1d(problem.ts, np.linspace(0, problem.ts[-1], 121))
-    doses = np.stack([fine_doses(problem), np.zeros_like(fine_doses(problem))], axis=1)
-    insulin = tuple(
-        np.concatenate(pair)
-        for pair in zip(problem.insulin, (doses, np.zeros_like(doses)), strict=True)
-    )
+    """The states at finely spaced times, in the problem's conditions and then at `fine_doses`:
+    `(times, states)`, of shapes `(times,)` and `(conditions, times, 9)`."""
+    ts = np.union1d(problem.ts, problem.ts[-1] * np.linspace(0, 1, 201) ** 2)
+    fine = fine_doses(problem)[:, None] * [1.0, 0.0]
+    doses, times = problem.insulin
+    insulin = np.concatenate([doses, fine]), np.concatenate([times, np.zeros_like(fine)])
     simulations = simulate(build_model(problem, log_k), problem.y0, ts, insulin, problem.steady)
     if not sx.is_successful(simulations).all():
         print(sx.explain(simulations))
-    return ts, simulations.ys
+    return ts, np.asarray(simulations.ys)
 
 
-def fine_doses(problem: Problem) -> np.ndarray:
-    given = problem.insulin[0][problem.insulin[0] > 0]
-    return np.append(0.0, np.geomspace(given.min() / 3, given.max(), 31))
+STYLES = ({"color": "0.6", "ls": "--"}, {"color": "tab:blue", "lw": 2})
 
 
 def draw(problem: Problem, fits: dict[str, np.ndarray], path: Path) -> None:
@@ -318,32 +319,24 @@ def draw(problem: Problem, fits: dict[str, np.ndarray], path: Path) -> None:
     height = math.ceil(len(series) / 2)
     figure = Figure(figsize=(9.5, 3.4 * height), layout="constrained")
     panels = figure.subplots(height, min(2, len(series)), squeeze=False).ravel()
-    solved = {}
-    for name, log_k in fits.items():
+    for (name, log_k), style in zip(fits.items(), STYLES, strict=True):
         ts, states = curves(problem, log_k)
         at_data = states[problem.condition, np.searchsorted(ts, problem.ts[problem.time])]
-        solved[name] = (ts, states, predict(problem, at_data)[1])
-    for panel, (scale, observable) in zip(panels, series, strict=False):
-        rows = (problem.scale == scale) & (problem.observable == observable)
-        for (name, (ts, states, factors)), style in zip(solved.items(), STYLES, strict=False):
+        factors = np.asarray(predict(problem, at_data)[1])
+        for panel, (scale, index) in zip(panels, series, strict=False):
+            rows = (problem.scale == scale) & (problem.observable == index)
             for x, times, followed in _lines(problem, rows, ts, states):
-                offset, slope = observe(problem, observable, followed, times)
+                offset, slope = observe(problem, index, followed, times)
                 panel.plot(x, offset + factors[scale] * slope, label=name, **style)
-        _draw_data(problem, rows, panel)
-        panel.set_ylabel(f"{problem.observables[observable].name} [arbitrary units]")
+                name = f"_{name}"  # one entry in the legend
+    for panel, (scale, index) in zip(panels, series, strict=False):
+        _draw_data(problem, (problem.scale == scale) & (problem.observable == index), panel)
+        panel.set_ylabel(f"{problem.observables[index].name} [arbitrary units]")
         panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
-    panels[0].legend(*_distinct(*panels[0].get_legend_handles_labels()), frameon=False)
+    panels[0].legend(frameon=False)
     for panel in panels[len(series) :]:
         panel.set_axis_off()
     figure.savefig(path, dpi=110)
-
-
-STYLES = ({"color": "0.6", "linestyle": "--"}, {"color": "tab:blue", "linewidth": 2})
-
-
-def _distinct(handles, labels):
-    found = dict(zip(labels, handles, strict=True))
-    return found.values(), found.keys()
 
 
 def _is_dose_response(problem: Problem, rows) -> bool:
@@ -364,23 +357,23 @@ def _lines(problem: Problem, rows, ts, states):
 
 def _draw_data(problem: Problem, rows, panel) -> None:
     doses, times = (x[problem.condition[rows]] for x in problem.insulin)
-    at = problem.ts[problem.time[rows]]
+    x = problem.ts[problem.time[rows]]
     if _is_dose_response(problem, rows):
+        least, most = fine_doses(problem)[[1, -1]]
+        panel.set_title(f"{x[0]:g} min after insulin")
+        panel.set_xlabel("insulin [nM]")
+        panel.set_xscale("symlog", linthresh=4 * least, linscale=0.4)
+        panel.set_xticks([0, *10.0 ** np.arange(np.ceil(np.log10(4 * least)), np.log10(most) + 1)])
+        panel.set_xlim(-least, 1.6 * most)
         x = doses.sum(axis=1)
-        panel.set_xscale("symlog", linthresh=fine_doses(problem)[1])
-        panel.set_xlim(left=0)
-        panel.set_xlabel(f"insulin [nM], {at[0]:g} min before")
     else:
-        x = at
-        first, second = doses[0]
-        added = f"{first:g} nM insulin" + (f", then {second:g} nM more" if second else "")
-        panel.set_title(added if len(set(problem.condition[rows])) == 1 else "")
+        given = [f"{d:g} nM at {t:g} min" for d, t in zip(doses[0], times[0], strict=True) if d]
+        panel.set_title("insulin: " + ", ".join(given) if np.ptp(doses, axis=0).max() == 0 else "")
         panel.set_xlabel("time [min]")
         for t in np.unique(times[(doses > 0) & (times > 0)]):
             panel.axvline(t, color="0.85", zorder=0)
-    panel.errorbar(
-        x, problem.measured[rows], problem.sigma[rows], fmt="ko", ms=4, capsize=2, label="data"
-    )
+    measured, sigma = problem.measured[rows], problem.sigma[rows]
+    panel.errorbar(x, measured, sigma, fmt="ko", ms=4, capsize=2, label="data")
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -389,12 +382,12 @@ def _draw_data(problem: Problem, rows, panel) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", metavar="FILE", help="measurements to fit, as JSON")
-    parser.add_argument("--steps", type=int, help="gradients to compute (default: 300)")
+    parser.add_argument("--steps", type=int, help="gradients to compute (default: 240)")
     parser.add_argument("--small", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the start")
     parser.add_argument("--output", type=Path, default=Path("insulin_signalling.png"))
     args = parser.parse_args(argv)
-    steps = (6 if args.small else 300) if args.steps is None else args.steps
+    steps = (6 if args.small else 240) if args.steps is None else args.steps
     if steps < 1:
         parser.error(f"--steps must be at least 1, got {steps}")
     if not args.output.parent.is_dir():

@@ -18,7 +18,6 @@ from .._types import VF, Args
 from ._options import SolveOptions, is_imex
 from ._simulation import GuardSummary, Simulation
 
-
 # The marker of a root finder's tolerance that diffrax takes from the controller.
 _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
 
