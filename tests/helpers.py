@@ -127,7 +127,6 @@ CONTROLLERS: dict[str, Callable[[], diffrax.AbstractStepSizeController]] = {
         diffrax.PIDController(rtol=1e-6, atol=1e-9), jump_ts=jnp.array([0.25])
     ),
     "ConstantStepSize": diffrax.ConstantStepSize,
-    "StepTo": lambda: diffrax.StepTo(ts=np.linspace(0, 1, 101)),
 }
 
 METHODS: dict[str, Callable[[], Any]] = {

@@ -59,12 +59,20 @@ def test_guards_are_values_without_leaves():
         (dict(lower=True), TypeError, "must be a number"),
         (dict(fill=np.inf), ValueError, "`fill` must be finite"),
         (dict(pull=-1.0), ValueError, "`pull` must be"),
+        (dict(fill="zero"), TypeError, "`fill` must be a number"),
+        (dict(pull=None), TypeError, "`pull` must be a number"),
         (dict(reject=1), TypeError, "`reject` must be"),
     ],
 )
 def test_bad_guards_are_refused_at_construction(arguments, error, words):
     with pytest.raises(error, match=words):
         sx.Guard(**arguments)
+
+
+def test_a_guard_is_needed_and_not_a_tuple():
+    for make in (lambda g: sx.Guarded(abs, g), lambda g: Decay(jnp.array(1.0), guard=g)):
+        with pytest.raises(TypeError, match="`guard` must be a `Guard"):
+            make((0.0, 1.0))
 
 
 def test_a_traced_bound_is_refused():

@@ -50,14 +50,14 @@ def pid() -> diffrax.PIDController:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "StiffPID": lambda: sx.SteadyThenSimulate(flows(), controller=sx.StiffPID.preset("fast")),
+    "StiffPID": lambda: sx.Simulate(flows(), controller=sx.StiffPID.preset("fast")),
     "PIDController": lambda: sx.Simulate(flows(), solver=diffrax.Tsit5(), controller=pid()),
     "ClipStepSizeController": lambda: sx.Simulate(
         flows(),
         solver=diffrax.Tsit5(),
         controller=diffrax.ClipStepSizeController(pid(), jump_ts=jnp.array([0.3])),
     ),
-    "ConstantStepSize": lambda: sx.Simulate(
+    "ConstantStepSize": lambda: sx.SteadyThenSimulate(
         flows(), solver=diffrax.Heun(), controller=diffrax.ConstantStepSize(), dt0=0.02
     ),
 }
@@ -298,8 +298,6 @@ def test_learning_rates_are_injected(fit):
 
 
 def test_lbfgs_searches_along_a_whole_model():
-    model = sx.Simulate(flows())
-
     def loss(model):
         return jnp.sum((model.field.vector_field(0.0, Y0, 2.0) - 0.3) ** 2)
 
@@ -307,17 +305,18 @@ def test_lbfgs_searches_along_a_whole_model():
 
     @jax.jit
     def step(model, state):
-        value, gradient = optax.value_and_grad_from_state(loss)(model, state=state)
+        value, gradient = jax.value_and_grad(loss)(model)
         updates, state = optimiser.update(
             gradient, state, model, value=value, grad=gradient, value_fn=loss
         )
         return optax.apply_updates(model, updates), state
 
-    state = optimiser.init(model)
+    start = sx.Simulate(flows())
+    model, state = start, optimiser.init(start)
     for _ in range(10):
         model, state = step(model, state)
-    assert loss(model) < 1e-5 * loss(sx.Simulate(flows()))
-    assert without_parameters(model) == without_parameters(sx.Simulate(flows()))
+    assert loss(model) < 1e-5 * loss(start)
+    assert without_parameters(model) == without_parameters(start)
 
 
 # --- one controller for another
@@ -344,7 +343,7 @@ def test_controllers_change_nothing_in_parameters_or_optimiser_state(controller,
 
 
 def test_training_goes_on_with_another_controller(tmp_path):
-    first, then = fit_of("ConstantStepSize"), fit_of("PIDController")
+    first, then = fit_of("StiffPID"), fit_of("PIDController")
     optimiser = optimiser_of("clip and adamw")
     model, state = first.model, optimiser.init(first.model)
     for _ in range(3):
@@ -358,7 +357,7 @@ def test_training_goes_on_with_another_controller(tmp_path):
     assert isinstance(loaded.options.controller, diffrax.PIDController)
     ours, theirs = then.gradient(loaded), first.gradient(model)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-2, atol=1e-4)
     loaded, _ = optimiser.step(ours, loaded_state, loaded)
     bare = jax.tree.leaves(model)
     bare_state = jax.tree.unflatten(
@@ -428,7 +427,7 @@ class NetworkField(eqx.Module):
 # https://github.com/patrick-kidger/equinox/issues/853
 @pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate])
 def test_equinox_590_853_activation_of_a_field_under_multi_steps(key, Model):
-    field = sx.Guarded(NetworkField(eqx.nn.MLP(2, 2, 4, 2, key=key)))
+    field = sx.Guarded(NetworkField(eqx.nn.MLP(2, 2, 4, 1, key=key)))
     assert any(callable(leaf) for leaf in jax.tree.leaves(field))  # the MLP's activations
     raw = Holder(field, None)
     with pytest.raises(TypeError, match="function|custom_jvp"):

@@ -86,9 +86,10 @@ def test_float32_stays_float32():
     [
         (dict(ts=1.0), "vector of one or more times"),
         (dict(ts=[]), "vector of one or more times"),
-        (dict(ts=[1.0, 0.5]), "one direction"),
-        (dict(ts=[1.0, 2.0], t0=1.5), "one direction"),
+        (dict(ts=[1.0, 0.5]), "in one direction"),
+        (dict(ts=[1.0, 2.0], t0=1.5), "in one direction"),
         (dict(ts=[np.inf]), "must be finite"),
+        (dict(y0=jnp.zeros(0)), "no component"),
         (dict(y0=jnp.array([1.0, np.nan])), "not finite"),
         (dict(y0={}), "holds no array"),
     ],
@@ -121,6 +122,7 @@ def test_a_start_outside_the_box():
         (dict(controller=sx.StiffPID.preset(guard=sx.Guard(0.0))), ValueError, "Guard the field"),
         (dict(max_steps=0), ValueError, "`max_steps` must be at least 1"),
         (dict(dt0=0.0), ValueError, "`dt0` must be a finite step size"),
+        (dict(controller=diffrax.StepTo(ts=[0.0, 1.0])), TypeError, "`controller=StepTo"),
     ],
 )
 def test_what_cannot_work_is_refused_at_construction(options, error, words):
@@ -182,6 +184,11 @@ def test_a_new_value_is_not_a_new_program():
     model(2.0, TS, args=3.0)
     model(jnp.array(3.0), np.array([0.1, 0.2]), args=np.array(3.0))
     sx.Simulate(field)(2.0, TS, args=3.0)
+    model(np.float64(3.0), TS, args=np.float64(4.0))
+    assert field.calls == traced
+    model(1.0, TS, args=1)
+    traced = field.calls
+    model(1.0, TS, args=2)
     assert field.calls == traced
 
 
@@ -196,6 +203,40 @@ def test_jit_vmap_and_derivatives_agree():
     forward = sx.Simulate(_linear, adjoint=diffrax.ForwardMode())
     slope = jax.jacfwd(lambda k: forward(1.0, TS, args=k).ys[-1])(1.0)
     np.testing.assert_allclose(slope, -np.exp(-1.0), rtol=1e-3)
+
+
+def test_forward_mode_with_the_default_adjoint_says_what_to_do():
+    with pytest.raises(TypeError, match="adjoint=diffrax.ForwardMode()"):
+        jax.jacfwd(lambda k: MODEL(1.0, TS, args=k).ys)(1.0)
+
+
+def test_traced_times_that_make_no_sense_are_a_result():
+    times = jnp.array([[0.5, 1.0], [1.0, 0.5], [jnp.nan, 0.5], [-0.5, -1.0]])
+    sims = jax.jit(jax.vmap(lambda ts: MODEL(1.0, ts, args=2.0, throw=False)))(times)
+    assert sx.is_successful(sims).tolist() == [True, False, False, True]
+    assert "one direction" in sx.explain(sims) and not sims.reached[1:3].any()
+    np.testing.assert_allclose(sims.ys[0], np.exp(-2.0 * TS), rtol=1e-4)
+
+
+def test_the_first_step_has_the_sign_of_the_direction():
+    model = sx.Simulate(_linear, dt0=0.01)
+    np.testing.assert_allclose(model(1.0, [-1.0], args=1.0).ys, np.exp(1.0), rtol=1e-4)
+
+
+def test_an_empty_leaf_and_a_large_fixed_step():
+    sim = sx.Simulate(lambda t, y, args: y)({"a": jnp.zeros(0), "b": jnp.ones(1)}, [1.0])
+    np.testing.assert_allclose(sim.ys["b"], np.exp(1.0), rtol=1e-4)
+    fixed = dict(solver=diffrax.Euler(), controller=diffrax.ConstantStepSize(), dt0=1.0)
+    sim = sx.Simulate(lambda t, y, args: 1e9 * jnp.ones_like(y), **fixed)(0.0, [1.0])
+    np.testing.assert_allclose(sim.ys, 1e9)
+
+
+def test_the_end_of_one_solve_can_start_the_next():
+    """A state just below its bound, by less than the tolerance, is inside."""
+    model = sx.Simulate(sx.Guarded(_linear, sx.Guard(0.0)), controller=sx.StiffPID.preset("fast"))
+    assert sx.is_successful(model(-5e-7, TS, args=1.0))
+    with pytest.raises(ValueError, match="outside the guard's box"):
+        model(-5e-6, TS, args=1.0)
 
 
 def test_times_are_differentiable():

@@ -245,3 +245,45 @@ def test_sensitivities_against_differences():
     exact = richardson(jax.jit(value), k)
     np.testing.assert_allclose(jax.grad(value)(jnp.asarray(k)), exact, rtol=1e-6)
     np.testing.assert_allclose(jax.jacfwd(value)(jnp.asarray(k)), exact, rtol=1e-6)
+
+
+def test_a_slow_leak_is_no_conserved_quantity():
+    """v = k (y0 - y1) exchanges; y1 leaks at a rate d, a thousand million times slower."""
+
+    def field(t, y, args):
+        k, d = args
+        v = k * (y[0] - y[1])
+        return jnp.stack([-v, v + d * (1 - y[1])])
+
+    with pytest.raises(ValueError, match="not conserved"):
+        sx.find_steady_state(field, Y0, (1.0, 1e-7), conserved=[1.0, 1.0])
+    for k, d in ((1.0, 1e-7), (1e5, 1e-8)):
+        found = sx.find_steady_state(field, Y0, (k, d), conserved="detect", throw=False)
+        assert not sx.is_successful(found) or np.allclose(found.y, 1.0, rtol=1e-5)
+
+
+def test_a_search_can_start_at_the_steady_state():
+    """There f is rounding, and so is L f."""
+    rates = np.random.default_rng(0).uniform(0.1, 10.0, (6, 6))
+    matrix = jnp.asarray(rates - np.diag(rates.sum(axis=0)))
+    field = lambda t, y, args: matrix @ y
+    first = sx.find_steady_state(field, jnp.eye(6)[0], conserved=np.ones(6))
+    again = sx.find_steady_state(field, first.y, conserved=np.ones(6))
+    np.testing.assert_allclose(again.y, first.y, rtol=1e-12)
+
+
+def test_a_detected_row_that_depends_on_the_parameters_is_differentiated():
+    """Volumes as parameters: k1 y0 + k0 y1 is conserved, and y* = (k1 a + k0 b) / (k0 + k1)."""
+
+    def field(t, y, k):
+        return (y[0] - y[1]) * jnp.stack([-k[0], k[1]])
+
+    def root(k, y0):
+        return sx.find_steady_state(field, y0, k, conserved="detect").y[0]
+
+    k, y0 = jnp.array([2.0, 3.0]), jnp.array([1.0, 0.2])
+    exact = jax.grad(lambda k, y0: (k[1] * y0[0] + k[0] * y0[1]) / (k[0] + k[1]), (0, 1))(k, y0)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        ours = jax.jit(derivative(root, argnums=(0, 1)))(k, y0)
+        for a, b in zip(ours, exact, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)

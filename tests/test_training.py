@@ -48,6 +48,22 @@ def test_partition_of_a_model_leaves_nothing_static(key, name):
     assert jax.tree.structure(params) == jax.tree.structure(model)
 
 
+@pytest.mark.parametrize("name", [M.__name__ for M in MODELS])
+def test_a_part_of_a_model_is_trained(key, name):
+    """The parameters are reached through `model.field`, in specifications as in models."""
+    model = trees(key)[name]
+    nothing = jax.tree.map(lambda _: False, model)
+    spec = eqx.tree_at(lambda m: m.field.layers[1].bias, nothing, True)
+    params, static = eqx.partition(model, spec)
+    assert len(jax.tree.leaves(params)) == 1
+    optimiser = optax.adamw(1e-2, weight_decay=0.1)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimiser.update(gradient, optimiser.init(params), params)
+    trained = eqx.combine(eqx.apply_updates(params, updates), static)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), trained, model)
+    assert eqx.tree_equal(moved, spec)
+
+
 # --- masked_mean
 
 OK = np.array([True, False, True, False])

@@ -1,7 +1,18 @@
-"""Reads a model's measurements from a JSON file.
+"""Reads measurements of insulin signalling from a JSON file.
 
-The format is a PEtab problem (https://petab.readthedocs.io) in one file: `species`, `rhs`, `y0`,
-`constants`, `conditions`, `parameters`, `observables`, `measurements`; numbers may be strings.
+The format is a PEtab problem (https://petab.readthedocs.io) in one file. Numbers may be strings.
+
+- `species`, `rhs`, `y0`: names, right-hand sides (which must be the model's) and initial values.
+- `constants`: values by name. `conditions`: for each, what replaces `insulin_dose_1`,
+  `insulin_dose_2` [nM], `insulin_time_1`, `insulin_time_2` [min] of the constants.
+- `parameters`: `parameterId`, `nominalValue` (it overrides the constant of that name),
+  `lowerBound`, `upperBound`, `parameterScale`, and `estimate`, "0" for one that is held.
+- `observables`: `id`, `formula` and `noise` (the standard deviation), with placeholders
+  `observableParameter1_<id>` and `noiseParameter1_<id>`.
+- `measurements`: `observableId`, `preequilibrationConditionId`, `simulationConditionId`, `time`
+  [min], `measurement`, and what fills the placeholders, `observableParameters` (a scaling factor,
+  estimated within its bounds) and `noiseParameters` (taken at its nominal value).
+
 Formulas are evaluated by a small interpreter over `ast`, never by `eval`.
 """
 
@@ -59,7 +70,10 @@ _FUNCTIONS: dict[str, Callable] = {
 
 
 class Formula:
-    """An arithmetic expression over named quantities; `formula(values)` evaluates it."""
+    """An arithmetic expression over named quantities; `formula(values)` evaluates it.
+
+    `where` it stands is for the message of a `ProblemError`.
+    """
 
     def __init__(self, text: str, where: str):
         try:
@@ -76,10 +90,14 @@ class Formula:
         if unknown:
             raise ProblemError(f"{self.where}: unknown name {unknown[0]!r} in {self.text!r}")
         try:
-            return self._evaluate(self._tree, values)
-        except (ArithmeticError, TypeError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ProblemError(f"{self.where}: cannot evaluate {self.text!r} ({reason})") from None
+            value = self._evaluate(self._tree, values)
+        except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, ProblemError):
+                raise
+            raise ProblemError(f"{self.where}: cannot evaluate {self.text!r}") from None
+        if isinstance(value, tuple | complex):
+            raise ProblemError(f"{self.where}: {self.text!r} is no real number")
+        return value
 
     def _evaluate(self, node: ast.AST, values: Mapping[str, Any]) -> Any:
         visit = lambda child: self._evaluate(child, values)
@@ -198,8 +216,8 @@ def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str
     if not rows:
         raise ProblemError(f"{kind!r} is empty")
 
-    def column(key: str, default: str | None = None) -> list[Any]:
-        return [_get(row, key, object, f"{kind}[{i}]", default) for i, row in enumerate(rows)]
+    def column(key: str, default: str | None = None) -> list[str]:
+        return [str(_get(r, key, object, f"{kind}[{i}]", default)) for i, r in enumerate(rows)]
 
     def numbers(key: str) -> np.ndarray:
         return np.array([_number(text, f"{kind}: {key!r}") for text in column(key)])
@@ -211,8 +229,8 @@ def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str
         raise ProblemError("all rows need the same 'preequilibrationConditionId'")
     insulin = np.array([_insulin(file, name, constants) for name in (*before, *names)])
     ts, time = np.unique(numbers("time"), return_inverse=True)
-    if ts[0] < 0:
-        raise ProblemError("a 'time' is before 0, when the experiment starts")
+    if ts[0] < 0 or ts[-1] == 0:
+        raise ProblemError("the experiment starts at 'time' 0, and some rows must be later")
     _check_rhs(file, species, constants, insulin, lambda *a: field(log_k, *a))
 
     # Observables, their scaling factors and their noise.
@@ -222,13 +240,11 @@ def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str
     observables = tuple(_observable(entry, species, constants) for entry in entries)
     scale_names, scale = _index(column("observableParameters", ""))
     noise = [Formula(_get(e, "noise", str), f"noise of {e['id']!r}") for e in entries]
-    sigma = [
-        noise[index]({**constants, _placeholder("noise", observable_names[index]): value})
-        for index, value in zip(
-            observable, (_value(v, constants) for v in column("noiseParameters", "")), strict=True
-        )
-    ]
-    if not min(map(float, sigma)) > 0:
+    sigma = np.empty(len(rows))
+    for row, (i, text) in enumerate(zip(observable, column("noiseParameters", ""), strict=True)):
+        placeholder = _placeholder("noise", observable_names[i])
+        sigma[row] = noise[i]({**constants, placeholder: _value(text, constants)})
+    if not sigma.min() > 0:
         raise ProblemError("a standard deviation ('noise') is not positive")
     return Problem(
         y0=y0,
@@ -236,7 +252,7 @@ def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str
         steady=(insulin[0, :2], insulin[0, 2:]),
         ts=ts,
         measured=numbers("measurement" if kind == "measurements" else "simulation"),
-        sigma=np.array(sigma, float),
+        sigma=sigma,
         condition=condition,
         time=time,
         observable=observable,
@@ -267,15 +283,15 @@ def _number(text: Any, where: str) -> float:
     return value
 
 
-def _value(text: Any, constants: Mapping[str, float]) -> float:
+def _value(text: str, constants: Mapping[str, float]) -> float:
     """What stands for a placeholder: a parameter's name, a number, or nothing."""
     return constants[text] if text in constants else _number(text or 1.0, "a placeholder")
 
 
-def _index(texts: list) -> tuple[tuple[str, ...], np.ndarray]:
+def _index(texts: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
     """The distinct texts in order, and the index of each."""
-    names = tuple(dict.fromkeys(map(str, texts)))
-    return names, np.array([names.index(str(text)) for text in texts])
+    names = tuple(dict.fromkeys(texts))
+    return names, np.array([names.index(text) for text in texts])
 
 
 def _placeholder(kind: str, observable: str) -> str:
@@ -323,8 +339,11 @@ def _insulin(file: Any, name: str, constants: Mapping[str, float]) -> list[float
     unknown = sorted(overrides.keys() - set(CONDITION))
     if unknown:
         raise ProblemError(f"condition {name!r} sets {unknown[0]!r}, which is no dose of insulin")
-    values = {**constants, **overrides}
-    return [_number(values.get(key), f"condition {name!r}: {key!r}") for key in CONDITION]
+    given = {**constants, **overrides}
+    values = [_number(given.get(key), f"condition {name!r}: {key!r}") for key in CONDITION]
+    if min(values) < 0:
+        raise ProblemError(f"condition {name!r}: doses and times must be >= 0")
+    return values
 
 
 def _observable(entry: dict, species: tuple, constants: Mapping[str, float]) -> Observable:
@@ -335,11 +354,9 @@ def _observable(entry: dict, species: tuple, constants: Mapping[str, float]) -> 
     placeholder = _placeholder("observable", name)
     scaled = placeholder if placeholder in formula.names else None
     observable = Observable(name, formula, scaled, constants)
-    trial = {s: 1.0 + 0.1 * i for i, s in enumerate(species)}
-    offset, slope = observable({**trial, "t": 5.0})
-    if not np.isclose(
-        formula({**constants, **trial, "t": 5.0, placeholder: 2.0}), offset + 2 * slope
-    ):
+    trial = {"t": 5.0, **{s: 1.0 + 0.1 * i for i, s in enumerate(species)}}
+    offset, slope = observable(trial)
+    if not np.isclose(formula({**constants, **trial, placeholder: 2.0}), offset + 2 * slope):
         raise ProblemError(f"observable {name!r} is not linear in {placeholder!r}")
     return observable
 

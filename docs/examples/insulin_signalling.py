@@ -101,12 +101,16 @@ class InsulinField(sx.GuardedField):
 
 
 def build_model(problem: Problem, log_k, **options) -> sx.SteadyThenSimulate:
-    """The model with these rate constants. The controller is told when insulin is added."""
+    """The model with these rate constants. The controller is told when insulin is added.
+
+    With 14 parameters, derivatives in forward mode take no longer than in reverse mode, and compile
+    in half the time.
+    """
     doses, times = problem.insulin
     jumps = np.unique(times[(doses != 0) & (times > 0)])
     controller = sx.StiffPID.preset(jump_ts=jumps if jumps.size else None)
-    options = {"controller": controller, "max_steps": 1024, **options}
-    return sx.SteadyThenSimulate(InsulinField(jnp.asarray(log_k)), **options)
+    options = {"controller": controller, "adjoint": diffrax.ForwardMode(), **options}
+    return sx.SteadyThenSimulate(InsulinField(jnp.asarray(log_k)), max_steps=1024, **options)
 
 
 @eqx.filter_jit
@@ -171,7 +175,7 @@ def misfit(problem: Problem, simulations: sx.Simulation, weights):
 # --- the data ---------------------------------------------------------------------------------
 
 DOSES = (0.0, 0.01, 0.1, 0.3, 1.0, 10.0, 100.0)
-COURSE = (0.0, 0.3, 0.6, 0.9, 1.3, 1.8, 2.3, 3.3, 5.3, 7.0, 10.0, 15.0, 20.0, 30.0)
+COURSE = (0.0, 0.5, 0.9, 1.3, 1.8, 2.3, 3.3, 5.3, 7.0, 10.0, 15.0, 20.0, 30.0)
 TWO_STEPS = (0.0, 0.35, 0.6, 0.9, 1.2, 1.5, 2.5, 4.0, 4.35, 4.6, 4.9, 5.2, 5.5, 7.0, 10.0)
 NOISE = 4.0  # standard deviation, where the largest value of a series is 100
 
@@ -254,8 +258,7 @@ def fit(problem: Problem, log_k, *, steps: int):
 
     **Returns:** the best `log_k`, and the misfit before and after.
     """
-    # Forward mode: with few parameters it is cheaper than going back through the solve.
-    model = build_model(problem, log_k, adjoint=diffrax.ForwardMode())
+    model = build_model(problem, log_k)
     params: Any
     params, static = sx.partition(model)
     optimiser = make_optimiser(problem, steps)
@@ -285,6 +288,8 @@ def fit(problem: Problem, log_k, *, steps: int):
                 after, best = float(value), params
             params = following
             bar.set_postfix(misfit=f"{after:.3g}", refresh=False)
+    if math.isinf(after):
+        raise RuntimeError("The model could not be solved in all conditions at any step.")
     return np.asarray(eqx.combine(best, static).field.log_k), before, after
 
 
@@ -292,8 +297,10 @@ def fit(problem: Problem, log_k, *, steps: int):
 
 
 def fine_doses(problem: Problem) -> np.ndarray:
+    """0, and doses from a quarter of the smallest to the largest of the problem [nM]."""
     given = problem.insulin[0][problem.insulin[0] > 0]
-    return np.append(0.0, np.geomspace(given.min() / 4, given.max(), 40))
+    least, most = (given.min(), given.max()) if given.size else (1.0, 1.0)
+    return np.append(0.0, np.geomspace(least / 4, most, 40))
 
 
 def curves(problem: Problem, log_k):
@@ -332,7 +339,10 @@ def draw(problem: Problem, fits: dict[str, np.ndarray], path: Path) -> None:
     for panel, (scale, index) in zip(panels, series, strict=False):
         _draw_data(problem, (problem.scale == scale) & (problem.observable == index), panel)
         panel.set_ylabel(f"{problem.observables[index].name} [arbitrary units]")
-        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
+        # The peak between the first measurements can be far above them.
+        measured = problem.measured[problem.scale == scale]
+        top = min(1.4 * measured.max(), panel.get_ylim()[1])
+        panel.set_ylim(min(0.0, measured.min()) - 0.08 * top, top)
     panels[0].legend(frameon=False)
     for panel in panels[len(series) :]:
         panel.set_axis_off()

@@ -1,5 +1,7 @@
 """How a solve ended, as data."""
 
+from typing import Any
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "A row that was given as `conserved` is not conserved by the field: L f is not 0. Rows "
         'must satisfy L f(t, y, args) = 0 at every state; `conserved="detect"` finds them.'
     )
+    bad_times = (
+        "`ts` must be finite and go in one direction from `t0` (all later, or all earlier and "
+        "decreasing)."
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
@@ -65,6 +71,8 @@ def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:
     return jnp.asarray((result == RESULTS.successful) | (result == RESULTS.event_occurred))
 
 
-def message(result: RESULTS, index: int) -> str:
-    """The text of the member of `RESULTS` whose number is `index`."""
-    return RESULTS[jax.tree.map(lambda _: np.asarray(index), result)]
+def message(result: Any, index: int | None = None) -> str:
+    """The text of a member of `RESULTS`, or of the one whose number is `index`."""
+    if index is not None:
+        result = jax.tree.map(lambda _: np.asarray(index), result)
+    return RESULTS[result]

@@ -18,6 +18,8 @@ def as_state(y: PyTree, name: str) -> PyTree:
     if not leaves:
         raise ValueError(f"`{name}` holds no array: {y!r}. A state needs at least one component.")
     arrays = [_as_floating(leaf, f"{name}{jtu.keystr(path)}") for path, leaf in leaves]
+    if not any(a.size for a in arrays):
+        raise ValueError(f"`{name}` has no component: all its arrays are empty.")
     dtypes = {str(a.dtype) for a in arrays}
     if len(dtypes) > 1:
         raise TypeError(
@@ -33,7 +35,7 @@ def _as_floating(leaf: Any, name: str) -> Array:
     except TypeError:
         raise TypeError(f"`{name}` is a {type(leaf).__name__}, not an array.") from None
     if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.asarray(leaf)
+        return jnp.asarray(leaf, dtype)  # with its dtype, a Python float is no weak type
     if jnp.issubdtype(dtype, jnp.integer):
         shown = "traced" if is_traced(leaf) else np.array2string(np.asarray(leaf), threshold=6)
         as_float = (
@@ -86,6 +88,11 @@ def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
         raise ValueError(
             f"{what} returned the structure {jtu.tree_structure(out)}, but the state `y` has the "
             f"structure {jtu.tree_structure(y)}: dy/dt must match the state leaf by leaf."
+            + (
+                " A list or tuple is tree structure: for a vector, write `y0=jnp.array([...])`."
+                if isinstance(y, list | tuple)
+                else ""
+            )
         )
     for (path, a), b in zip(jtu.tree_flatten_with_path(out)[0], jtu.tree_leaves(y), strict=True):
         where = jtu.keystr(path) or "dy/dt"
@@ -107,12 +114,14 @@ def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
 
 
 def as_args(args: PyTree, dtype: np.dtype) -> PyTree:
-    """`args` with Python floats and numpy arrays as jax arrays, so that a new value is not a new
-    program. Other leaves (integers, strings, functions) stay as they are, and are static."""
+    """`args` with Python numbers and numpy arrays as jax arrays, so that a new value is not a new
+    program. Other leaves (booleans, strings, functions) stay as they are, and are static."""
 
     def leaf(x):
         if isinstance(x, float):
             return jnp.asarray(x, dtype)
+        if isinstance(x, int) and not isinstance(x, bool):
+            return jnp.asarray(x)
         return jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x
 
     return jtu.tree_map(leaf, args)

@@ -22,10 +22,10 @@ def is_traced(x: Any) -> bool:
 
 def concrete_array(x: Any, name: str) -> np.ndarray:
     """`x` as a read-only numpy array of its own, or an error if `x` is traced."""
-    if isinstance(x, Tracer):
+    if is_traced(x):
         raise TypeError(
-            f"`{name}` is a traced array ({x.aval.str_short()}), which cannot be held statically. "
-            "Pass a tuple or an `np.array` that is built outside `jit`, `grad` and `vmap`."
+            f"`{name}` is a traced array, which cannot be held statically. Pass a tuple or an "
+            "`np.array` that is built outside `jit`, `grad` and `vmap`."
         )
     value = np.array(x.value if isinstance(x, Frozen) else x)
     value.setflags(write=False)

@@ -68,6 +68,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     atol: Any
     norm: Callable[[PyTree], Any]
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
+    implicit: bool = False
     direction: Any = 1
 
     def wrap(self, direction) -> "AdmissibleSteps":
@@ -78,6 +79,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             atol=self.atol,
             norm=self.norm,
             masks=self.masks,
+            implicit=self.implicit,
             direction=direction,
         )
 
@@ -115,13 +117,14 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         state: _State = controller_state
         finite = all_finite(y1_candidate)
         inside, excess = self._in_box(y0, y1_candidate)
-        good = finite & inside & self._keeps_digits(y0, y1_candidate)
+        keeps_digits = self._keeps_digits(y0, y1_candidate)
+        good = finite & inside & keeps_digits
         y1 = select(good, y1_candidate, y0)
         if y_error is None:
-            failed_stages = jnp.array(False)
+            failed_stages = ~keeps_digits
             error = None
         else:
-            failed_stages = ~all_finite(y_error)
+            failed_stages = ~all_finite(y_error) | ~keeps_digits
             error = jtu.tree_map(lambda e: jnp.where(good, e, jnp.inf), y_error)
         kept, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1, args, error, error_order, state.inner
@@ -160,10 +163,14 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
 
     def _keeps_digits(self, y0, y1):
         """Whether the step is small enough for the state that it starts from to matter. Where it
-        is not, linear algebra has lost all digits, the error estimate included."""
+        is not, an implicit solver's linear algebra has lost all digits, and its error estimate."""
+        adaptive = isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController)
+        if not (self.implicit and adaptive):
+            return jnp.array(True)
 
         def largest(tree):
-            return jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jtu.tree_leaves(tree)]))
+            leaves = jtu.tree_leaves(tree)
+            return jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
 
         before, after = lax.stop_gradient((largest(y0), largest(y1)))
         return after * jnp.finfo(after.dtype).eps < before + self.atol
@@ -215,14 +222,22 @@ def admissible(
     guard: Guard,
     dtype: np.dtype,
     masks: Callable | None = None,
+    implicit: bool = False,
 ) -> AdmissibleSteps:
-    """`controller` with the acceptance test of [`AdmissibleSteps`][]. A controller without
-    tolerances (fixed steps) measures the box, and solves implicit stages, to sqrt(eps)."""
+    """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
+    not. A controller without tolerances (fixed steps) measures the box, and solves implicit
+    stages, to sqrt(eps)."""
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         rtol, atol, norm = controller.rtol, controller.atol, controller.norm
     else:
         rtol = atol = float(np.sqrt(np.finfo(dtype).eps))
         norm = optx.rms_norm
     return AdmissibleSteps(
-        controller=controller, guard=guard, rtol=rtol, atol=atol, norm=norm, masks=masks
+        controller=controller,
+        guard=guard,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        masks=masks,
+        implicit=implicit,
     )

@@ -38,16 +38,20 @@ def _times(ts: Any, name: str) -> tuple[float, ...]:
     return tuple(float(t) for t in np.unique(values))
 
 
+def _cure(dtype: np.dtype) -> str:
+    if dtype == np.float64:
+        return "Ask for less"
+    if jax.config.read("jax_enable_x64"):
+        return "Start from `y0.astype(jnp.float64)`"
+    return f"Switch to double precision with `{_X64}` at the top of the program"
+
+
 def _check_reach(rtol: float, dtype: np.dtype) -> None:
     least = 10 * float(np.finfo(dtype).eps)
     if rtol < least:
         raise ValueError(
             f"`rtol={rtol:g}` is below what {dtype} can resolve (10 eps = {least:.2g}). "
-            + (
-                f"Switch to double precision with `{_X64}` at the top of the program"
-                if dtype != np.float64
-                else "Ask for less"
-            )
+            + _cure(dtype)
             + f", or use `rtol` of at least {least:.2g}."
         )
 
@@ -78,6 +82,8 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         numpy arrays.
     - `guard`: whose box is the admissible domain, for plain `diffeqsolve`; stablax's models
         hand over the guard of their field.
+    - `explicit`: whether `rtol` and `atol` are the user's own. Those of a preset are not, and are
+        raised to what the dtype of the state can reach.
 
     **Raises:** `ValueError` for a value out of range, `TypeError` for a traced one.
     """

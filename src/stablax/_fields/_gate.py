@@ -97,7 +97,11 @@ def _gated_jvp(primals, tangents):
 
     def usable(y):
         value, slope = eqx.filter_jvp(_call, (*frozen[:2], y, frozen[3]), direction)
-        return all_finite((value, slope)), slope
+        good = all_finite((value, slope))
+        if rounding != 0:
+            # What overflows in the products of a factorisation is as bad as what is not finite.
+            good = good & all_finite(jtu.tree_map(jnp.square, slope))
+        return good, slope
 
     here, slope = usable(frozen[2])
 
@@ -119,7 +123,9 @@ def _gated_jvp(primals, tangents):
     if rounding != 0 and only_y:
 
         def perturb(dot, row, dy):  # None: no dependence
-            return dot if row is None or dy is None else dot - rounding * jnp.abs(row) * dy
+            if row is None or dy is None:
+                return dot
+            return dot - rounding * jnp.where(here, jnp.abs(row), 0) * dy
 
         out_dot = jtu.tree_map(perturb, out_dot, slope, tangents[2], is_leaf=_is_none)
     return out, jtu.tree_map(lambda x: jnp.where(ok, x, 0), out_dot)

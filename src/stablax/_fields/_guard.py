@@ -35,6 +35,13 @@ def _normalise(bounds: Any, name: str) -> PyTree[np.ndarray] | None:
     return jtu.tree_map_with_path(leaf, bounds, is_leaf=_is_none)
 
 
+def _number(x: Any, name: str) -> float:
+    value = concrete_array(x, name)
+    if value.shape != () or value.dtype == bool or not np.issubdtype(value.dtype, np.number):
+        raise TypeError(f"`{name}` must be a number, got {x!r}.")
+    return float(value)
+
+
 def _broadcast(prefix: PyTree, full: PyTree) -> list | None:
     """The leaves of `prefix`, one for each leaf of `full`; None if it is not a prefix."""
     out: list = []
@@ -111,10 +118,10 @@ class Guard:
         self.upper = _normalise(upper, "upper")
         if self.lower is not None and self.upper is not None:
             _check_order(self.lower, self.upper)
-        self.fill = None if fill is None else float(concrete_array(fill, "fill"))
+        self.fill = None if fill is None else _number(fill, "fill")
         if self.fill is not None and not np.isfinite(self.fill):
             raise ValueError(f"`fill` must be finite or None, got {fill!r}.")
-        self.pull = float(concrete_array(pull, "pull"))
+        self.pull = _number(pull, "pull")
         if not (np.isfinite(self.pull) and self.pull >= 0):
             raise ValueError(f"`pull` must be a finite rate >= 0, got {pull!r}.")
         if not isinstance(reject, bool):

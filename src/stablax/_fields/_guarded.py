@@ -35,6 +35,11 @@ def _evaluate(
     return out
 
 
+def _check_guard(guard: Any) -> None:
+    if not isinstance(guard, Guard):
+        raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {guard!r}.")
+
+
 def _activity(guard: Guard, fn: VF, t: Any, y: Y, args: Args) -> GuardActivity:
     y = lax.stop_gradient(as_state(y, "y"))
     t = jnp.asarray(t, state_dtype(y))
@@ -84,6 +89,9 @@ class GuardedField(eqx.Module):
 
     guard: Guard = eqx.field(default=Guard(), kw_only=True)
 
+    def __check_init__(self):
+        _check_guard(self.guard)
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         owner = next(k for k in cls.__mro__ if "__call__" in vars(k))
@@ -126,6 +134,7 @@ class Guarded(eqx.Module):
     def __check_init__(self):
         if not callable(self.fn):
             raise TypeError(f"`fn` must be a callable f(t, y, args), got {self.fn!r}.")
+        _check_guard(self.guard)
 
     def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
         return evaluate(self, t, y, args)

@@ -13,7 +13,7 @@ from .._failure import raise_if
 from .._results import RESULTS, is_okay, message
 from .._states import component_names
 from .._static import is_traced
-from .._steady import SteadyState
+from .._steady import SteadyState, explain_steady, steady_facts
 from .._types import typechecked
 from ._simulation import Simulation
 
@@ -46,17 +46,20 @@ def is_successful(result: Any) -> Bool[Array, "..."]:
 def _facts(simulation: Simulation):
     """What the words need, small enough to carry out of `jit`."""
     last = jax.tree.map(lambda x: x[..., -1], simulation.ts)
-    return simulation.result, jax.tree.map(jnp.asarray, simulation.stats), last
+    steady = None if simulation.steady is None else steady_facts(simulation.steady)
+    return simulation.result, jax.tree.map(jnp.asarray, simulation.stats), last, steady
 
 
 def _paragraph(facts, names: list[str]) -> str:
-    result, stats, last = facts
+    result, stats, last, steady = facts
     index = _index(result)
     if index == _index(RESULTS.successful):
         return "Successful."
     steps, rejected = int(stats["num_steps"]), int(stats["num_rejected_steps"])
     text = _budget_spent(steps, rejected) if index == _SPENT else message(result, index)
     if steps == 0:
+        if steady is not None and _index(steady[0]) != _index(RESULTS.successful):
+            text = explain_steady(steady, names)
         return f"{text} The simulation was not started."
     text += (
         f" The solve stopped at t = {float(stats['t']):.6g} of {float(last):.6g} after {steps} "
@@ -132,6 +135,8 @@ def _concrete(x: Any) -> Any:
 def _one(x: Any, outcome: RESULTS) -> str:
     if isinstance(x, Simulation):
         return _paragraph(_facts(x), _names(x))
+    if isinstance(x, SteadyState):
+        return explain_steady(steady_facts(x), component_names(x.y))
     return message(outcome, _index(outcome)) or "Successful."
 
 

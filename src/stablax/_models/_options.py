@@ -41,6 +41,11 @@ def solve_options(
             f"`controller` must be a diffrax step size controller, got {controller!r}; for "
             "instance `StiffPID.preset()`."
         )
+    if isinstance(controller, diffrax.StepTo):
+        raise TypeError(
+            "`controller=StepTo(...)` is refused: it raises where a sample has nothing to solve. "
+            "Use `ConstantStepSize()`, or `StiffPID.preset(step_ts=...)` to step to given times."
+        )
     if isinstance(controller, StiffPID):
         guard = as_guarded(field).guard
         if controller.guard not in (Guard(), guard):
@@ -63,8 +68,10 @@ def solve_options(
         )
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-    if dt0 is not None and not (np.isfinite(dt0) and dt0 != 0):
-        raise ValueError(f"`dt0` must be a finite step size, or None to choose one, got {dt0}.")
+    if dt0 is not None and not (np.isfinite(dt0) and dt0 > 0):
+        raise ValueError(
+            f"`dt0` must be a finite step size above 0, or None to choose one, got {dt0}."
+        )
     if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
     return SolveOptions(

@@ -1,26 +1,29 @@
 """`Simulate`: the dynamics alone."""
 
+import contextlib
 from typing import Any, final
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._fields import Guard, as_guarded
+from .._results import RESULTS, message
 from .._states import as_args, as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
 from ._options import SolveOptions, solve_options
 from ._simulation import Simulation
-from ._solve import integrate
+from ._solve import integrate, steps_of, times_are_ordered
 
 
 def check_call(
-    field: VF, y0: Any, ts: Any, t0: Any, args: Args
+    field: VF, options: SolveOptions, y0: Any, ts: Any, t0: Any, args: Args
 ) -> tuple[PyTree[Array], Array, Array, Args]:
     """The inputs of a call as arrays of one dtype, or an error that names the wrong one."""
     y0 = as_state(y0, "y0")
@@ -32,36 +35,49 @@ def check_call(
             f"`ts` must be a vector of one or more times, got shape {ts.shape}; for a single "
             "time, `ts=[t]`."
         )
-    if not is_traced((ts, t0)):
-        times = np.concatenate([np.asarray(t0)[None], np.asarray(ts)])
-        if not np.isfinite(times).all():
-            raise ValueError("`ts` and `t0` must be finite.")
-        steps = np.diff(times)
-        if not ((steps >= 0).all() or (steps <= 0).all()):
-            raise ValueError(
-                "`ts` must go in one direction from `t0` (all later, or all earlier and "
-                f"decreasing), got t0 = {times[0]:g} and ts = "
-                f"{np.array2string(times[1:], threshold=8)}."
-            )
+    # Values that are concrete are looked at even while something else is traced.
+    with jax.ensure_compile_time_eval():
+        disordered = not is_traced((ts, t0)) and not times_are_ordered(t0, ts)
+    if disordered:
+        raise ValueError(
+            f"{message(RESULTS.bad_times)} Got t0 = {float(t0):g} and ts = "
+            f"{np.array2string(np.asarray(ts), threshold=8)}."
+        )
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
     if not is_traced(y0):
-        _check_start(guard, y0)
+        with jax.ensure_compile_time_eval():
+            _check_start(guard, options, y0)
     return y0, ts, t0, as_args(args, dtype)
 
 
-def _check_start(guard: Guard, y0: PyTree[Array]) -> None:
+def _check_start(guard: Guard, options: SolveOptions, y0: PyTree[Array]) -> None:
     for path, leaf in jtu.tree_flatten_with_path(y0)[0]:
         if not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"`y0{jtu.keystr(path)}` is not finite: {leaf}.")
     if guard.reject and guard.is_bounded:
-        slack = float(np.sqrt(np.finfo(state_dtype(y0)).eps))
-        if not bool(guard.contains(y0, slack, slack)):
+        steps = steps_of(options, guard, state_dtype(y0))
+        if not guard.contains(y0, steps.rtol, steps.atol):
             lower, upper = guard.bounds(y0)
             raise ValueError(
                 f"`y0` = {y0} is outside the guard's box, lower = {lower}, upper = {upper}. Start "
                 "inside, widen the bounds, or use `Guard(..., reject=False)`."
             )
+
+
+@contextlib.contextmanager
+def explain_forward_mode():
+    """Says which adjoint has forward mode, where jax says only that this one has not."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            "This model was made for reverse mode (`grad`, `jacrev`). For `jvp`, `jacfwd` and "
+            "`linearize`, make it with `adjoint=diffrax.ForwardMode()`; for both modes, with "
+            "`diffrax.DirectAdjoint()`."
+        ) from error
 
 
 @final
@@ -88,7 +104,7 @@ class Simulate(eqx.Module):
     - `adjoint`: `RecursiveCheckpointAdjoint` (the default; reverse mode), `ForwardMode` (forward
         mode; cheaper for few parameters) or `DirectAdjoint` (both; slow). Others are refused.
     - `max_steps`: >= 1. By default 4096.
-    - `dt0`: first step size [time], signed as the direction; by default chosen.
+    - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.
     - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`.
 
@@ -155,8 +171,9 @@ class Simulate(eqx.Module):
         **Raises:** `ValueError` or `TypeError` for inputs that do not fit; with `throw=True` a
         `RuntimeError` that says what failed, at which time, in which component, and what helps.
         """
-        y0, ts, t0, args = check_call(self.field, y0, ts, t0, args)
-        simulation = _simulate(self, y0, ts, t0, args)
+        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
+        with explain_forward_mode():
+            simulation = _simulate(self, y0, ts, t0, args)
         return raise_on_failure(simulation) if throw else simulation
 
 

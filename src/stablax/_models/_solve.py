@@ -29,13 +29,15 @@ def _terms(solver: diffrax.AbstractSolver, field: VF):
     return diffrax.ODETerm(field)
 
 
-def _controller(
-    options: SolveOptions, guard: Guard, dtype: np.dtype, masks: Any
+def steps_of(
+    options: SolveOptions, guard: Guard, dtype: np.dtype, masks: Any = None
 ) -> AdmissibleSteps:
+    """The controller that runs, for a state of `dtype`."""
     controller = options.controller
     if isinstance(controller, StiffPID):
         controller = controller.for_dtype(dtype).control_law(dtype)
-    return admissible(controller, guard, dtype, masks)
+    implicit = isinstance(options.solver, diffrax.AbstractImplicitSolver)
+    return admissible(controller, guard, dtype, masks, implicit)
 
 
 def _stop(tree):
@@ -45,7 +47,7 @@ def _stop(tree):
 def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
-    controller = _controller(options, Guard(), dtype, None)
+    controller = steps_of(options, Guard(), dtype)
     solver = options.solver
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         finder = solver.root_finder
@@ -109,18 +111,21 @@ def integrate(
         )
         bare = eqx.filter_closure_convert(bare, *_stop((t0, y0, args)))
         masks = _mask_detector(options, bare, dtype)
-    end = ts[-1]
-    save = ts
-    if active is not None:
-        end = jnp.where(active, end, t0)
-        save = jnp.where(active, ts, t0)
-    controller = _controller(options, guard, dtype, masks)
+    ordered = times_are_ordered(t0, ts)
+    active = ordered if active is None else active & ordered
+    # Without a step to take the solve is from `t0` to `t0`.
+    end = jnp.where(active, ts[-1], t0)
+    save = jnp.where(active, ts, t0)
+    dt0 = options.dt0
+    if dt0 is not None:
+        dt0 = jnp.where(end < t0, -abs(dt0), abs(dt0)).astype(dtype)
+    controller = steps_of(options, guard, dtype, masks)
     solution = diffrax.diffeqsolve(
         _terms(options.solver, closed),
         options.solver,
         t0,
         end,
-        options.dt0,
+        dt0,
         y0,
         args,
         saveat=diffrax.SaveAt(
@@ -134,16 +139,25 @@ def integrate(
         throw=False,
         progress_meter=options.progress_meter,
     )
-    return _summarise(solution, controller, guard, y0, ts, active)
+    simulation = _summarise(solution, controller, guard, y0, ts, active)
+    result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
+    return eqx.tree_at(
+        lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
+    )
+
+
+def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
+    """Whether the times are finite and go in one direction."""
+    times = jnp.concatenate([t0[None], ts])
+    steps = jnp.diff(times)
+    return jnp.all(jnp.isfinite(times)) & (jnp.all(steps >= 0) | jnp.all(steps <= 0))
 
 
 def _summarise(solution, controller, guard: Guard, y0, ts, active) -> Simulation:
     record = solution.controller_state.record
     (saved_ts, (stopped_at,)) = solution.ts
     rows, last = solution.ys
-    reached = jnp.isfinite(saved_ts)
-    if active is not None:
-        reached = reached & active
+    reached = jnp.isfinite(saved_ts) & active
 
     result = _promote(solution.result, record)
     if guard.fill is not None and guard.reject:

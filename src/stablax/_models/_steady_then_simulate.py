@@ -7,20 +7,20 @@ import equinox as eqx
 import jax.lax as lax
 
 from .._results import RESULTS, is_okay
-from .._states import as_args, finite_or_zero, select, state_dtype
+from .._states import as_args, select, state_dtype
 from .._static import Static
 from .._steady import (
     Chain,
     as_chain,
     as_conserved,
-    check_rows,
     default_tolerances,
+    refuse_rows_of,
     steady_state,
 )
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
 from ._options import SolveOptions
-from ._simulate import Simulate, check_call
+from ._simulate import Simulate, check_call, explain_forward_mode
 from ._simulation import Simulation
 from ._solve import integrate
 
@@ -130,14 +130,16 @@ class SteadyThenSimulate(eqx.Module):
 
         **Raises:** as [`Simulate`][] and [`find_steady_state`][].
         """
-        y0, ts, t0, args = check_call(self.field, y0, ts, t0, args)
+        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
         dtype = state_dtype(y0)
         steady_args = as_args(steady_args, dtype)
         conserved = as_conserved(conserved)
         options: _SteadyOptions = self._steady.tree
         default_tolerances(options.rtol, options.atol, dtype)
-        check_rows(self.field, y0, steady_args, t0, conserved)
-        simulation = _steady_then_simulate(self, y0, ts, t0, args, steady_args, conserved)
+        with explain_forward_mode():
+            simulation = _steady_then_simulate(self, y0, ts, t0, args, steady_args, conserved)
+        assert simulation.steady is not None
+        refuse_rows_of(simulation.steady, self.field, y0, steady_args, t0, conserved)
         return raise_on_failure(simulation) if throw else simulation
 
 
@@ -162,10 +164,12 @@ def _steady_then_simulate(
     found = is_okay(steady.result)
     simulation = integrate(model.field, model.options, steady.y, ts, t0, args, active=found)
     result = RESULTS.where(found, simulation.result, steady.result)
-    ys = select(found, simulation.ys, lax.stop_gradient(finite_or_zero(simulation.ys)))
+    # A failed sample has no gradient at all, whichever part failed.
+    start = select(is_okay(result), steady.y, lax.stop_gradient(steady.y))
+    steady = eqx.tree_at(lambda s: s.y, steady, start)
     return eqx.tree_at(
-        lambda s: (s.ys, s.steady, s.result),
+        lambda s: (s.steady, s.result),
         simulation,
-        (ys, steady, result),
+        (steady, result),
         is_leaf=lambda x: x is None or isinstance(x, RESULTS),
     )

@@ -15,10 +15,17 @@ from jaxtyping import Array
 from .._failure import raise_if
 from .._fields import as_guarded
 from .._results import RESULTS, is_okay, message
-from .._states import all_finite, as_args, as_state, select, state_dtype
+from .._states import (
+    all_finite,
+    as_args,
+    as_state,
+    component_names,
+    select,
+    state_dtype,
+)
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._conserved import as_conserved, check_conserved, projector
+from ._conserved import as_conserved, projector, refuse_rows
 from ._methods import AbstractSteadyMethod, Chain
 from ._problem import Factored, SteadyProblem
 from ._steady_state import SteadyState
@@ -111,7 +118,6 @@ def find_steady_state(
     args = as_args(args, dtype)
     rtol, atol = default_tolerances(rtol, atol, dtype)
     conserved = as_conserved(conserved)
-    check_rows(field, y0, args, t, conserved)
     steady = _find(
         Split(field, "field"),
         y0,
@@ -124,19 +130,28 @@ def find_steady_state(
         max_steps,
         stability,
     )
+    refuse_rows_of(steady, field, y0, args, t, conserved)
     if not throw:
         return steady
-    facts = (steady.result, steady.residual, t)
-    return raise_if(steady, ~is_okay(steady.result), facts, explain_steady)
+    names = component_names(y0)
+    return raise_if(
+        steady,
+        ~is_okay(steady.result),
+        steady_facts(steady),
+        lambda facts: explain_steady(facts, names),
+    )
 
 
-def check_rows(field: VF, y0, args: Args, t: Array, conserved: Frozen | str | None) -> None:
-    """Raises if a declared row of `conserved` is not conserved, where values are concrete."""
-    if not isinstance(conserved, Frozen) or is_traced((field, y0, args, t)):
+def refuse_rows_of(steady: SteadyState, field: VF, y0, args: Args, t: Array, conserved) -> None:
+    """Raises if a declared row of `conserved` turned out not to be conserved, where values are
+    concrete; that is a wrong input and not a failure."""
+    if not isinstance(conserved, Frozen) or is_traced((field, y0, args, t, steady)):
+        return
+    if not np.any(steady.result == RESULTS.not_conserved):
         return
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
-    check_conserved(
+    refuse_rows(
         conserved,
         lambda y: ravel_pytree(guarded(t, unravel(y), args))[0],
         flat_y0,
@@ -144,14 +159,23 @@ def check_rows(field: VF, y0, args: Args, t: Array, conserved: Frozen | str | No
     )
 
 
-def explain_steady(facts) -> str:
-    """Why there is no steady state, from `(result, residual, t)` of one sample."""
-    result, residual, t = facts
-    index = int(jax.tree.leaves(result)[0])
-    return (
-        f"{message(result, index)} (Field frozen at t = {float(t):g}; at the last state the "
-        f"Newton step is {float(residual):.2g} of the state.)"
-    )
+def explain_steady(facts, names: list[str]) -> str:
+    """Why there is no steady state, from `(result, residual, component)` of one sample."""
+    result, residual, component = facts
+    text = message(result, int(jax.tree.leaves(result)[0]))
+    if text == "":
+        return "Successful."
+    if int(component) < 0:
+        return text
+    text += f" Farthest from steady is {names[int(component)]}"
+    if residual < 1e100:
+        text += f", by {float(residual):.2g} of its size"
+    return text + "."
+
+
+def steady_facts(steady: SteadyState):
+    """What `explain_steady` needs, small enough to carry out of `jit`."""
+    return steady.result, steady.residual, steady.component
 
 
 @eqx.filter_jit
@@ -187,13 +211,16 @@ def steady_state(
     found, steps = _run_chain(problem, chain, max_steps, stability)
     ok = found.result == RESULTS.successful
     inputs = (closed, flat_y0, t, args)
-    y = _differentiable(found.y, ok, conserving, inputs, _Residual(flat_field))
+    y = _differentiable(
+        found.y, ok, conserving, inputs, _Residual(flat_field, conserved == "detect")
+    )
     return SteadyState(
         y=unravel(y),
         residual=found.residual,
         result=found.result,
         method=found.stage,
         num_steps=steps,
+        component=found.component,
         stable=found.stable if _with_stability(flat_y0.size, stability) else None,
         stages=tuple(m.name for m in chain.methods),
     )
@@ -207,6 +234,7 @@ class _Verdict(eqx.Module):
     result: RESULTS
     stable: Array
     stage: Array
+    component: Array
 
 
 def _run_chain(
@@ -238,6 +266,7 @@ def _run_chain(
         result=RESULTS.where(startable, best.result, refused),
         stable=best.stable,
         stage=best.stage,
+        component=jnp.where(startable, best.component, -1),
     )
     return verdict, steps
 
@@ -255,11 +284,17 @@ def _judge(problem: SteadyProblem, y: Array, stability: bool | None, stage: Arra
     jacobian = jnp.where(finite, jacobian, jnp.eye(y.size, dtype=y.dtype))
     factored = Factored(jacobian)
     singular = factored.is_singular()
-    residual = problem.size(factored.solve(value), y)
+    step = factored.solve(value)
+    residual = problem.size(step, y)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
+    # Where the step says nothing (a singular Jacobian), the residual itself does.
+    far = jnp.where(jnp.all(jnp.isfinite(step)), step, value) / (jnp.abs(y) + problem.atol)
+    component = jnp.argmax(jnp.where(jnp.isnan(far), jnp.inf, jnp.abs(far)))
     # Rounding in f can hold the last step a little above the tolerance.
     converged = finite & (residual < 10 * problem.rtol) & ~singular
     admissible = converged & problem.inside(y) & problem.keeps_conserved(y)
+    leak = problem.leak(y, problem.field(y), jacobian + problem.projector)
+    leaks = finite & jnp.any(leak > 1)
     # A flat spot: nothing moves, but the Jacobian cannot say where the steady state is.
     moves = problem.size(problem.field(y), y)
     scale = jnp.max(jnp.abs(jacobian))
@@ -275,7 +310,9 @@ def _judge(problem: SteadyProblem, y: Array, stability: bool | None, stage: Arra
         RESULTS.unstable_steady_state,
     )
     missing = RESULTS.where(flat, RESULTS.singular_steady_state, RESULTS.no_steady_state)
-    return _Verdict(y, residual, RESULTS.where(admissible, steady, missing), stable, stage)
+    result = RESULTS.where(admissible, steady, missing)
+    result = RESULTS.where(admissible & leaks, RESULTS.not_conserved, result)
+    return _Verdict(y, residual, result, stable, stage, component)
 
 
 def _with_stability(size: int, stability: bool | None) -> bool:
@@ -286,10 +323,24 @@ class _Residual(eqx.Module):
     """The residual as a function of all that its root depends on."""
 
     flat_field: Any = eqx.field(static=True)
+    detected: bool = eqx.field(static=True)
 
     def __call__(self, inputs, conserving, y):
         closed, y0, t, args = inputs
         return self.flat_field(closed, y, t, args) - conserving @ (y - y0)
+
+    def shift_of_projector(self, inputs, conserving, y):
+        """A function of `inputs` that is zero and whose derivative is that of -P (y - y0) in P,
+        where P was detected and so depends on the parameters.
+
+        With y - y0 = J z, from P J = 0 follows -dP J z = P dJ z.
+        """
+        closed, y0, t, args = inputs
+        field = lambda y, inputs=inputs: self.flat_field(inputs[0], y, *inputs[2:])
+        jacobian = jax.jacfwd(field)(y)
+        z = lax.stop_gradient(jnp.linalg.pinv(jacobian) @ (y - y0))
+        along = lambda inputs: jax.jvp(lambda y: field(y, inputs), (y,), (z,))[1]
+        return lambda inputs: conserving @ along(inputs)
 
 
 @eqx.filter_custom_jvp
@@ -302,9 +353,11 @@ def _differentiable_jvp(primals, tangents):
     """dy = -F_y^-1 F_inputs d(inputs); zero where there is no steady state."""
     y, ok, conserving, inputs, residual_fn = primals
     y = _differentiable(*primals)
-    _, dresidual = eqx.filter_jvp(
-        lambda inputs: residual_fn(inputs, conserving, y), (inputs,), (tangents[3],)
-    )
+    vary = lambda inputs: residual_fn(inputs, conserving, y)
+    if residual_fn.detected:
+        shift = residual_fn.shift_of_projector(inputs, conserving, y)
+        fixed, vary = vary, lambda inputs: fixed(inputs) + shift(inputs)
+    _, dresidual = eqx.filter_jvp(vary, (inputs,), (tangents[3],))
     jacobian = jax.jacfwd(lambda y: residual_fn(inputs, conserving, y))(y)
     jacobian = jnp.where(ok, jacobian, jnp.eye(y.size, dtype=y.dtype))
     rows = lax.stop_gradient(1 / jnp.max(jnp.abs(jacobian), axis=1))

@@ -20,6 +20,7 @@ class SteadyState(eqx.Module):
     - `residual`: how far it is from steady: the largest component of the Newton step there,
         relative to `|y| + atol / rtol`. Dimensionless; at most `rtol` times a few if successful.
     - `result`: a member of [`RESULTS`][].
+    - `component`: the component that is farthest from steady (its index in `ravel_pytree` order).
     - `method`: index of the stage whose result this is; `method_name` is its name.
     - `num_steps`: steps of all stages together.
     - `stable`: whether the eigenvalues of the Jacobian, restricted to the conserved manifold,
@@ -32,6 +33,7 @@ class SteadyState(eqx.Module):
     result: RESULTS
     method: Int[Array, ""]
     num_steps: Int[Array, ""]
+    component: Int[Array, ""]
     stable: Bool[Array, ""] | None
     stages: tuple[str, ...] = eqx.field(static=True)
 
