@@ -188,6 +188,18 @@ def test_where_only_the_derivative_is_infinite_it_is_taken_next_door():
     assert not bool(field.activity(0.0, jnp.array([1.0, 4.0])).derivative)
 
 
+def test_the_regularised_derivative_is_finite_where_it_is_taken_next_door():
+    """Implicit solvers in a model: the size of a row is not that of a derivative not used."""
+    from stablax._fields import evaluate
+
+    for fn, y in ((jnp.sqrt, 0.0), (jnp.sinh, np.inf), (jnp.log, 0.0)):
+        field = sx.Guarded(lambda t, y, args, fn=fn: fn(y), sx.Guard(0.0))
+        _, slope = jax.jvp(
+            lambda y, field=field: evaluate(field, 0.0, y, None, 1e-15), (y,), (1.0,)
+        )
+        assert jnp.isfinite(slope)
+
+
 def test_what_a_function_closes_over_cannot_bypass_the_guard():
     def value(p, y):
         return sx.Guarded(lambda t, y, args: jnp.log(p - y))(0.0, y, None)

@@ -39,6 +39,8 @@ def _content(leaf: Any, name: str) -> Hashable:
     if eqx.is_array(leaf) or isinstance(leaf, np.generic | np.ndarray):
         value = concrete_array(leaf, name)
         return (value.shape, value.dtype.str, value.tobytes())
+    if isinstance(leaf, float):
+        return (type(leaf), leaf.hex())  # tells 0.0 from -0.0, and nan equals itself
     try:
         hash(leaf)
     except TypeError:
@@ -72,6 +74,13 @@ class Static(Generic[_T]):
         return f"Static({self.tree!r})"
 
 
+def _strong(x: Any) -> jax.Array:
+    """`x` as an array that keeps its type under training (a weak type turns strong with the first
+    update, which would be a second program)."""
+    x = jnp.asarray(x)
+    return jnp.asarray(x, x.dtype) if x.weak_type else x
+
+
 class Split(eqx.Module, Generic[_T]):
     """A tree whose only leaves are its trainable arrays (`eqx.is_inexact_array`); all that
     is not one (activations, integer arrays, controllers, ...) is held statically.
@@ -82,7 +91,7 @@ class Split(eqx.Module, Generic[_T]):
 
     def __init__(self, tree: _T, name: str = "value"):
         trainable, rest = eqx.partition(tree, eqx.is_inexact_array)
-        self.trainable = jtu.tree_map(jnp.asarray, trainable)
+        self.trainable = jtu.tree_map(_strong, trainable)
         self.rest = Static(rest, name)
 
     @property
@@ -120,7 +129,7 @@ class Frozen:
 
     def __init__(self, array: Any):
         self.value = concrete_array(array, "array")
-        if self.value.dtype == object:
+        if not np.issubdtype(self.value.dtype, np.number) and self.value.dtype != bool:
             raise TypeError(
                 f"`Frozen(array)` needs an array of numbers, got {type(array).__name__}."
             )
@@ -142,7 +151,7 @@ class Frozen:
         return jnp.asarray(self.value)
 
     def __getitem__(self, index):
-        return self.value[index]
+        return jnp.asarray(self.value)[index] if is_traced(index) else self.value[index]
 
     def __len__(self) -> int:
         return len(self.value)

@@ -18,7 +18,9 @@ from ._guarded import GuardedField
 class MLPField(GuardedField):
     """A multilayer perceptron as an autonomous vector field: dy/dt = MLP(y).
 
-    Its only PyTree leaves are weights and biases; the activation is static.
+    Its only PyTree leaves are weights and biases; the activation is static. Inside the
+    `vector_field` of another guarded field, use `network.vector_field(t, y, args)`: one guard is
+    enough.
 
     **Arguments:**
 

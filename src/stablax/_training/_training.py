@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._models import is_successful
 from .._types import typechecked
@@ -26,7 +26,7 @@ def partition(model: _T) -> tuple[_T, _T]:
 
 
 @typechecked
-def masked_mean(losses: Float[Array, "..."], simulations: Any) -> Float[Array, ""]:
+def masked_mean(losses: Float[ArrayLike, "..."], simulations: Any) -> Float[Array, ""]:
     """The mean of `losses` over the samples that succeeded.
 
     A failed sample contributes neither to the value nor to the gradient. If all samples fail, the
@@ -42,6 +42,7 @@ def masked_mean(losses: Float[Array, "..."], simulations: Any) -> Float[Array, "
 
     **Raises:** `ValueError` if the shapes differ.
     """
+    losses = jnp.asarray(losses)
     ok = is_successful(simulations)
     if ok.shape != losses.shape:
         raise ValueError(
