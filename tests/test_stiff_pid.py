@@ -1,13 +1,10 @@
 """`StiffPID`: presets, tolerances, and the acceptance of steps, in plain `diffeqsolve`."""
 
-import warnings
-
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CONTROLLERS
 
 import stablax as sx
 
@@ -188,10 +185,3 @@ def test_the_first_step_survives_a_field_that_is_not_finite_at_the_probe():
     field = lambda t, y, args: jnp.where(y < 0.995, jnp.nan, 0.9951 - y)
     solution = _solve(field, diffrax.Dopri5(), sx.StiffPID.preset(), jnp.array(1.0))
     np.testing.assert_allclose(solution.ys, 0.9951 + 0.0049 * np.exp(-1.0), rtol=1e-6)
-
-
-def test_no_controller_warns(recwarn):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for make in CONTROLLERS.values():
-            make()
