@@ -98,20 +98,20 @@ FIELDS: dict[str, Case] = {
 }
 
 
-def _patient(solver: type) -> diffrax.AbstractSolver:
-    return solver(root_finder=diffrax.with_stepsize_controller_tols(sx.PatientChord)())
-
-
 SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "Tsit5": diffrax.Tsit5,
     "Dopri5": diffrax.Dopri5,
     "FiniteSteps(Tsit5)": lambda: sx.FiniteSteps(diffrax.Tsit5()),
+    "Rodas5P": sx.Rodas5P,
+    "Rodas4": sx.Rodas4,
+    "Rosenbrock23": sx.Rosenbrock23,
     "kvaerno5": sx.kvaerno5,
-    "Kvaerno3": lambda: _patient(diffrax.Kvaerno3),
-    "KenCarp4": lambda: _patient(diffrax.KenCarp4),
+    "kvaerno3": sx.kvaerno3,
+    "kencarp4": sx.kencarp4,
 }
 
 ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+    "DiscreteAdjoint": sx.DiscreteAdjoint,
     "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
     "DirectAdjoint": diffrax.DirectAdjoint,
     "ForwardMode": diffrax.ForwardMode,

@@ -39,7 +39,7 @@ def test_no_module_is_too_large_or_imports_what_is_private(name):
 
 
 # A module imports from its own family and from the layers below.
-LAYERS = ["_fields", "_control", "_solvers", "_steady", "_models", "_training"]
+LAYERS = ["_linalg", "_fields", "_solvers", "_control", "_steady", "_models", "_training"]
 
 
 @pytest.mark.parametrize("family", LAYERS)

@@ -10,18 +10,32 @@ from ._fields import (
     GuardedField as GuardedField,
     MLPField as MLPField,
 )
+from ._linalg import (
+    Banded as Banded,
+    Dense as Dense,
+    MatrixFree as MatrixFree,
+    Sparse as Sparse,
+    check_jacobian as check_jacobian,
+)
 from ._models import (
+    DiscreteAdjoint as DiscreteAdjoint,
     GuardSummary as GuardSummary,
     Simulate as Simulate,
     Simulation as Simulation,
     SteadyThenSimulate as SteadyThenSimulate,
     explain as explain,
     is_successful as is_successful,
+    simulate_batch as simulate_batch,
 )
 from ._results import RESULTS as RESULTS
 from ._solvers import (
     FiniteSteps as FiniteSteps,
     PatientChord as PatientChord,
+    Rodas4 as Rodas4,
+    Rodas5P as Rodas5P,
+    Rosenbrock23 as Rosenbrock23,
+    kencarp4 as kencarp4,
+    kvaerno3 as kvaerno3,
     kvaerno5 as kvaerno5,
 )
 from ._static import Frozen as Frozen

@@ -49,6 +49,7 @@ class _State(eqx.Module):
     smallest_dt: Float[Array, ""]
     end: Float[Array, ""]
     starts_outside: Bool[Array, ""]
+    rejected: Bool[Array, ""]  # whether the last step was
 
 
 class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
@@ -69,6 +70,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     norm: Callable[[PyTree], Any]
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
     implicit: bool = False
+    factormax_after_rejection: float | None = None
     direction: Any = 1
 
     def wrap(self, direction) -> "AdmissibleSteps":
@@ -80,6 +82,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             norm=self.norm,
             masks=self.masks,
             implicit=self.implicit,
+            factormax_after_rejection=self.factormax_after_rejection,
             direction=direction,
         )
 
@@ -109,7 +112,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         else:
             outside = jnp.array(False)
         tiny, end = lax.stop_gradient((jnp.asarray(tiny), jnp.asarray(t1)))
-        return tnext, _State(inner, record, tiny, end, outside)
+        return tnext, _State(inner, record, tiny, end, outside, jnp.array(False))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -134,6 +137,10 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         unshrinkable = kept & ~keep
         next_t0 = jnp.where(unshrinkable, t0, next_t0)
         next_t1 = jnp.where(unshrinkable, t1, next_t1)
+        if self.factormax_after_rejection is not None:
+            # The error that caused a rejection is still near.
+            most = next_t0 + self.factormax_after_rejection * (t1 - t0)
+            next_t1 = jnp.where(keep & state.rejected, jnp.minimum(next_t1, most), next_t1)
         dt = lax.stop_gradient(next_t1 - next_t0)
         resolution = 4 * jnp.finfo(jnp.result_type(dt)).eps * jnp.abs(next_t0)
         underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt)) & (next_t0 < state.end)
@@ -155,7 +162,9 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             y_error,
             args,
         )
-        state = _State(inner, record, state.smallest_dt, state.end, state.starts_outside)
+        state = _State(
+            inner, record, state.smallest_dt, state.end, state.starts_outside, ~keep
+        )
         return keep, next_t0, next_t1, made_jump, state, result
 
     def _has_box(self, y) -> bool:
@@ -223,6 +232,7 @@ def admissible(
     dtype: np.dtype,
     masks: Callable | None = None,
     implicit: bool = False,
+    factormax_after_rejection: float | None = None,
 ) -> AdmissibleSteps:
     """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
     not. A controller without tolerances (fixed steps) measures the box, and solves implicit
@@ -240,4 +250,5 @@ def admissible(
         norm=norm,
         masks=masks,
         implicit=implicit,
+        factormax_after_rejection=factormax_after_rejection,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import optimistix as optx
 
 from .._fields import Guard
+from .._solvers import is_implicit
 from .._static import concrete_array
 from .._types import typechecked
 from ._admissible import AdmissibleSteps, admissible
@@ -75,6 +76,8 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     - `dtmin`, `dtmax`: limits of the step size [time]; with `force_dtmin=True` a step at `dtmin`
         is accepted whatever its error (if it is finite and inside the box).
     - `factormin`, `factormax`: limits of the change of step size in one step.
+    - `factormax_after_rejection`: the limit of growth in the step after a rejected one, >= 1; by
+        default `factormax`.
     - `safety`: factor on the predicted step size.
     - `norm`: from the scaled error to a number; by default the root mean square.
     - `error_order`: overrides the solver's.
@@ -98,6 +101,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     force_dtmin: bool = eqx.field(static=True)
     factormin: float = eqx.field(static=True)
     factormax: float = eqx.field(static=True)
+    factormax_after_rejection: float | None = eqx.field(static=True)
     safety: float = eqx.field(static=True)
     norm: Callable = eqx.field(static=True)
     error_order: float | None = eqx.field(static=True)
@@ -120,6 +124,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         force_dtmin: bool = False,
         factormin: Any = 0.2,
         factormax: Any = 10.0,
+        factormax_after_rejection: Any = None,
         safety: Any = 0.9,
         norm: Callable = optx.rms_norm,
         error_order: Any = None,
@@ -145,6 +150,15 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         self.force_dtmin = force_dtmin
         self.factormin = _number(factormin, "factormin")
         self.factormax = _number(factormax, "factormax", 1.0)
+        if factormax_after_rejection is not None:
+            limit = _number(factormax_after_rejection, "factormax_after_rejection")
+            if limit < 1:
+                raise ValueError(
+                    "`factormax_after_rejection` must be at least 1 (below, the step size could "
+                    f"never recover), or None; got {factormax_after_rejection}."
+                )
+            factormax_after_rejection = limit
+        self.factormax_after_rejection = factormax_after_rejection
         self.safety = _number(safety, "safety")
         if not (self.factormin < 1 and self.safety < 1):
             raise ValueError(
@@ -191,7 +205,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
             raise ValueError(f'There is no preset "{name}"; the presets are {known}.')
         preset = PRESETS[name]
         pcoeff, icoeff = preset.pcoeff, preset.icoeff
-        if solver is not None and not _is_implicit(solver):
+        if solver is not None and not is_implicit(solver):
             pcoeff, icoeff = PRESETS["robust"].pcoeff, PRESETS["robust"].icoeff
         explicit = (rtol is not None, atol is not None)
         default = jnp.zeros(()).dtype
@@ -249,7 +263,13 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         )
 
     def _admissible(self) -> AdmissibleSteps:
-        return admissible(self.control_law(), self.guard, np.dtype(jnp.zeros(()).dtype))
+        dtype = np.dtype(jnp.zeros(()).dtype)
+        return admissible(
+            self.control_law(),
+            self.guard,
+            dtype,
+            factormax_after_rejection=self.factormax_after_rejection,
+        )
 
     # diffrax wraps a controller before it uses it, so the one that runs is `AdmissibleSteps`.
     def wrap(self, direction) -> AdmissibleSteps:
@@ -260,7 +280,3 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
 
     def adapt_step_size(self, *args, **kwargs):
         return self._admissible().adapt_step_size(*args, **kwargs)
-
-
-def _is_implicit(solver: diffrax.AbstractSolver) -> bool:
-    return isinstance(solver, diffrax.AbstractImplicitSolver)

@@ -5,5 +5,6 @@ from ._guarded import (
     GuardedField as GuardedField,
     as_guarded as as_guarded,
     evaluate as evaluate,
+    evaluate_aside as evaluate_aside,
 )
 from ._mlp import MLPField as MLPField

@@ -106,7 +106,7 @@ def _gated_jvp(primals, tangents):
     here, slope = usable(frozen[2])
 
     def move():
-        moved = jtu.tree_map(_off_the_walls, frozen[2], lower, upper)
+        moved = jtu.tree_map(off_the_walls, frozen[2], lower, upper)
         return moved, usable(moved)[0]
 
     moved, there = lax.cond(here, lambda: (frozen[2], jnp.array(True)), move)
@@ -135,7 +135,7 @@ def _uneven(x: Array) -> Array:
     return 1 + jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) / 2
 
 
-def _off_the_walls(y: Array, lower: Array, upper: Array) -> Array:
+def off_the_walls(y: Array, lower: Array, upper: Array) -> Array:
     """A finite point next to `y`, off the bounds and off zero (where roots and fractional powers
     lose their derivative)."""
     y = jnp.clip(jnp.where(jnp.isfinite(y), y, 0), lower, upper)

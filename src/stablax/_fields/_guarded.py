@@ -1,28 +1,29 @@
 """Guarded vector fields: clip, evaluate, mask."""
 
 import abc
+import functools
+from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
+from .._linalg import AbstractJacobian, as_jacobian
 from .._states import as_state, same_shape_and_dtype, state_dtype
 from .._types import VF, Args, Y
 from ._activity import GuardActivity
-from ._gate import derivative_is_finite, gate
+from ._gate import derivative_is_finite, gate, off_the_walls
 from ._guard import Guard
 
 
-def _evaluate(
-    guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, rounding: float = 0.0
-) -> PyTree:
+def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: Callable) -> PyTree:
     y = as_state(y, "y")
     t = jnp.asarray(t, state_dtype(y))
     clipped = guard.clip(y)
-    out = gate(fn, t, clipped, args, *guard.bounds(y), rounding)
+    out = call(fn, t, clipped, args, *guard.bounds(y))
     same_shape_and_dtype(out, y, what)
     if guard.pull != 0:
         # `where`, not a sum with zero: inside the box the value is the field's to the last bit.
@@ -80,6 +81,9 @@ class GuardedField(eqx.Module):
 
     - `guard`: a [`Guard`][]; keyword-only; by default no bounds. A subclass can set another
         default: `guard: sx.Guard = eqx.field(default=sx.Guard(0.0), kw_only=True)`.
+    - `jacobian`: the structure of the Jacobian, for the solvers of stablax's models:
+        [`Banded`][], [`Sparse`][], [`MatrixFree`][], a function `fn(t, y, args) -> (n, n)`, or
+        `None` (dense, by automatic differentiation); keyword-only.
 
     **Raises:** a `TypeError` when a subclass (or a mixin) replaces `__call__`, which would
     remove the guard silently; a `ValueError` or `TypeError` at the first call if the state does
@@ -88,6 +92,7 @@ class GuardedField(eqx.Module):
     """
 
     guard: Guard = eqx.field(default=Guard(), kw_only=True)
+    jacobian: AbstractJacobian | None = eqx.field(default=None, converter=as_jacobian, kw_only=True)
 
     def __check_init__(self):
         _check_guard(self.guard)
@@ -126,10 +131,12 @@ class Guarded(eqx.Module):
     - `fn`: the vector field. Its parameters should be reachable as PyTree leaves (an
         `eqx.Module`) if they are to be trained through a model.
     - `guard`: a [`Guard`][]; by default no bounds: then only derivatives are made safe.
+    - `jacobian`: as in [`GuardedField`][].
     """
 
     fn: VF
     guard: Guard = Guard()
+    jacobian: AbstractJacobian | None = eqx.field(default=None, converter=as_jacobian)
 
     def __check_init__(self):
         if not callable(self.fn):
@@ -144,15 +151,34 @@ class Guarded(eqx.Module):
         return _activity(self.guard, self.fn, t, y, args)
 
 
+def _parts(field: GuardedField | Guarded) -> tuple[Guard, VF, str]:
+    if isinstance(field, Guarded):
+        name = getattr(field.fn, "__name__", type(field.fn).__name__)
+        return field.guard, field.fn, f"The field `{name}`"
+    return field.guard, field.vector_field, f"`{type(field).__name__}.vector_field`"
+
+
 def evaluate(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, rounding: float = 0.0
 ) -> PyTree:
     """What calling a guarded field does; `rounding` as in `gate`."""
-    if isinstance(field, Guarded):
-        name = getattr(field.fn, "__name__", type(field.fn).__name__)
-        return _evaluate(field.guard, field.fn, f"The field `{name}`", t, y, args, rounding)
-    what = f"`{type(field).__name__}.vector_field`"
-    return _evaluate(field.guard, field.vector_field, what, t, y, args, rounding)
+    call = functools.partial(gate, rounding=rounding)
+    return _evaluate(*_parts(field), t, y, args, call)
+
+
+def evaluate_aside(
+    field: GuardedField | Guarded, t: Any, y: Y, args: Args, aside: Bool[Array, ""]
+) -> PyTree:
+    """What calling a guarded field does, with derivatives that are not made safe: cheaper, for
+    callers that look at what they get. Where it is not finite they repeat it `aside`: next to
+    `y`, inside the bounds, where derivatives are finite."""
+
+    def call(fn, t, y, args, lower, upper):
+        moved = jtu.tree_map(off_the_walls, lax.stop_gradient(y), lower, upper)
+        shift = jtu.tree_map(lambda a, b: jnp.where(aside, a - b, 0), moved, lax.stop_gradient(y))
+        return fn(t, jtu.tree_map(jnp.add, y, shift), args)
+
+    return _evaluate(*_parts(field), t, y, args, call)
 
 
 def as_guarded(field: VF) -> GuardedField | Guarded:

@@ -1,3 +1,5 @@
+from ._adjoint import DiscreteAdjoint as DiscreteAdjoint
+from ._batch import simulate_batch as simulate_batch
 from ._explain import explain as explain, is_successful as is_successful
 from ._simulate import Simulate as Simulate
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation

@@ -1,5 +1,6 @@
 """`explain`: a result in words."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -84,7 +85,9 @@ def _budget_spent(steps: int, rejected: int) -> str:
     if rejected > steps / 3:
         return text + (
             " Many steps were rejected: look for a discontinuity of the field (`jump_ts`), a "
-            "tolerance near the dtype's resolution, or a Jacobian that is wrong."
+            "tolerance near the dtype's resolution, a Jacobian that is wrong, or, with an implicit "
+            "solver of diffrax as it comes, its root finder (`kvaerno3()`, `kvaerno5()` and "
+            "`kencarp4()` have another)."
         )
     return text + (
         " Few steps were rejected, so they are short because of accuracy, or, with an explicit "
@@ -109,21 +112,29 @@ def explain(result: Any) -> str:
     indices = np.asarray(_concrete(jax.tree.leaves(outcome)[0]))
     if indices.ndim == 0:
         return _one(result, outcome)
-    flat = indices.ravel()
-    okay = np.asarray(is_okay(outcome)).ravel()
-    if okay.all():
-        return f"Successful in all {flat.size} lanes."
+    failed = ~np.asarray(is_okay(outcome))
+    if not failed.any():
+        return f"Successful in all {failed.size} lanes."
+    return _paragraphs(failed, result, lambda one: _one(one, _result_of(one)))
+
+
+def _paragraphs(failed: np.ndarray, batch: Any, write: Callable[[Any], str]) -> str:
+    """One paragraph for each distinct failure of a batch (a result, or the facts about one)."""
+    indices = np.asarray(jax.tree.leaves(_result_in(batch))[0]).ravel()
     paragraphs = []
-    for index in dict.fromkeys(flat[~okay].tolist()):
-        lanes = np.flatnonzero(flat == index)
+    for index in dict.fromkeys(indices[failed.ravel()].tolist()):
+        lanes = np.flatnonzero(indices == index)
         shown = ", ".join(map(str, lanes[:10])) + (", ..." if lanes.size > 10 else "")
         first = jtu.tree_map(
-            lambda x, lane=lanes[0]: np.asarray(x).reshape(-1, *np.shape(x)[indices.ndim :])[lane],
-            result,
+            lambda x, lane=lanes[0]: np.asarray(x).reshape(-1, *np.shape(x)[failed.ndim :])[lane],
+            batch,
         )
-        head = f"{lanes.size} of {flat.size} lanes ({shown}): "
-        paragraphs.append(head + _one(first, _result_of(first)))
+        paragraphs.append(f"{lanes.size} of {indices.size} lanes ({shown}): {write(first)}")
     return "\n".join(paragraphs)
+
+
+def _result_in(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple) else _result_of(batch)
 
 
 def _concrete(x: Any) -> Any:
@@ -154,4 +165,17 @@ def raise_on_failure(simulation: Simulation) -> Simulation:
         ~is_okay(simulation.result),
         _facts(simulation),
         lambda facts: _paragraph(facts, names),
+    )
+
+
+def raise_on_failed_lanes(simulations: Simulation) -> Simulation:
+    """A batch of simulations, or a `RuntimeError` that explains which of them failed."""
+    first = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[0], s), simulations)
+    names = _names(first)
+    failed = ~is_okay(simulations.result)
+    return raise_if(
+        simulations,
+        jnp.any(failed),
+        (failed, _facts(simulations)),
+        lambda facts: _paragraphs(facts[0], facts[1], lambda one: _paragraph(one, names)),
     )

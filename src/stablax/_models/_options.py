@@ -1,14 +1,22 @@
 """How a model solves: its options, and which of them cannot be protected."""
 
+import dataclasses
+
 import diffrax
 import equinox as eqx
 import numpy as np
 
 from .._control import StiffPID
 from .._fields import Guard, as_guarded
-from .._solvers import FiniteSteps, kvaerno5
+from .._solvers import AbstractRosenbrock, FiniteSteps, Rodas5P
+from ._adjoint import DiscreteAdjoint
 
-_ADJOINTS = (diffrax.RecursiveCheckpointAdjoint, diffrax.DirectAdjoint, diffrax.ForwardMode)
+_ADJOINTS = (
+    DiscreteAdjoint,
+    diffrax.RecursiveCheckpointAdjoint,
+    diffrax.DirectAdjoint,
+    diffrax.ForwardMode,
+)
 
 
 class SolveOptions(eqx.Module):
@@ -16,7 +24,7 @@ class SolveOptions(eqx.Module):
 
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
-    adjoint: diffrax.AbstractAdjoint
+    adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint
     max_steps: int
     dt0: float | None
     event: diffrax.Event | None
@@ -28,12 +36,15 @@ def solve_options(
 ) -> SolveOptions:
     """The options of a model of `field`, with its defaults, checked."""
     if solver is None:
-        solver = kvaerno5()
+        solver = Rodas5P()
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(f"`solver` must be a diffrax solver, got {solver!r}.")
     if isinstance(solver, FiniteSteps):
         solver = solver.solver  # The field is protected from the inside; one gate is enough.
     _check_terms(solver)
+    declared = as_guarded(field).jacobian
+    if isinstance(solver, AbstractRosenbrock) and solver.jacobian is None:
+        solver = dataclasses.replace(solver, jacobian=declared)
     if controller is None:
         controller = StiffPID.preset(solver=solver)
     if not isinstance(controller, diffrax.AbstractStepSizeController):
@@ -54,7 +65,7 @@ def solve_options(
                 "field (`stablax.Guarded(field, guard)`): a model hands that to its controller."
             )
     if adjoint is None:
-        adjoint = diffrax.RecursiveCheckpointAdjoint()
+        adjoint = DiscreteAdjoint() if event is None else diffrax.RecursiveCheckpointAdjoint()
     if not isinstance(adjoint, _ADJOINTS):
         names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
         raise TypeError(
@@ -65,6 +76,11 @@ def solve_options(
                 if isinstance(adjoint, diffrax.BacksolveAdjoint)
                 else ""
             )
+        )
+    if isinstance(adjoint, DiscreteAdjoint) and event is not None:
+        raise ValueError(
+            "`adjoint=DiscreteAdjoint()` cannot differentiate the time of an `event`. Use "
+            "`RecursiveCheckpointAdjoint()`, the default of a model with an event."
         )
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")

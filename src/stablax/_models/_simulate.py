@@ -98,11 +98,14 @@ class Simulate(eqx.Module):
 
     - `field`: any callable `f(t, y, args)`, guarded or not.
     - `solver`: a diffrax solver of ODEs: explicit, implicit, or IMEX (which treats the whole field
-        implicitly). By default [`kvaerno5`][].
+        implicitly). By default [`Rodas5P`][],
+        with the structure of the Jacobian that the field declares.
     - `controller`: a diffrax step size controller; by default `StiffPID.preset(solver=solver)`.
         Whatever it says, a step that is not finite or leaves the guard's box is rejected.
-    - `adjoint`: `RecursiveCheckpointAdjoint` (the default; reverse mode), `ForwardMode` (forward
-        mode; cheaper for few parameters) or `DirectAdjoint` (both; slow). Others are refused.
+    - `adjoint`: [`DiscreteAdjoint`][] (the default; reverse mode), or diffrax's `ForwardMode`
+        (forward mode; cheaper for few parameters), `RecursiveCheckpointAdjoint` (reverse mode,
+        through events too: the default of a model that has one) or `DirectAdjoint` (both modes;
+        slow). Others are refused.
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.

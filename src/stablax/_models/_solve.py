@@ -1,5 +1,7 @@
 """One protected diffrax solve: what every model is made of."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -11,10 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._control import AdmissibleSteps, Cause, StiffPID, admissible
-from .._fields import Guard, as_guarded, evaluate
+from .._fields import Guard, as_guarded, evaluate, evaluate_aside
 from .._results import RESULTS, is_okay
+from .._solvers import is_implicit
 from .._states import finite_or_zero, select, state_dtype
 from .._types import VF, Args
+from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
 from ._options import SolveOptions, is_imex
 from ._simulation import GuardSummary, Simulation
 
@@ -22,7 +26,17 @@ from ._simulation import GuardSummary, Simulation
 _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
 
 
-def _terms(solver: diffrax.AbstractSolver, field: VF):
+class _Field(eqx.Module):
+    closed: Callable
+    aside: Any
+
+    def __call__(self, t, y, args):
+        return self.closed(t, y, args, self.aside)
+
+
+def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False):
+    """The terms of a `field(t, y, args, aside)`."""
+    field = _Field(field, jnp.asarray(aside))
     if is_imex(solver):
         zero = diffrax.ODETerm(lambda t, y, args: jtu.tree_map(jnp.zeros_like, y))
         return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
@@ -33,11 +47,11 @@ def steps_of(
     options: SolveOptions, guard: Guard, dtype: np.dtype, masks: Any = None
 ) -> AdmissibleSteps:
     """The controller that runs, for a state of `dtype`."""
-    controller = options.controller
+    controller, limit = options.controller, None
     if isinstance(controller, StiffPID):
+        limit = controller.factormax_after_rejection
         controller = controller.for_dtype(dtype).control_law(dtype)
-    implicit = isinstance(options.solver, diffrax.AbstractImplicitSolver)
-    return admissible(controller, guard, dtype, masks, implicit)
+    return admissible(controller, guard, dtype, masks, is_implicit(options.solver), limit)
 
 
 def _stop(tree):
@@ -48,16 +62,7 @@ def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
     controller = steps_of(options, Guard(), dtype)
-    solver = options.solver
-    if isinstance(solver, diffrax.AbstractImplicitSolver):
-        finder = solver.root_finder
-        tolerances = ("rtol", "atol", "norm")
-        unset = [n for n in tolerances if getattr(finder, n) is _FROM_CONTROLLER]
-        solver = eqx.tree_at(
-            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
-            solver,
-            tuple(getattr(controller, n) for n in unset),
-        )
+    solver = _with_tolerances(options.solver, controller)
     if isinstance(solver, diffrax.AbstractRungeKutta):
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
     terms = _terms(solver, _stop(field))
@@ -71,6 +76,62 @@ def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
         return ~jnp.all(jnp.stack(finite))
 
     return masks
+
+
+def _with_tolerances(solver, controller: AdmissibleSteps):
+    """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
+    inside `diffeqsolve`; and with a loop over its stages that can be differentiated."""
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        finder = solver.root_finder
+        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is _FROM_CONTROLLER]
+        solver = eqx.tree_at(
+            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
+            solver,
+            tuple(getattr(controller, n) for n in unset),
+        )
+    return solver
+
+
+def _run(
+    options: SolveOptions, controller: AdmissibleSteps, inputs: Inputs, record: bool
+) -> tuple[Outputs, Trace | None]:
+    dt0 = options.dt0
+    if dt0 is not None:
+        dtype = state_dtype(inputs.y0)
+        dt0 = jnp.where(inputs.t1 < inputs.t0, -abs(dt0), abs(dt0)).astype(dtype)
+    subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
+    if record:
+        subs.append(diffrax.SubSaveAt(steps=True))
+    replayed = isinstance(options.adjoint, DiscreteAdjoint)
+    solution = diffrax.diffeqsolve(
+        _terms(options.solver, inputs.field),
+        options.solver,
+        inputs.t0,
+        inputs.t1,
+        dt0,
+        inputs.y0,
+        inputs.args,
+        saveat=diffrax.SaveAt(subs=subs, controller_state=True),
+        stepsize_controller=controller,
+        adjoint=diffrax.ForwardMode() if replayed else options.adjoint,
+        event=options.event,
+        max_steps=options.max_steps,
+        throw=False,
+        progress_meter=options.progress_meter,
+    )
+    ts, ys = solution.ts, solution.ys
+    assert ts is not None and ys is not None
+    rest = (
+        solution.controller_state.record,
+        ts[0],
+        ts[1][0],
+        solution.stats,
+        solution.result,
+    )
+    outputs = Outputs(ys[0], jtu.tree_map(lambda x: x[0], ys[1]), rest)
+    if not record:
+        return outputs, None
+    return outputs, Trace(ts[2], ys[2], solution.stats["num_accepted_steps"])
 
 
 def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
@@ -96,10 +157,14 @@ def integrate(
     guarded = as_guarded(field)
     guard = guarded.guard
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    rounding = _rounding(options.solver, y0)
-    closed = eqx.filter_closure_convert(
-        lambda t, y, args: evaluate(guarded, t, y, args, rounding), t0, y0, args
-    )
+    discrete = isinstance(options.adjoint, DiscreteAdjoint)
+    repeats = discrete and not isinstance(options.solver, diffrax.AbstractImplicitSolver)
+    if repeats:
+        vector_field = functools.partial(evaluate_aside, guarded)
+    else:
+        rounding = _rounding(options.solver, y0)
+        vector_field = lambda t, y, args, aside: evaluate(guarded, t, y, args, rounding)
+    closed = eqx.filter_closure_convert(vector_field, t0, y0, args, jnp.array(False))
     if guard.fill is None:
         masks = None
     else:
@@ -109,37 +174,27 @@ def integrate(
             Guard(guard.lower, guard.upper, pull=guard.pull, reject=guard.reject),
             is_leaf=lambda x: isinstance(x, Guard),
         )
-        bare = eqx.filter_closure_convert(bare, *_stop((t0, y0, args)))
+        unmasked = bare
+        bare = eqx.filter_closure_convert(
+            lambda t, y, args, aside: unmasked(t, y, args),
+            *_stop((t0, y0, args)),
+            jnp.array(False),
+        )
         masks = _mask_detector(options, bare, dtype)
     ordered = times_are_ordered(t0, ts)
     active = ordered if active is None else active & ordered
     # Without a step to take the solve is from `t0` to `t0`.
     end = jnp.where(active, ts[-1], t0)
     save = jnp.where(active, ts, t0)
-    dt0 = options.dt0
-    if dt0 is not None:
-        dt0 = jnp.where(end < t0, -abs(dt0), abs(dt0)).astype(dtype)
     controller = steps_of(options, guard, dtype, masks)
-    solution = diffrax.diffeqsolve(
-        _terms(options.solver, closed),
-        options.solver,
-        t0,
-        end,
-        dt0,
-        y0,
-        args,
-        saveat=diffrax.SaveAt(
-            subs=[diffrax.SubSaveAt(ts=save), diffrax.SubSaveAt(t1=True)],
-            controller_state=True,
-        ),
-        stepsize_controller=controller,
-        adjoint=options.adjoint,
-        event=options.event,
-        max_steps=options.max_steps,
-        throw=False,
-        progress_meter=options.progress_meter,
-    )
-    simulation = _summarise(solution, controller, guard, y0, ts, active)
+    run = functools.partial(_run, options, controller)
+    inputs = Inputs(closed, y0, t0, end, save, args)
+    if discrete:
+        solver = _with_tolerances(options.solver, controller)
+        outputs = solve(inputs, run, solver, functools.partial(_terms, solver), repeats)
+    else:
+        outputs, _ = run(inputs, False)
+    simulation = _summarise(outputs, controller, guard, y0, ts, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
     return eqx.tree_at(
         lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
@@ -153,13 +208,12 @@ def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
     return jnp.all(jnp.isfinite(times)) & (jnp.all(steps >= 0) | jnp.all(steps <= 0))
 
 
-def _summarise(solution, controller, guard: Guard, y0, ts, active) -> Simulation:
-    record = solution.controller_state.record
-    (saved_ts, (stopped_at,)) = solution.ts
-    rows, last = solution.ys
+def _summarise(outputs: Outputs, controller, guard: Guard, y0, ts, active) -> Simulation:
+    rows, last = outputs.rows, outputs.last
+    record, saved_ts, stopped_at, statistics, raw_result = outputs.rest
     reached = jnp.isfinite(saved_ts) & active
 
-    result = _promote(solution.result, record)
+    result = _promote(raw_result, record)
     if guard.fill is not None and guard.reject:
         resting = is_okay(result) & (record.masked_accepted > 0)
         result = RESULTS.where(resting, RESULTS.masked, result)
@@ -178,8 +232,8 @@ def _summarise(solution, controller, guard: Guard, y0, ts, active) -> Simulation
     # A failed sample has no gradient at all, however far it came.
     ys = select(is_okay(result), ys, lax.stop_gradient(ys))
     stats = {
-        **{k: solution.stats[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
-        "max_steps": solution.stats["max_steps"],
+        **{k: statistics[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
+        "max_steps": statistics["max_steps"],
         "t": stopped_at,
         "dt": record.dt,
         "component": jnp.where(record.cause == Cause.none.value, -1, record.component),

@@ -1,2 +1,10 @@
+from ._esdirk import kencarp4 as kencarp4, kvaerno3 as kvaerno3, kvaerno5 as kvaerno5
 from ._finite_steps import FiniteSteps as FiniteSteps
-from ._kvaerno import PatientChord as PatientChord, kvaerno5 as kvaerno5
+from ._patient_chord import PatientChord as PatientChord
+from ._rosenbrock import (
+    AbstractRosenbrock as AbstractRosenbrock,
+    Rodas4 as Rodas4,
+    Rodas5P as Rodas5P,
+    Rosenbrock23 as Rosenbrock23,
+    is_implicit as is_implicit,
+)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from .._failure import raise_if
 from .._fields import as_guarded
+from .._linalg import Dense
 from .._results import RESULTS, is_okay, message
 from .._states import (
     all_finite,
@@ -27,7 +28,7 @@ from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._conserved import as_conserved, projector, refuse_rows
 from ._methods import AbstractSteadyMethod, Chain
-from ._problem import Factored, SteadyProblem
+from ._problem import SteadyProblem
 from ._steady_state import SteadyState
 
 # Eigenvalues of larger Jacobians cost more than the search.
@@ -206,7 +207,16 @@ def steady_state(
     conserving = projector(conserved, autonomous, flat_y0_, clip)
     lower, upper = (ravel_pytree(b)[0] for b in guard.bounds(y0))
     problem = SteadyProblem(
-        autonomous, flat_y0_, conserving, lower, upper, rtol, atol, guard.reject
+        autonomous,
+        flat_y0_,
+        conserving,
+        lower,
+        upper,
+        rtol,
+        atol,
+        guard.reject,
+        guarded.jacobian or Dense(),
+        lambda jacobian, y: jacobian(t_, unravel(y), args_),
     )
     found, steps = _run_chain(problem, chain, max_steps, stability)
     ok = found.result == RESULTS.successful
@@ -282,7 +292,7 @@ def _judge(problem: SteadyProblem, y: Array, stability: bool | None, stage: Arra
     value, jacobian = problem.linearise(y)
     finite = all_finite((y, value, jacobian))
     jacobian = jnp.where(finite, jacobian, jnp.eye(y.size, dtype=y.dtype))
-    factored = Factored(jacobian)
+    factored = problem.factorise(jacobian)
     singular = factored.is_singular()
     step = factored.solve(value)
     residual = problem.size(step, y)

@@ -8,7 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from ._problem import Factored, SteadyProblem
+from ._problem import SteadyProblem
 
 
 class Attempt(eqx.Module):
@@ -45,8 +45,8 @@ def _newton(
     def body(carry):
         y, k, _, _ = carry
         value, jacobian = problem.linearise(y)
-        factored = Factored(jacobian)
-        step = -factored.solve(value)
+        factored = problem.factorise(jacobian)
+        step = factored.solve(value)
         length = problem.size(step, y)
         converged = length < problem.rtol
 
@@ -101,7 +101,6 @@ class PseudoTransient(AbstractSteadyMethod):
 
     def search(self, problem, max_steps, done):
         rate = lambda value, y: problem.size(value, y)
-        identity = jnp.eye(problem.y0.size, dtype=problem.y0.dtype)
 
         def cond(carry):
             _, _, k, finished = carry
@@ -111,9 +110,9 @@ class PseudoTransient(AbstractSteadyMethod):
             y, h, k, _ = carry
             value, jacobian = problem.linearise(y)
             # Near enough for Newton?
-            near = problem.size(Factored(jacobian).solve(value), y) < 1e-3
+            near = problem.size(problem.factorise(jacobian).solve(value), y) < 1e-3
 
-            factored = Factored(identity / h - jacobian)
+            factored = problem.factorise(jacobian, 1 / h)
             step = factored.solve(value)
             trial = y + step
             value_trial = problem.residual(trial)

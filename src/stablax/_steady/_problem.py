@@ -5,8 +5,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, Bool, Float
+
+from .._linalg import AbstractJacobian, Equilibrated, Factored, linearise
 
 
 class SteadyProblem(eqx.Module):
@@ -25,14 +26,23 @@ class SteadyProblem(eqx.Module):
     rtol: float = eqx.field(static=True)
     atol: float = eqx.field(static=True)
     rejects: bool = eqx.field(static=True)
+    structure: AbstractJacobian = eqx.field(static=True)
+    by_hand: Any  # evaluates a Jacobian written by the user, `by_hand(fn, y)`
 
     def residual(self, y: Array) -> Array:
         return self.field(y) - self.projector @ (y - self.y0)
 
     def linearise(self, y: Array) -> tuple[Array, Array]:
         """F and its Jacobian at `y`."""
-        value, push = jax.linearize(self.residual, y)
-        return value, jax.vmap(push, out_axes=1)(jnp.eye(y.size, dtype=y.dtype))
+        flux, stored = linearise(
+            self.structure, self.field, y, lambda jacobian: self.by_hand(jacobian, y)
+        )
+        value = flux - self.projector @ (y - self.y0)
+        return value, self.structure.as_matrix(stored) - self.projector
+
+    def factorise(self, jacobian: Array, shift: Any = 0.0) -> Factored:
+        """`shift I - jacobian`, factorised."""
+        return Factored(Equilibrated(), jnp.asarray(shift, jacobian.dtype), jacobian)
 
     def size(self, step: Array, y: Array) -> Array:
         """The largest component of `step` relative to the state: below `rtol`, every component
@@ -77,32 +87,3 @@ class SteadyProblem(eqx.Module):
         drift = self.projector @ (y - self.y0)
         scale = jnp.abs(self.projector) @ (jnp.abs(y) + jnp.abs(self.y0))
         return jnp.all(jnp.abs(drift) <= jnp.sqrt(self.rtol) * scale + self.atol)
-
-
-class Factored(eqx.Module):
-    """LU of a matrix with rows and columns scaled to one, so that neither the units of the
-    species nor rates over many orders of magnitude decide the pivots."""
-
-    lu: Float[Array, "n n"]
-    pivots: Array
-    rows: Float[Array, " n"]
-    columns: Float[Array, " n"]
-
-    def __init__(self, matrix: Array):
-        self.rows = _inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
-        scaled = self.rows[:, None] * matrix
-        self.columns = _inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
-        self.lu, self.pivots = lu_factor(scaled * self.columns[None, :])
-
-    def solve(self, b: Array) -> Array:
-        return self.columns * lu_solve((self.lu, self.pivots), self.rows * b)
-
-    def is_singular(self) -> Bool[Array, ""]:
-        """Whether a pivot is zero to rounding."""
-        pivots = jnp.abs(jnp.diag(self.lu))
-        least = pivots.size * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
-        return ~jnp.all(pivots > least)
-
-
-def _inverse_scale(size: Array) -> Array:
-    return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)

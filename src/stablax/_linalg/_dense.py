@@ -1,0 +1,207 @@
+"""A Jacobian without structure."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._states import all_finite
+from ._jacobian import AbstractJacobian, FlatField
+
+# Below these sizes; measured by `benchmarks/linear_algebra.py`.
+_UNROLLED = 3
+_INVERTED = 12
+
+
+@final
+class Dense(AbstractJacobian):
+    """A full Jacobian: n forward-mode columns, or `fn`, and a factorisation that depends on n.
+
+    Up to 12 components the explicit inverse, by Gauss-Jordan elimination with partial pivoting
+    in plain XLA: under `vmap` and for one system it is several times faster than LAPACK, whose
+    triangular solves cost more to call than to do. Above, LU.
+
+    **Arguments:**
+
+    - `fn`: the Jacobian by hand, `fn(t, y, args) -> (n, n)`, rows and columns in the order of the
+        ravelled state; by default automatic differentiation. [`check_jacobian`][] compares the
+        two.
+    """
+
+    fn: Callable | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.fn is not None and not callable(self.fn):
+            raise TypeError(f"`fn` must be a function fn(t, y, args) -> (n, n), got {self.fn!r}.")
+
+    def check(self, size: int) -> None:
+        pass
+
+    def linearise(self, fn, y):
+        value, push = jax.linearize(fn, y)
+        return value, jax.vmap(push, out_axes=1)(jnp.eye(y.size, dtype=y.dtype))
+
+    def multiply(self, stored, x):
+        return _product(stored, x)
+
+    def as_matrix(self, stored):
+        return stored
+
+    def factorise(self, shift, stored):
+        size = stored.shape[0]
+        matrix = shift * jnp.eye(size, dtype=stored.dtype) - stored
+        if size <= _UNROLLED:
+            return _unrolled_inverse(matrix)
+        if size <= _INVERTED:
+            return _inverse(matrix)
+        lu, _, permutation = lax.linalg.lu(matrix)
+        regular = jnp.all(jnp.diagonal(lu) != 0)
+        return jnp.where(regular, lu, jnp.nan), permutation
+
+    def is_singular(self, factors):
+        return ~all_finite(factors)
+
+    def apply(self, factors, b, *, transpose):
+        if not isinstance(factors, tuple):
+            return _product(factors.T if transpose else factors, b)
+        return _lu_apply(*factors, b, transpose)
+
+
+@final
+class Equilibrated(AbstractJacobian):
+    """A full Jacobian, solved by LU of the matrix with rows and columns scaled to one, so that
+    neither the units of the species nor rates over many orders of magnitude decide the pivots.
+    For searches, where a matrix can be as singular as it likes and no step size cures it."""
+
+    def check(self, size: int) -> None:
+        pass
+
+    def linearise(self, fn, y):
+        return Dense().linearise(fn, y)
+
+    def as_matrix(self, stored):
+        return stored
+
+    def multiply(self, stored, x):
+        return _product(stored, x)
+
+    def factorise(self, shift, stored):
+        matrix = shift * jnp.eye(stored.shape[0], dtype=stored.dtype) - stored
+        rows = _inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
+        scaled = rows[:, None] * matrix
+        columns = _inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
+        lu, _, permutation = lax.linalg.lu(scaled * columns[None, :])
+        return lu, permutation, rows, columns
+
+    def is_singular(self, factors):
+        """Whether a pivot is zero to rounding."""
+        pivots = jnp.abs(jnp.diag(factors[0]))
+        least = pivots.size * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
+        return ~jnp.all(pivots > least)
+
+    def apply(self, factors, b, *, transpose):
+        lu, permutation, rows, columns = factors
+        if transpose:
+            rows, columns = columns, rows
+        return columns * _lu_apply(lu, permutation, rows * b, transpose)
+
+
+def _inverse_scale(size: Array) -> Array:
+    return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)
+
+
+def _lu_apply(lu: Array, permutation: Array, b: Array, transpose: bool) -> Array:
+    if transpose:
+        x = lax.linalg.triangular_solve(lu, b[:, None], left_side=True, transpose_a=True)
+        x = lax.linalg.triangular_solve(
+            lu, x, left_side=True, lower=True, transpose_a=True, unit_diagonal=True
+        )
+        return jnp.zeros_like(b).at[permutation].set(x[:, 0], unique_indices=True)
+    x = b[permutation][:, None]
+    x = lax.linalg.triangular_solve(lu, x, left_side=True, lower=True, unit_diagonal=True)
+    return lax.linalg.triangular_solve(lu, x, left_side=True)[:, 0]
+
+
+def as_jacobian(given: Any) -> AbstractJacobian | None:
+    """What a user may give as `jacobian=...`."""
+    if given is None or isinstance(given, AbstractJacobian):
+        return given
+    if callable(given):
+        return Dense(given)
+    raise TypeError(
+        "`jacobian` must be a structure (`Banded(lower, upper)`, `Sparse(pattern)`, "
+        "`MatrixFree()`, `Dense()`), a function fn(t, y, args) -> (n, n), or None; got "
+        f"{given!r}."
+    )
+
+
+def linearise(
+    structure: AbstractJacobian,
+    fn: FlatField,
+    y: Array,
+    by_hand: Callable[[Callable], Array],
+) -> tuple[Array, PyTree]:
+    """`fn(y)` and its Jacobian as `structure` stores it. A Jacobian written by the user takes
+    other variables than the flat state: `by_hand` evaluates it."""
+    if not (isinstance(structure, Dense) and structure.fn is not None):
+        return structure.linearise(fn, y)
+    matrix = jnp.asarray(by_hand(structure.fn))
+    if matrix.shape != (y.size, y.size):
+        raise ValueError(
+            f"`jacobian` returned shape {matrix.shape} for a state of {y.size} components; it "
+            f"must be ({y.size}, {y.size}), in the order of the ravelled state."
+        )
+    return fn(y), matrix.astype(y.dtype)
+
+
+def _product(matrix: Array, x: Array) -> Array:
+    # A sum fuses with its neighbours, which for a small matrix matters more than a fast product.
+    if x.size <= _INVERTED:
+        return jnp.sum(matrix * x[None, :], axis=1)
+    return matrix @ x
+
+
+def _unrolled_inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Gauss-Jordan elimination row by row: all of it fuses, but compiling takes long beyond a few
+    rows."""
+    size = matrix.shape[0]
+    both = jnp.concatenate([matrix, jnp.eye(size, dtype=matrix.dtype)], axis=1)
+    rows = [both[i] for i in range(size)]
+    for k in range(size):
+        for i in range(k + 1, size):
+            swap = jnp.abs(rows[i][k]) > jnp.abs(rows[k][k])
+            rows[k], rows[i] = (
+                jnp.where(swap, rows[i], rows[k]),
+                jnp.where(swap, rows[k], rows[i]),
+            )
+        rows[k] = rows[k] / rows[k][k]
+        for i in range(size):
+            if i != k:
+                rows[i] = rows[i] - rows[i][k] * rows[k]
+    return jnp.stack(rows)[:, size:]
+
+
+def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Gauss-Jordan elimination in place, with partial pivoting and without exchanging rows."""
+    size = matrix.shape[0]
+    index = jnp.arange(size)
+
+    def eliminate(k, carry):
+        work, pivots = carry
+        column = work[:, k]
+        used = jnp.any((index[None, :] < k) & (pivots[None, :] == index[:, None]), axis=1)
+        pivot = jnp.argmax(jnp.where(used, -1, jnp.abs(column)))
+        row = jnp.where(index == k, 1, work[pivot]) / work[pivot, k]
+        work = jnp.where(index[None, :] == k, 0, work)
+        rest = work - jnp.where(index == pivot, 0, column)[:, None] * row[None, :]
+        work = jnp.where((index == pivot)[:, None], row[None, :], rest)
+        return work, pivots.at[k].set(pivot)
+
+    work, pivots = lax.fori_loop(0, size, eliminate, (matrix, jnp.zeros(size, index.dtype)))
+    # Row `pivots[k]` solves for unknown k, and column k belongs to equation `pivots[k]`.
+    work = work[pivots]
+    return jnp.zeros_like(work).at[:, pivots].set(work, unique_indices=True)

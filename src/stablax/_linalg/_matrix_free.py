@@ -1,0 +1,98 @@
+"""A Jacobian that is never formed."""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from .._static import Static
+from ._jacobian import AbstractJacobian
+
+
+@final
+class MatrixFree(AbstractJacobian):
+    """A Jacobian that is known by its products only, and an iterative linear solver.
+
+    For states of many thousand components without a narrow band, where no factorisation fits
+    into memory or time. Each iteration costs one forward-mode product. Nothing is
+    preconditioned: the number of iterations grows with the stiffness that a step meets, so try
+    [`Banded`][] and [`Sparse`][] first.
+
+    A solve that does not converge gives nan, which rejects the step: a smaller one is easier.
+
+    **Arguments:**
+
+    - `solver`: a Lineax solver for a square operator without structure. By default
+        `lineax.GMRES` with a relative and absolute tolerance of 1e-8 in float64 and 1e-5 in
+        float32. The methods assume exact solves: a tolerance well below the step controller's
+        is part of their accuracy.
+
+    **Raises:** `TypeError` if `solver` is no Lineax solver.
+    """
+
+    _solver: Static | None = eqx.field(static=True)
+
+    def __init__(self, solver: lx.AbstractLinearSolver | None = None):
+        if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
+            raise TypeError(
+                f"`solver` must be a Lineax solver, for instance `lineax.GMRES(rtol=1e-8, "
+                f"atol=1e-8)`, got {solver!r}."
+            )
+        self._solver = None if solver is None else Static(solver, "solver")
+
+    @property
+    def solver(self) -> lx.AbstractLinearSolver | None:
+        return None if self._solver is None else self._solver.tree
+
+    def check(self, size: int) -> None:
+        pass
+
+    # J is stored as the function that multiplies with it.
+
+    def linearise(self, fn, y):
+        value, push = jax.linearize(fn, y)
+        return value, _Product(push, jax.ShapeDtypeStruct(y.shape, y.dtype))
+
+    def as_matrix(self, stored):
+        eye = jnp.eye(stored.like.shape[0], dtype=stored.like.dtype)
+        return jax.vmap(stored.push, out_axes=1)(eye)
+
+    def multiply(self, stored, x):
+        return stored.push(x)
+
+    def factorise(self, shift, stored):
+        return shift, stored
+
+    def apply(self, factors, b, *, transpose):
+        shift, stored = factors
+        like = jax.ShapeDtypeStruct(b.shape, b.dtype)
+
+        def product(x):
+            return shift * x - stored.push(x)
+
+        if transpose:
+            pull = jax.linear_transpose(product, like)
+            operator = lx.FunctionLinearOperator(lambda x: pull(x)[0], like)
+        else:
+            operator = lx.FunctionLinearOperator(product, like)
+        solver = self._default(b.dtype) if self.solver is None else self.solver
+        solution = lx.linear_solve(operator, b, solver, throw=False)
+        return jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan)
+
+    def is_singular(self, factors):
+        # What only a solve can tell is nan in its solution.
+        return ~jnp.isfinite(factors[0])
+
+    @staticmethod
+    def _default(dtype: Any) -> lx.AbstractLinearSolver:
+        tolerance = 1e-8 if jnp.finfo(dtype).bits > 32 else 1e-5
+        return lx.GMRES(rtol=tolerance, atol=tolerance)
+
+
+class _Product(eqx.Module):
+    """`x -> J x`, and what x looks like."""
+
+    push: Any
+    like: jax.ShapeDtypeStruct = eqx.field(static=True)

@@ -1,0 +1,189 @@
+"""The discrete adjoint: the backward pass of a solve, over its accepted steps only."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from .._states import all_finite, select
+from .._types import VF, Args
+
+
+@final
+class DiscreteAdjoint(eqx.Module):
+    """Reverse mode through the steps that were accepted, in stablax's models.
+
+    The forward pass stores time and state of every accepted step. The backward pass takes the
+    derivative of one step after the other, last to first, with the step sizes held fixed. So it
+    never meets a rejected step, needs no checkpoints, and costs a few forward passes;
+    `diffrax.RecursiveCheckpointAdjoint` differentiates the loop itself, rejected steps and
+    control of the step size included, at several times the cost. Both are derivatives of the
+    numerical solution ("discretise, then optimise") and agree to the tolerance of the solve.
+
+    Reverse mode only (`grad`, `jacrev`, `vjp`), once. Memory: `max_steps * (n + 1)` numbers for a
+    state of n components, under `vmap` for each lane.
+    """
+
+
+class Inputs(eqx.Module):
+    """What a solve depends on."""
+
+    field: VF
+    y0: PyTree[Array]
+    t0: Array
+    t1: Array
+    ts: Array
+    args: Args
+
+
+class Outputs(eqx.Module):
+    """`rows` at `ts` and the state `last` where the solve ended; `rest` has no derivative."""
+
+    rows: PyTree[Array]
+    last: PyTree[Array]
+    rest: PyTree
+
+
+class Trace(eqx.Module):
+    """The accepted steps: `times[k]` and `states[k]` at the end of step k."""
+
+    times: Array
+    states: PyTree[Array]
+    count: Array
+
+
+@eqx.filter_custom_vjp
+def solve(
+    inputs: Inputs,
+    run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
+    solver: diffrax.AbstractSolver,
+    terms: Callable[[VF, Any], PyTree],
+    repeats: bool,
+) -> Outputs:
+    """`run(inputs, False)`, with the derivative of its steps.
+
+    `run(inputs, True)` returns the trace too. `solver` and `terms(field, aside)` are what it
+    solves with; if it `repeats`, a step whose derivative is not finite (a finite value can have
+    an infinite derivative) is differentiated again, `aside`."""
+    return run(inputs, False)[0]
+
+
+@solve.def_fwd
+def _forward(perturbed, inputs, run, solver, terms, repeats):
+    outputs, trace = run(inputs, True)
+    return outputs, trace
+
+
+@solve.def_bwd
+def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, repeats):
+    moving, still = eqx.partition((inputs.field, inputs.args), eqx.is_inexact_array)
+
+    def take(aside, moving, y, start, end):
+        field, args = eqx.combine(moving, still)
+        system = terms(field, aside)
+        state = solver.init(system, start, end, y, args)
+        y1, _, dense, *_ = solver.step(system, start, end, y, args, state, False)
+        return y1, dense
+
+    def interpolate(dense, start, end, t):
+        return solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
+
+    def at(tree, k):
+        return jtu.tree_map(lambda x: x[k], tree)
+
+    backwards = inputs.t1 < inputs.t0
+    outward = jnp.where(backwards, -jnp.inf, jnp.inf).astype(inputs.t0.dtype)
+
+    def just_before(t):
+        # A step that ends at a jump of the field must not see the other side.
+        for _ in range(4):
+            t = jnp.nextafter(t, -outward)
+        return t
+
+    d_rows = _materialise(grads.rows, inputs.y0, inputs.ts.shape)
+    d_last = _materialise(grads.last, inputs.y0, ())
+    zero_time = jnp.zeros_like(inputs.t0)
+
+    def cond(carry):
+        return carry[0] >= 0
+
+    def body(carry):
+        k, row, d_y, d_moving, d_ts, d_start, d_end, aside = carry
+        # Under `vmap` a lane that is done goes on: with its first step, or with none.
+        first, last = k <= 0, k == trace.count - 1
+        before = jnp.maximum(k - 1, 0)
+        start = jnp.where(first, inputs.t0, trace.times[before])
+        end = jnp.where(trace.count > 0, trace.times[jnp.maximum(k, 0)], inputs.t0)
+        y = jtu.tree_map(lambda a, b: jnp.where(first, a, b), inputs.y0, at(trace.states, before))
+        (_, dense), pull = eqx.filter_vjp(
+            functools.partial(take, aside), moving, y, start, just_before(end)
+        )
+
+        def in_step(carry):
+            row = carry[0]
+            t = inputs.ts[jnp.maximum(row, 0)]
+            later = jnp.where(backwards, t < start, t > start)
+            return (row >= 0) & (later | first)
+
+        def save(carry):
+            row, d_dense, d_start, d_stop, d_ts = carry
+            _, pull_row = eqx.filter_vjp(interpolate, dense, start, end, inputs.ts[row])
+            more = pull_row(at(d_rows, row))
+            d_dense, d_start, d_stop = _add((d_dense, d_start, d_stop), more[:3])
+            return row - 1, d_dense, d_start, d_stop, d_ts.at[row].set(more[3])
+
+        zeros = _zeros(dense)
+        saved = (row, zeros, zero_time, zero_time, d_ts)
+        row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
+        more, d_y, step_start, step_end = pull((d_y, d_dense))
+        d_end = jnp.where(last, d_stop + step_end, d_end)
+        d_start = d_start + step_start
+        new = (k - 1, row, d_y, _add(d_moving, more), d_ts, d_start, d_end, jnp.array(False))
+        if not repeats:
+            return new
+        again = ~all_finite(new) & ~aside
+        return select(again, (*carry[:-1], jnp.array(True)), new)
+
+    start = (
+        trace.count - 1,
+        # Rows that were not reached belong to no step.
+        jnp.sum(jnp.isfinite(inputs.ts) & _reached(inputs, trace)) - 1,
+        d_last,
+        _zeros(moving),
+        jnp.zeros_like(inputs.ts),
+        zero_time,
+        zero_time,
+        jnp.array(False),
+    )
+    _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(cond, body, start)
+    d_field, d_args = d_moving
+    return Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
+
+
+def _reached(inputs: Inputs, trace: Trace) -> Array:
+    end = jnp.where(trace.count > 0, trace.times[jnp.maximum(trace.count - 1, 0)], jnp.nan)
+    return jnp.where(inputs.t1 < inputs.t0, inputs.ts >= end, inputs.ts <= end)
+
+
+def _materialise(grads: Any, like: PyTree, shape: tuple[int, ...]) -> PyTree[Array]:
+    def leaf(x, y):
+        return jnp.zeros((*shape, *y.shape), y.dtype) if x is None else x
+
+    return jtu.tree_map(leaf, grads, like, is_leaf=lambda x: x is None)
+
+
+def _zeros(tree: PyTree) -> PyTree:
+    return jtu.tree_map(jnp.zeros_like, tree)
+
+
+def _add(a: PyTree, b: PyTree) -> PyTree:
+    def leaf(x, y):
+        return x if y is None else x + y
+
+    return jtu.tree_map(leaf, a, b, is_leaf=lambda x: x is None)

@@ -1,0 +1,235 @@
+"""Rosenbrock methods: linearly implicit, one Jacobian and one factorisation a step, no inner
+iteration."""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, final
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, as_jacobian, linearise
+from .._states import all_finite, finite_or_zero
+from ._gate import gated
+from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
+
+# Up to this size the stages are unrolled: all of a step fuses, up to 2x faster than a loop over
+# the stages, which compiles and differentiates faster.
+_UNROLLED = 3
+
+
+@final
+class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
+    """The dense output of a Rosenbrock step: continuous, and exact at both ends."""
+
+    t0: Any
+    t1: Any
+    y0: PyTree[Array]
+    y1: PyTree[Array]
+    stages: PyTree[Array]
+    coefficients: tuple[tuple[float, ...], ...] = eqx.field(static=True)
+
+    def evaluate(self, t0, t1=None, left=True):
+        if t1 is not None:
+            return jtu.tree_map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
+        span = self.t1 - self.t0
+        theta = jnp.where(span == 0, 0, (t0 - self.t0) / jnp.where(span == 0, 1, span))
+
+        def at(y0, y1, stages):
+            weights = jnp.asarray(self.coefficients, y0.dtype)
+            part = theta.astype(y0.dtype)
+            inner = jnp.zeros(weights.shape[1], y0.dtype)
+            for row in reversed(weights):
+                inner = row + part * inner
+            bend = jnp.tensordot(inner, stages, axes=1)
+            return (1 - part) * y0 + part * (y1 + (1 - part) * bend)
+
+        return jtu.tree_map(at, self.y0, self.y1, self.stages)
+
+
+class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
+    """A Rosenbrock method: differs from the others in its tableau only."""
+
+    term_structure: ClassVar = diffrax.ODETerm
+    tableau: eqx.AbstractClassVar[Tableau]
+    jacobian: eqx.AbstractVar[AbstractJacobian | None]
+
+    @property
+    @abc.abstractmethod
+    def interpolation_cls(self) -> Callable[..., diffrax.AbstractLocalInterpolation]:
+        """As diffrax's."""
+
+    @property
+    def structure(self) -> AbstractJacobian:
+        return Dense() if self.jacobian is None else self.jacobian
+
+    def order(self, terms):
+        return self.tableau.order
+
+    def error_order(self, terms):
+        return self.tableau.error_order
+
+    def init(self, terms, t0, t1, y0, args):
+        size = sum(x.size for x in jtu.tree_leaves(y0))
+        self.structure.check(size)
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        del solver_state, made_jump
+
+        def step(t0, t1, y0, args):
+            return _step(self.tableau, self.structure, terms, t0, t1, y0, args)
+
+        y1, error, stages = gated(step, (t0, t1, y0, args))
+        ok = all_finite((y1, error, stages))
+        # To be rejected by any controller; diffrax's own would lock up on a state of inf.
+        y1_or_nan = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.nan), y1)
+        error = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.inf), error)
+        dense_info = dict(y0=y0, y1=y1, stages=stages)
+        return y1_or_nan, error, dense_info, None, diffrax.RESULTS.successful
+
+
+def is_implicit(solver: diffrax.AbstractSolver) -> bool:
+    """Whether a step solves linear systems in I - h J."""
+    return isinstance(solver, diffrax.AbstractImplicitSolver | AbstractRosenbrock)
+
+
+def _step(tableau: Tableau, structure: AbstractJacobian, terms, t0, t1, y0, args):
+    flat0, unravel = ravel_pytree(y0)
+    control = terms.contr(t0, t1)
+    dt = (t1 - t0).astype(flat0.dtype)
+
+    def slope(t, flat):  # h f
+        out = terms.vf_prod(t, unravel(flat), args, control)
+        return ravel_pytree(out)[0].astype(flat0.dtype)
+
+    def by_hand(jacobian):
+        # Backward in time diffrax runs on -t, and says so by its control only.
+        return control * jacobian(t0 * terms.contr(0.0, 1.0), y0, args)
+
+    slope0, stored = linearise(structure, lambda flat: slope(t0, flat), flat0, by_hand)
+    # Where the field is finite and its derivative is not (a root at zero), nothing is better.
+    if not isinstance(structure, MatrixFree):
+        stored = finite_or_zero(stored)
+    # Zero without cost where the field does not depend on t.
+    _, slope_t = jax.jvp(lambda t: slope(t, flat0), (t0,), (jnp.ones_like(t0),))
+    drift = dt * slope_t
+    factored = Factored(structure, jnp.asarray(1 / tableau.gamma, flat0.dtype), stored)
+    stages = _unrolled if flat0.size <= _UNROLLED else _scanned
+    u = stages(
+        tableau, lambda c, flat: slope(t0 + c * (t1 - t0), flat), factored, flat0, slope0, drift
+    )
+    flat1 = flat0 + _combine(tableau.b, u)
+    error = _combine(tableau.e, u)
+    return unravel(flat1), unravel(error), jax.vmap(unravel)(u)
+
+
+def _combine(weights, u):
+    rows = [w * u[i] if w != 1 else u[i] for i, w in enumerate(weights) if w != 0]
+    return functools.reduce(jnp.add, rows)
+
+
+def _unrolled(tableau: Tableau, slope, factored: Factored, y0, slope0, drift):
+    u = []
+    for A, C, c, d in zip(tableau.A, tableau.C, tableau.c, tableau.d, strict=True):
+        right = slope0 if not u else slope(c, y0 + _combine(A, u))
+        if d != 0:
+            right = right + d * drift
+        if u:
+            right = right + _combine(C, u)
+        u.append(factored.solve(right))
+    return jnp.stack(u)
+
+
+def _scanned(tableau: Tableau, slope, factored: Factored, y0, slope0, drift):
+    dtype = y0.dtype
+    count = tableau.stages
+    pad = lambda rows: jnp.asarray([(*row, *[0.0] * (count - len(row))) for row in rows], dtype)
+    rows = (
+        jnp.arange(1, count),
+        pad(tableau.A[1:]),
+        pad(tableau.C[1:]),
+        jnp.asarray(tableau.c[1:], dtype),
+        jnp.asarray(tableau.d[1:], dtype),
+    )
+    first = factored.solve(slope0 + tableau.d[0] * drift)
+    u = jnp.zeros((count, y0.size), dtype).at[0].set(first)
+
+    def stage(u, row):
+        i, A, C, c, d = row
+        right = slope(c, y0 + A @ u) + d * drift + C @ u
+        return u.at[i].set(factored.solve(right)), None
+
+    return lax.scan(stage, u, rows)[0]
+
+
+@final
+class Rodas5P(AbstractRosenbrock):
+    """Rodas5P (Steinebach 2023, BIT Numer. Math. 63, 27): order 5(4), L-stable, stiffly accurate,
+    made to keep its order on stiff problems. The default of stablax's models, and the method to
+    try first on a stiff system.
+
+    Linearly implicit: a step costs one Jacobian, one factorisation and eight evaluations of the
+    field, and has no inner iteration. For any PyTree state, autonomous or not (the df/dt term is
+    included), forward and backward in time, with events and a dense output of its own (order 4,
+    continuous, exact at both ends of a step). Works in plain `diffrax.diffeqsolve`.
+
+    A step that is not finite (a stage that overflows, a singular matrix) reports a state of nan
+    and an infinite error, which every adaptive controller rejects, and contributes nothing to a
+    gradient.
+
+    **Arguments:**
+
+    - `jacobian`: the structure of the Jacobian: [`Dense`][] by default; [`Banded`][] and
+        [`Sparse`][], with which a step of a large system costs O(n); [`MatrixFree`][]; or a
+        function `fn(t, y, args) -> (n, n)`. Inside a model, `None` means what the field declares.
+
+    **Raises:** `TypeError` for another `jacobian`, `ValueError` at the first step if it does not
+    fit the state.
+    """
+
+    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
+    tableau: ClassVar[Tableau] = RODAS5P
+    interpolation_cls: ClassVar = functools.partial(RosenbrockInterpolation, coefficients=RODAS5P.H)
+
+
+@final
+class Rodas4(AbstractRosenbrock):
+    """Rodas4 (Hairer and Wanner 1996, code RODAS): order 4(3), L-stable, stiffly accurate. Steps
+    are cheaper than those of [`Rodas5P`][], and more are needed.
+
+    A step costs one Jacobian, one factorisation and six evaluations of the field; the dense
+    output has order 3. Its error estimate can be small by accident where a step is far too long
+    for an exponential nonlinearity: on y' = -sinh(y) from y = 300, where f is 1e130, it accepts
+    wrong steps at rtol 1e-5, which [`Rodas5P`][] and [`Rosenbrock23`][] reject. In all else, and
+    in its argument `jacobian`, as [`Rodas5P`][].
+    """
+
+    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
+    tableau: ClassVar[Tableau] = RODAS4
+    interpolation_cls: ClassVar = functools.partial(RosenbrockInterpolation, coefficients=RODAS4.H)
+
+
+@final
+class Rosenbrock23(AbstractRosenbrock):
+    """Rosenbrock23, also known as ode23s (Shampine and Reichelt 1997, SIAM J. Sci. Comput. 18, 1):
+    order 2(3), L-stable. For one to three digits, and for fields that are not smooth.
+
+    A step costs one Jacobian, one factorisation and three evaluations of the field; the dense
+    output has order 2. In all else, and in its argument `jacobian`, as [`Rodas5P`][].
+    """
+
+    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
+    tableau: ClassVar[Tableau] = ROSENBROCK23
+    interpolation_cls: ClassVar = functools.partial(
+        RosenbrockInterpolation, coefficients=ROSENBROCK23.H
+    )

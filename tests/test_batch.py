@@ -1,0 +1,173 @@
+"""Many solves in chunks: the same as one `vmap`, in the same order."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import Counted
+
+import stablax as sx
+
+TS = jnp.array([0.5, 1.0])
+RATES = jnp.array([3.0, 0.1, 40.0, 1.0, 7.0, 0.5, 12.0])
+START = jnp.array([1.0, 0.5])
+SHARED = dict(y0=START, ts=TS)
+
+
+def _field(t, y, k):
+    flow = k * (y[0] ** 2 - y[1])
+    return jnp.stack([-flow, flow])
+
+
+MODEL = sx.Simulate(_field)
+WIDE = jax.jit(jax.vmap(lambda k: MODEL(START, TS, args=k, throw=False)))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "order_by"), [(3, None), (3, "array"), (1, "function"), (100, "array")]
+)
+def test_the_batch_is_that_of_vmap_in_the_order_of_the_inputs(batch_size, order_by):
+    order_by = {
+        None: None,
+        "array": -RATES,
+        "function": lambda sample: sample["args"] * sample["y0"][0],
+    }[order_by]
+    ours = sx.simulate_batch(
+        MODEL, dict(args=RATES), shared=SHARED, batch_size=batch_size, order_by=order_by
+    )
+    theirs = WIDE(RATES)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
+    assert len(set(np.asarray(ours.stats["num_steps"]).tolist())) > 2  # they do differ
+
+
+def test_every_argument_can_differ():
+    y0 = {"a": jnp.linspace(1.0, 2.0, 5)}
+    model = sx.Simulate(lambda t, y, k: {"a": -k["rate"] * y["a"] + k["source"]})
+    starts = np.linspace(0.0, 0.4, 5)
+    times = np.stack([starts + 0.5, starts + 1.0], axis=1)
+    rates = np.linspace(1.0, 2.0, 5)
+    inputs = dict(y0=y0, ts=times, t0=starts, args={"rate": rates, "source": np.zeros(5)})
+    sims = sx.simulate_batch(model, inputs, batch_size=2)
+    exact = np.linspace(1.0, 2.0, 5)[:, None] * np.exp(-rates[:, None] * np.array([0.5, 1.0]))
+    np.testing.assert_allclose(sims.ys["a"], exact, rtol=1e-4)
+    np.testing.assert_allclose(sims.ts, times)
+
+
+WEIGHTS = jnp.arange(28.0).reshape(7, 2, 2)
+
+
+def test_gradients_are_those_of_vmap():
+    class Scaled(eqx.Module):
+        scale: jax.Array
+
+        def __call__(self, t, y, k):
+            return self.scale * _field(t, y, k)
+
+    model = sx.Simulate(Scaled(jnp.array(1.5)))
+
+    def chunks(model, rates):
+        sims = sx.simulate_batch(
+            model, dict(args=rates), shared=SHARED, batch_size=3, order_by=rates
+        )
+        return jnp.sum(sims.ys * WEIGHTS)
+
+    def wide(model, rates):
+        ys = jax.vmap(lambda k: model(START, TS, args=k).ys)(rates)
+        return jnp.sum(ys * WEIGHTS)
+
+    gradients = [eqx.filter_jit(eqx.filter_grad(f))(model, RATES) for f in (chunks, wide)]
+    np.testing.assert_allclose(*(g.field.scale for g in gradients), rtol=1e-8)
+    slopes = [jax.jit(jax.grad(lambda r, f=f: f(model, r)))(RATES) for f in (chunks, wide)]
+    np.testing.assert_allclose(*slopes, rtol=1e-8, atol=1e-12)
+    assert np.abs(slopes[0]).max() > 1e-3
+
+
+def test_other_values_are_not_another_program():
+    field = Counted(_field)
+    model = sx.Simulate(field)
+
+    def run(rates, order_by, **shared):
+        sx.simulate_batch(model, dict(args=rates), shared=shared, batch_size=3, order_by=order_by)
+
+    run(RATES, RATES, y0=START, ts=TS, t0=0.0)
+    traced = field.calls
+    run(2 * RATES, RATES[::-1], y0=START + 0.1, ts=[0.2, 0.7], t0=0.1)
+    run(np.asarray(RATES), lambda s: 1 / s["args"], y0=np.array([1.0, 2.0]), ts=TS, t0=-0.5)
+    sx.simulate_batch(
+        sx.Simulate(field), dict(args=RATES), shared=dict(SHARED, t0=0.0), batch_size=3,
+        order_by=RATES,
+    )  # fmt: skip
+    assert traced >= 1 and field.calls == traced
+
+
+def test_steady_then_simulate():
+    def relax(t, y, k):
+        return k - y
+
+    model = sx.SteadyThenSimulate(relax)
+    before, after = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 2.0, 5.0])
+    sims = sx.simulate_batch(
+        model,
+        dict(steady_args=before, args=after),
+        shared=dict(y0=0.0, ts=TS),
+        batch_size=2,
+        order_by=after,
+    )
+    np.testing.assert_allclose(sims.steady.y, before, rtol=1e-6)
+    exact = after[:, None] + (before - after)[:, None] * np.exp(-TS)[None, :]
+    np.testing.assert_allclose(sims.ys, exact, rtol=1e-4)
+
+
+def _wall(t, y, args):
+    return jnp.where(y < args, y, jnp.nan)
+
+
+WALLS = jnp.array([10.0, 1.5, 10.0, 1.2, 1.3])
+
+
+def test_failed_samples_are_named_and_spoil_no_gradient():
+    model = sx.Simulate(_wall)
+
+    def run(starts, throw):
+        return sx.simulate_batch(
+            model,
+            dict(args=WALLS, y0=starts),
+            shared=dict(ts=TS),
+            batch_size=2,
+            order_by=WALLS,
+            throw=throw,
+        )
+
+    for call in (run, eqx.filter_jit(run)):
+        with pytest.raises(RuntimeError, match=r"3 of 5 lanes \(1, 3, 4\): .*not finite"):
+            call(jnp.ones(5), True)
+    sims = run(jnp.ones(5), False)
+    assert sx.is_successful(sims).tolist() == [True, False, True, False, False]
+    slopes = jax.grad(lambda y0: run(y0, False).ys[:, -1].sum())(jnp.ones(5))
+    np.testing.assert_allclose(slopes, np.e * np.array([1, 0, 1, 0, 0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (dict(inputs=dict(args=RATES, t0=TS)), ValueError, "`t0`.*axis of 2, but `args` one of 7"),
+        (dict(inputs=dict(args=dict(k=RATES, s=1.0))), ValueError, r"`args\['s'\]`.*`shared`"),
+        (dict(inputs={}), ValueError, "holds no array"),
+        (dict(inputs=dict(args=RATES[:0])), ValueError, "no samples"),
+        (dict(inputs=dict(rates=RATES)), TypeError, "'rates', but Simulate is called with `y0`"),
+        (dict(inputs=dict(args=RATES, ts=TS)), TypeError, "`ts` is in `inputs` and in `shared`"),
+        (dict(shared=dict(ts=TS)), TypeError, "`y0` is missing"),
+        (dict(shared=dict(SHARED, throw=False)), TypeError, "argument of `simulate_batch`"),
+        (dict(batch_size=0), ValueError, "`batch_size` must be at least 1, got 0"),
+        (dict(order_by=RATES[:3]), ValueError, r"`order_by` has shape \(3,\).* 7 samples"),
+        (dict(order_by=lambda s: s["y0"]), ValueError, r"`order_by` returned shape \(2,\)"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_names_it(changes, error, words):
+    arguments = dict(inputs=dict(args=RATES), shared=SHARED) | changes
+    with pytest.raises(error, match=words):
+        sx.simulate_batch(MODEL, **arguments)
