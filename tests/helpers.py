@@ -110,7 +110,7 @@ SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "kencarp4": sx.kencarp4,
 }
 
-ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint | sx.DiscreteAdjoint]] = {
     "DiscreteAdjoint": sx.DiscreteAdjoint,
     "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
     "DirectAdjoint": diffrax.DirectAdjoint,

@@ -13,6 +13,7 @@ import pytest
 from helpers import richardson
 
 import stablax as sx
+from stablax import _linalg
 
 METHODS = {"Rodas5P": sx.Rodas5P(), "Rodas4": sx.Rodas4(), "Rosenbrock23": sx.Rosenbrock23()}
 ORDERS = {"Rodas5P": 5, "Rodas4": 4, "Rosenbrock23": 2}
@@ -356,3 +357,46 @@ def test_gradients_are_right_in_every_mode(name):
     )(p)
     np.testing.assert_allclose(reverse, exact, rtol=1e-4)
     np.testing.assert_allclose(forward, reverse, rtol=1e-8)
+
+
+# --- conditioning
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 12])
+def test_the_inverse_loses_no_more_digits_than_lu(size):
+    """At a condition number of 1e14 both solutions are wrong in the second digit, in the direction
+    that the matrix cannot tell; refining in the same precision would not help."""
+    rng = np.random.default_rng(size)
+    errors = {"inverse": [], "lu": []}
+    for _ in range(20):
+        left, _, right = np.linalg.svd(rng.normal(size=(size, size)))
+        matrix = left @ np.diag(np.geomspace(1, 1e-14, size)) @ right
+        x = rng.normal(size=size)
+        # A product in twice the precision, so that x is the solution to the last bit.
+        b = np.asarray(matrix.astype(np.longdouble) @ x, float)
+        for name, structure in (("inverse", _linalg.Dense()), ("lu", _linalg.Equilibrated())):
+            factored = _linalg.Factored(structure, jnp.zeros(()), -jnp.asarray(matrix))
+            errors[name].append(np.linalg.norm(factored.solve(jnp.asarray(b)) - x))
+    assert np.median(errors["inverse"]) < 4 * np.median(errors["lu"])
+
+
+def test_stiffness_in_mixed_components_costs_no_accuracy():
+    """y' = V diag(-1 .. -1e11) V^-1 y: all components are fast and slow at once. The inverse (8
+    components) is as accurate as LU (the same system, padded to 13)."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    rates = np.concatenate([[1.0, 2.0], np.geomspace(1e3, 1e11, 6)])
+    matrix = jnp.asarray(basis @ np.diag(-rates) @ basis.T)
+    slow = jnp.asarray(basis[:, 0] + basis[:, 1])
+
+    def last(padding):
+        def field(t, y, args):
+            return jnp.concatenate([matrix @ y[:8], -y[8:]])
+
+        y0 = jnp.concatenate([slow, jnp.ones(padding)])
+        return adaptive(field, sx.Rodas5P(), y0, 1.0, rtol=1e-6, atol=1e-9).ys[-1, :8]
+
+    exact = basis[:, 0] * np.exp(-1.0) + basis[:, 1] * np.exp(-2.0)
+    errors = [np.max(np.abs(last(padding) - exact)) for padding in (0, 5)]
+    # The matrix itself is rounded: its slow part is known to 1e11 eps.
+    assert max(errors) < 1e-4, errors

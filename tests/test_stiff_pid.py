@@ -34,7 +34,8 @@ def test_presets_are_named_and_described():
         assert controller == sx.StiffPID.preset(name)
         assert hash(controller) == hash(sx.StiffPID.preset(name))
     robust = sx.StiffPID.preset("robust")
-    assert (robust.pcoeff, robust.icoeff, robust.dcoeff) == (0.4, 0.3, 0.0)
+    assert (robust.pcoeff, robust.icoeff, robust.dcoeff) == (0.1, 0.8, 0.0)
+    assert robust.factormax_after_rejection == 1
     assert (robust.rtol, robust.atol) == (1e-6, 1e-8)
     with pytest.raises(ValueError, match='"balanced", "robust", "precise", "fast"'):
         sx.StiffPID.preset("blanced")
@@ -42,7 +43,8 @@ def test_presets_are_named_and_described():
 
 def test_an_explicit_solver_gets_pi_control():
     assert sx.StiffPID.preset(solver=diffrax.Tsit5()).pcoeff == 0.4
-    assert sx.StiffPID.preset(solver=sx.kvaerno5()).pcoeff == 0.0
+    assert sx.StiffPID.preset(solver=sx.kvaerno5()).pcoeff == 0.25
+    assert sx.StiffPID.preset(solver=sx.Rodas4()).pcoeff == 0.0
     assert sx.StiffPID.preset(solver=diffrax.Tsit5(), pcoeff=0.1).pcoeff == 0.1
 
 

@@ -1,5 +1,7 @@
 """The contract of every structure of a Jacobian: the same numbers as with the full matrix."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -38,15 +40,16 @@ def shuffled_chain(size: int) -> np.ndarray:
     return band(size, 1, 2)[np.ix_(order, order)]
 
 
-# One of each way to solve: padded or not, each width of the unrolled and LAPACK blocks, one-sided
-# bands, and the full matrix behind a structure.
+# One of each way to solve: one-sided bands, a pivot search unrolled or not, and the full matrix
+# behind a structure.
 STRUCTURES = {
     "banded-0-0": (Banded(0, 0), band(30, 0, 0)),
     "banded-1-1": (Banded(1, 1), band(83, 1, 1)),
     "banded-2-2": (Banded(2, 2), band(80, 2, 2)),
     "banded-1-3": (Banded(1, 3), band(70, 1, 3)),
     "banded-3-0": (Banded(3, 0), band(61, 3, 0)),
-    "banded-5-6": (Banded(5, 6), band(103, 5, 6)),
+    "banded-5-6": (Banded(5, 6), band(203, 5, 6)),
+    "banded-9-1": (Banded(9, 1), band(300, 9, 1)),
     "banded-small": (Banded(2, 1), band(7, 2, 1)),
     "banded-wide": (Banded(9, 9), band(31, 9, 9)),
     "sparse-chain": (Sparse(shuffled_chain(60)), shuffled_chain(60)),
@@ -55,8 +58,7 @@ STRUCTURES = {
     "matrix-free": (MatrixFree(lx.GMRES(rtol=1e-14, atol=1e-14, restart=25)), band(25, 2, 2)),
     "dense": (Dense(), band(14, 13, 13)),
 }
-EVERY = pytest.mark.parametrize("name", STRUCTURES)
-FEW = pytest.mark.parametrize("name", ["banded-2-2", "banded-small", "sparse-chain", "matrix-free"])
+FEW = pytest.mark.parametrize("name", ["banded-2-2", "sparse-chain", "matrix-free"])
 
 
 def problem(name: str, dtype=jnp.float64):
@@ -76,8 +78,11 @@ def close(a, b, tolerance=1e-9):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.max(np.abs(b)))
 
 
-@EVERY
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [(name, jnp.float64) for name in STRUCTURES]
+    + [(name, jnp.float32) for name in ("banded-2-2", "banded-5-6", "sparse-grid", "matrix-free")],
+)
 def test_agrees_with_the_full_matrix(name, dtype):
     structure, rates, y = problem(name, dtype)
     if name == "matrix-free" and dtype == jnp.float32:
@@ -113,35 +118,32 @@ def test_agrees_with_the_full_matrix(name, dtype):
 
 def solve_with(structure, rates, y, shift):
     value, stored = structure.linearise(field(rates), y)
-    factored = Factored(structure, shift, stored)
-    return factored.solve(factored.solve(value))
+    return Factored(structure, shift, stored).solve(value)
 
 
 def solve_in_full(rates, y, shift):
     w = shift * jnp.eye(y.size) - jax.jacfwd(field(rates))(y)
-    return jnp.linalg.solve(w, jnp.linalg.solve(w, field(rates)(y)))
+    return jnp.linalg.solve(w, field(rates)(y))
 
 
 @FEW
 def test_derivatives_are_exact(name):
+    """Reverse mode, forward mode, and second derivatives, which go through `linearise`."""
     structure, rates, y = problem(name)
-    pattern = STRUCTURES[name][1]
+    pattern = jnp.asarray(STRUCTURES[name][1])
     shift = jnp.array(5.0)
     weights = jnp.cos(jnp.arange(y.size))
-    ours = lambda *args: jnp.vdot(weights, solve_with(structure, *args))
-    full = lambda *args: jnp.vdot(weights, solve_in_full(*args))
-    # The full matrix also sees what is outside the pattern.
-    masked = lambda grads: (grads[0] * pattern, *grads[1:])
-    every = (0, 1, 2)
-    found = jax.jit(jax.grad(ours, every))(rates, y, shift)
-    wanted = jax.jit(jax.grad(full, every))(rates, y, shift)
-    jax.tree.map(close, masked(found), masked(wanted))
 
-    direction = (rates, jnp.sin(y), shift)
-    push = lambda fn: jax.jit(lambda *a: jax.jvp(fn, a, direction)[1])(rates, y, shift)
-    close(push(ours), push(full))
-    second = lambda fn: jax.jit(lambda y: jax.jvp(jax.grad(fn, 1), (rates, y, shift), direction)[1])
-    close(second(ours)(y), second(full)(y), 1e-7)
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(solve, rates, y, shift):
+        # The full matrix also sees what is outside the pattern.
+        scalar = lambda rates, y, s: jnp.vdot(weights, solve(jnp.where(pattern, rates, 0), y, s))
+        gradient = jax.grad(scalar, (0, 1, 2))
+        return jax.jvp(gradient, (rates, y, shift), (rates, jnp.sin(y), shift))
+
+    found = derivatives(partial(solve_with, structure), rates, y, shift)
+    wanted = derivatives(solve_in_full, rates, y, shift)
+    jax.tree.map(lambda a, b: close(a, b, 1e-8), found, wanted)
 
 
 @FEW
@@ -149,30 +151,39 @@ def test_lanes_of_a_batch_are_independent(name):
     structure, rates, y = problem(name)
     shifts = jnp.array([3.0, jnp.nan, 50.0])
     solve = lambda shift: solve_with(structure, rates, y, shift)
-    batch = jax.jit(jax.vmap(solve))(shifts)
+    batch, slope = jax.jit(
+        jax.vmap(lambda shift: jax.jvp(solve, (shift,), (jnp.ones_like(shift),)))
+    )(shifts)
     assert not np.isfinite(batch[1]).any()
     for i in (0, 2):
         close(batch[i], solve_in_full(rates, y, shifts[i]))
-    gradient = jax.jit(jax.vmap(jax.grad(lambda s: jnp.sum(solve(s)))))(shifts)
-    assert np.isfinite(gradient[jnp.array([0, 2])]).all()
+        assert np.isfinite(slope[i]).all()
 
 
-@pytest.mark.parametrize("lower, upper, size", [(1, 1, 60), (2, 2, 80), (2, 1, 7), (4, 4, 130)])
+@pytest.mark.parametrize("lower, upper, size", [(1, 1, 60), (9, 2, 300), (2, 1, 7)])
 def test_singular_matrices_are_noticed(lower, upper, size):
     structure = Banded(lower, upper)
     full = band(size, lower, upper) * np.random.default_rng(0).normal(size=(size, size))
     full -= np.diag(full.sum(axis=1))  # constants are in its kernel
     _, stored = structure.linearise(lambda y: jnp.asarray(full) @ y, jnp.ones(size))
-    if not structure.is_dense(size):  # an LU only sees pivots that are exactly 0
-        assert structure.is_singular(structure.factorise(jnp.array(0.0), stored))
     zero = jnp.zeros_like(stored)
-    factors = structure.factorise(jnp.array(0.0), zero)
-    assert structure.is_singular(factors)
-    for x in (factors, structure.factorise(jnp.array(1.0), stored.at[1, 5].set(jnp.nan))):
-        assert structure.is_singular(x)
-        for transpose in (False, True):
-            assert not np.isfinite(structure.apply(x, jnp.ones(size), transpose=transpose)).any()
-    assert not structure.is_singular(structure.factorise(jnp.array(1e-3), zero))
+
+    @jax.jit
+    def singular(shift, stored):
+        factors = structure.factorise(shift, stored)
+        return structure.is_singular(factors), [
+            structure.apply(factors, jnp.ones(size), transpose=transpose)
+            for transpose in (False, True)
+        ]
+
+    if not structure.is_dense(size):  # an LU only sees pivots that are exactly 0
+        assert singular(jnp.array(0.0), stored)[0]
+    for args in ((jnp.array(0.0), zero), (jnp.array(1.0), stored.at[1, size - 1].set(jnp.nan))):
+        is_singular, solutions = singular(*args)
+        assert is_singular
+        assert not any(np.isfinite(x).all() for x in solutions)
+    assert not singular(jnp.array(1e-3), zero)[0]
+    assert not singular(jnp.array(30.0), stored)[0]
 
 
 def test_diffusion_without_ends_is_noticed():
@@ -184,29 +195,35 @@ def test_diffusion_without_ends_is_noticed():
     )
     structure = Banded(1, 1)
     _, stored = structure.linearise(neumann, jnp.ones(size))
-    assert structure.is_singular(structure.factorise(jnp.array(0.0), stored))
-    assert not structure.is_singular(structure.factorise(jnp.array(1e-9), stored))
+    singular = jax.jit(lambda shift: structure.is_singular(structure.factorise(shift, stored)))
+    assert singular(jnp.array(0.0))
+    assert not singular(jnp.array(1e-9))
 
 
 @pytest.mark.parametrize("bands, size", [((1, 1), 400), ((2, 2), 401)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_solves_are_accurate_without_dominance(bands, size, seed):
-    """Random entries: blocks that are nearly singular where the matrix is not. The error is that
-    of a stable solver, or the factorisation is refused."""
+    """Random entries, in units that span six orders of magnitude: rows must be exchanged, and not
+    for the sake of the units."""
     structure = Banded(*bands)
     rng = np.random.default_rng(seed)
     full = band(size, *bands) * rng.normal(size=(size, size))
-    # Rows and columns in units that span six orders of magnitude.
     units = 10 ** rng.uniform(-3, 3, size)
     full = units[:, None] * full / units
     _, stored = structure.linearise(lambda y: jnp.asarray(full) @ y, jnp.ones(size))
-    factors = structure.factorise(jnp.array(0.1), stored)
-    assert not structure.is_singular(factors)
     w = 0.1 * np.eye(size) - full
     b = units * rng.normal(size=size)
-    for transpose in (False, True):
-        a = w.T if transpose else w
-        x = np.asarray(structure.apply(factors, jnp.asarray(b), transpose=transpose))
+
+    @jax.jit
+    def run(stored, b):
+        factors = structure.factorise(jnp.array(0.1), stored)
+        return structure.is_singular(factors), [
+            structure.apply(factors, b, transpose=transpose) for transpose in (False, True)
+        ]
+
+    is_singular, solutions = run(stored, b)
+    assert not is_singular
+    for a, x in zip((w, w.T), map(np.asarray, solutions), strict=True):
         backward = np.abs(a @ x - b) / (np.abs(a) @ np.abs(x) + np.abs(b))
         assert backward.max() < 1e-11
 
@@ -225,12 +242,22 @@ def test_stiff_diffusion_keeps_its_digits():
 
 
 def test_a_solve_that_does_not_converge_gives_nan():
-    structure = MatrixFree(lx.GMRES(rtol=1e-12, atol=1e-12, max_steps=2, restart=2))
+    structure = MatrixFree(lx.GMRES(rtol=1e-12, atol=1e-12, max_steps=5, restart=2))
     _, rates, y = problem("matrix-free")
     solve = jax.jit(jax.vmap(lambda shift: solve_with(structure, rates, y, shift)))
     x = solve(jnp.array([3.0, 1e14]))
     assert np.isnan(x[0]).all() and np.isfinite(x[1]).all()
-    assert np.isfinite(solve_with(MatrixFree(), rates, y, jnp.array(30.0))).all()
+
+
+def test_the_units_of_a_right_hand_side_do_not_matter_to_an_iteration():
+    """An absolute tolerance of 1e-8 on a right-hand side of 1e-20 would give 0; and 0 gives 0."""
+    _, rates, y = problem("matrix-free")
+    structure = MatrixFree()
+    _, stored = structure.linearise(field(rates), y)
+    factors = structure.factorise(jnp.array(20.0), stored)
+    solve = jax.jit(lambda b: structure.apply(factors, b, transpose=False))
+    close(1e20 * solve(1e-20 * y), solve(y), 1e-7)
+    assert (solve(0 * y) == 0).all()
 
 
 def test_columns_that_share_no_row_are_computed_together():

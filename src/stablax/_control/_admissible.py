@@ -163,7 +163,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             args,
         )
         state = _State(
-            inner, record, state.smallest_dt, state.end, state.starts_outside, ~keep
+            inner, record, state.smallest_dt, state.end, state.starts_outside, jnp.asarray(~keep)
         )
         return keep, next_t0, next_t1, made_jump, state, result
 

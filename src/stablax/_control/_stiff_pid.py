@@ -1,5 +1,6 @@
 """`StiffPID`: a step size controller for stiff systems, without PyTree leaves."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
@@ -11,11 +12,11 @@ import numpy as np
 import optimistix as optx
 
 from .._fields import Guard
-from .._solvers import is_implicit
+from .._solvers import family_of
 from .._static import concrete_array
 from .._types import typechecked
 from ._admissible import AdmissibleSteps, admissible
-from ._presets import PRESETS
+from ._presets import LAWS, PRESETS
 
 # What a preset's tolerances are raised to in a dtype that cannot do better: about 1,000 eps for
 # the relative one, so that an estimate of the error is more than rounding.
@@ -190,9 +191,8 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         - `rtol`, `atol`: instead of the preset's. The preset's own are raised to what the dtype
             can reach: at construction that of jax's default float, inside stablax's models that
             of `y0` (1e-4 and 1e-7 for float32). Given ones are never changed.
-        - `solver`: the solver it is for. An explicit solver gets PI gains 0.4 / 0.3 in every
-            preset: on a stiff system its step size is limited by stability, where the elementary
-            controller rejects every few steps.
+        - `solver`: the solver it is for, by default [`Rodas5P`][]. Gains are tuned for each
+            family: Rosenbrock methods, ESDIRK methods, explicit methods.
         - `**overrides`: any other argument of `StiffPID`.
 
         **Returns:** a `StiffPID`.
@@ -204,16 +204,15 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
             known = ", ".join(f'"{n}"' for n in PRESETS)
             raise ValueError(f'There is no preset "{name}"; the presets are {known}.')
         preset = PRESETS[name]
-        pcoeff, icoeff = preset.pcoeff, preset.icoeff
-        if solver is not None and not is_implicit(solver):
-            pcoeff, icoeff = PRESETS["robust"].pcoeff, PRESETS["robust"].icoeff
+        family = "rosenbrock" if solver is None else family_of(solver)
+        law = LAWS[family][preset.smooth]
         explicit = (rtol is not None, atol is not None)
         default = jnp.zeros(()).dtype
         low_rtol, low_atol = _FLOORS.get(str(default), (0.0, 0.0))
         return StiffPID(
             rtol=max(preset.rtol, low_rtol) if rtol is None else rtol,
             atol=max(preset.atol, low_atol) if atol is None else atol,
-            **{"pcoeff": pcoeff, "icoeff": icoeff, "explicit": explicit, **overrides},
+            **{**dataclasses.asdict(law), "explicit": explicit, **overrides},
         )
 
     @staticmethod

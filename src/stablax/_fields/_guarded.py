@@ -170,13 +170,19 @@ def evaluate_aside(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, aside: Bool[Array, ""]
 ) -> PyTree:
     """What calling a guarded field does, with derivatives that are not made safe: cheaper, for
-    callers that look at what they get. Where it is not finite they repeat it `aside`: next to
-    `y`, inside the bounds, where derivatives are finite."""
+    callers that look at what they get. Where a derivative is not finite they repeat it `aside`:
+    taken next to `y`, inside the bounds, where derivatives are finite."""
 
     def call(fn, t, y, args, lower, upper):
-        moved = jtu.tree_map(off_the_walls, lax.stop_gradient(y), lower, upper)
-        shift = jtu.tree_map(lambda a, b: jnp.where(aside, a - b, 0), moved, lax.stop_gradient(y))
-        return fn(t, jtu.tree_map(jnp.add, y, shift), args)
+        still = lax.stop_gradient(y)
+        moved = jtu.tree_map(off_the_walls, still, lower, upper)
+        shift = jtu.tree_map(lambda a, b: jnp.where(aside, a - b, 0), moved, still)
+        out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
+        # The value at `y` and the derivative next to it.
+        value = lax.stop_gradient(fn(t, still, args))
+        return jtu.tree_map(
+            lambda x, v: jnp.where(aside, v + (x - lax.stop_gradient(x)), x), out, value
+        )
 
     return _evaluate(*_parts(field), t, y, args, call)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from ._dense import Dense
 from ._jacobian import AbstractJacobian
 
-_UNROLLED = 8  # diagonals below the main one up to which the search for a pivot is unrolled
+_UNROLLED = 4  # diagonals below the main one up to which the search for a pivot is unrolled
 
 
 class _Factors(NamedTuple):
@@ -78,7 +78,7 @@ class Banded(AbstractJacobian):
     def is_dense(self, size: int) -> bool:
         """Whether a full factorisation is as fast for a state of `size` components."""
         side = max(self.lower, self.upper)
-        return size <= (16 if side <= 3 else 32 * side)
+        return size <= max(16 if side <= 3 else 128, 4 * side)
 
     def check(self, size: int) -> None:
         for name, value in (("lower", self.lower), ("upper", self.upper)):

@@ -26,8 +26,8 @@ class MatrixFree(AbstractJacobian):
 
     - `solver`: a Lineax solver for a square operator without structure. By default
         `lineax.GMRES` with a relative and absolute tolerance of 1e-8 in float64 and 1e-5 in
-        float32. The methods assume exact solves: a tolerance well below the step controller's
-        is part of their accuracy.
+        float32, both relative to the largest component of the right-hand side. The methods
+        assume exact solves: their accuracy needs a tolerance well below the step controller's.
 
     **Raises:** `TypeError` if `solver` is no Lineax solver.
     """
@@ -78,8 +78,12 @@ class MatrixFree(AbstractJacobian):
         else:
             operator = lx.FunctionLinearOperator(product, like)
         solver = self._default(b.dtype) if self.solver is None else self.solver
-        solution = lx.linear_solve(operator, b, solver, throw=False)
-        return jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan)
+        # With a right-hand side of size one, an absolute tolerance has no units.
+        size = jnp.max(jnp.abs(b))
+        size = jnp.where(size > 0, size, 1)
+        solution = lx.linear_solve(operator, b / size, solver, throw=False)
+        is_solved = solution.result == lx.RESULTS.successful
+        return jnp.where(is_solved, size * solution.value, jnp.nan)
 
     def is_singular(self, factors):
         # What only a solve can tell is nan in its solution.

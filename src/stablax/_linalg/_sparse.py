@@ -128,7 +128,7 @@ def _read(pattern: Any) -> _Pattern:
     else:
         array = np.asarray(pattern)
         shape = array.shape
-        if array.dtype == object or not (array.dtype == bool or np.isrealobj(array)):
+        if not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
             raise TypeError(
                 "`pattern` must be a boolean (n, n) array, a scipy sparse matrix or a tuple "
                 f"(rows, columns, n), got {type(pattern).__name__}."

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._states import all_finite, select
-from .._types import VF, Args
+from .._types import Args
 
 
 @final
@@ -34,7 +34,7 @@ class DiscreteAdjoint(eqx.Module):
 class Inputs(eqx.Module):
     """What a solve depends on."""
 
-    field: VF
+    field: Callable
     y0: PyTree[Array]
     t0: Array
     t1: Array
@@ -63,7 +63,7 @@ def solve(
     inputs: Inputs,
     run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
     solver: diffrax.AbstractSolver,
-    terms: Callable[[VF, Any], PyTree],
+    terms: Callable[[Callable, Any], PyTree],
     repeats: bool,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.

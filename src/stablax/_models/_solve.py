@@ -58,7 +58,7 @@ def _stop(tree):
     return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
-def _mask_detector(options: SolveOptions, field: VF, dtype: np.dtype):
+def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
     controller = steps_of(options, Guard(), dtype)
@@ -102,7 +102,9 @@ def _run(
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     if record:
         subs.append(diffrax.SubSaveAt(steps=True))
-    replayed = isinstance(options.adjoint, DiscreteAdjoint)
+    adjoint = options.adjoint
+    if isinstance(adjoint, DiscreteAdjoint):
+        adjoint = diffrax.ForwardMode()  # the loop that costs least
     solution = diffrax.diffeqsolve(
         _terms(options.solver, inputs.field),
         options.solver,
@@ -113,7 +115,7 @@ def _run(
         inputs.args,
         saveat=diffrax.SaveAt(subs=subs, controller_state=True),
         stepsize_controller=controller,
-        adjoint=diffrax.ForwardMode() if replayed else options.adjoint,
+        adjoint=adjoint,
         event=options.event,
         max_steps=options.max_steps,
         throw=False,
@@ -121,8 +123,9 @@ def _run(
     )
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None
+    state: Any = solution.controller_state
     rest = (
-        solution.controller_state.record,
+        state.record,
         ts[0],
         ts[1][0],
         solution.stats,
@@ -187,11 +190,11 @@ def integrate(
     end = jnp.where(active, ts[-1], t0)
     save = jnp.where(active, ts, t0)
     controller = steps_of(options, guard, dtype, masks)
-    run = functools.partial(_run, options, controller)
+    run = jtu.Partial(_run, options, controller)
     inputs = Inputs(closed, y0, t0, end, save, args)
     if discrete:
         solver = _with_tolerances(options.solver, controller)
-        outputs = solve(inputs, run, solver, functools.partial(_terms, solver), repeats)
+        outputs = solve(inputs, run, solver, jtu.Partial(_terms, solver), repeats)
     else:
         outputs, _ = run(inputs, False)
     simulation = _summarise(outputs, controller, guard, y0, ts, active)

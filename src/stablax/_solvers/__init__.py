@@ -6,5 +6,6 @@ from ._rosenbrock import (
     Rodas4 as Rodas4,
     Rodas5P as Rodas5P,
     Rosenbrock23 as Rosenbrock23,
+    family_of as family_of,
     is_implicit as is_implicit,
 )
