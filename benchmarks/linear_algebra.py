@@ -60,7 +60,7 @@ def main():
         def call():
             began = time.perf_counter()
             jax.block_until_ready(compiled(y0))
-            return [(time.perf_counter() - began) / repeats / lanes * 1e6]
+            return time.perf_counter() - began
 
         return call, seconds
 
@@ -78,8 +78,8 @@ def main():
                 made["banded"] = prepare(size, lanes, sx.Banded(2, 2), (3, 12))
             times = harness.interleaved([call for call, _ in made.values()])
             cells = {
-                name: f"{time:.2f} ({made[name][1]:.1f})"
-                for name, time in zip(made, times, strict=True)
+                name: f"{seconds / repeats / lanes * 1e6:.2f} ({made[name][1]:.1f})"
+                for name, seconds in zip(made, times, strict=True)
             }
             print(
                 f"| {size} | {' | '.join(cells.get(n, '') for n in (*ways, 'banded'))} |",

@@ -5,8 +5,8 @@
 For each solver and problem, the number of attempted steps (accepted and rejected) over a range of
 tolerances, brought to the same error by a straight line in log-log. Steps and not seconds: they do
 not depend on the machine, and a step costs the same with every law. A law that does not reach the
-error on a problem has failed there. The preset of a family is the law with the smallest geometric
-mean among those that fail nowhere; the runner-up is reported with it.
+error on a problem has failed there. Laws are listed by their geometric mean, those that fail
+nowhere first; a preset is the best of its family, or a simpler one within 2 % of it.
 """
 
 import argparse

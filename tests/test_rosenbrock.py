@@ -87,9 +87,7 @@ def test_order_of_convergence(name):
     assert np.median(orders) < ORDERS[name] + 0.8, orders
 
 
-def test_a_tableau_fulfils_its_order_conditions(name):
-    """The stability function agrees with exp to the order of the method, and to one order less
-    for the embedded method."""
+def test_the_stability_function_agrees_with_exp_to_the_order_of_the_method(name):
     for z in (0.02, -0.02):
         step = fixed(lambda t, y, z: z * y, METHODS[name], jnp.array([1.0]), 1.0, 1, args=z)
         assert abs(float(step.ys[0, 0]) - np.exp(z)) < 2 * abs(z) ** (ORDERS[name] + 1)

@@ -187,3 +187,20 @@ def test_the_first_step_survives_a_field_that_is_not_finite_at_the_probe():
     field = lambda t, y, args: jnp.where(y < 0.995, jnp.nan, 0.9951 - y)
     solution = _solve(field, diffrax.Dopri5(), sx.StiffPID.preset(), jnp.array(1.0))
     np.testing.assert_allclose(solution.ys, 0.9951 + 0.0049 * np.exp(-1.0), rtol=1e-6)
+
+
+def test_the_step_after_a_rejected_one_does_not_grow():
+    """The controller alone: a rejection, then a step without any error."""
+    for limit, factor in ((1.0, 1.0), (2.0, 2.0), (None, 10.0)):
+        made = sx.StiffPID(1e-3, 1e-6, factormax_after_rejection=limit).wrap(1)
+        y, none = jnp.ones(1), jnp.zeros(1)
+        term = diffrax.ODETerm(lambda t, y, args: -y)
+        t1, state = made.init(term, 0.0, 10.0, y, 0.1, None, term.vf, 5)
+        keep, t0, t1, _, state, _ = made.adapt_step_size(0.0, t1, y, y, None, y, 5, state)
+        assert not keep
+        size = t1 - t0
+        keep, t0, t1, _, state, _ = made.adapt_step_size(t0, t1, y, y, None, none, 5, state)
+        assert keep
+        np.testing.assert_allclose(t1 - t0, factor * size, rtol=1e-6)
+    with pytest.raises(ValueError, match="factormax_after_rejection"):
+        sx.StiffPID(1e-3, 1e-6, factormax_after_rejection=0.5)

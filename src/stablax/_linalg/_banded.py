@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ._dense import Dense
+from ._dense import Dense, inverse_scale
 from ._jacobian import AbstractJacobian
 
 _UNROLLED = 4  # diagonals below the main one up to which the search for a pivot is unrolled
@@ -120,10 +120,10 @@ class Banded(AbstractJacobian):
         diagonals = jnp.concatenate(
             [-stored[: self.lower], shift - stored[self.lower, None], -stored[self.lower + 1 :]]
         )
-        rows = _inverse_scale(jnp.max(jnp.abs(diagonals), axis=0))
+        rows = inverse_scale(jnp.max(jnp.abs(diagonals), axis=0))
         scaled = rows[None] * diagonals
         largest = reduce(jnp.maximum, self._by_column(jnp.abs(scaled)))
-        columns = _inverse_scale(largest)
+        columns = inverse_scale(largest)
         scaled = scaled * jnp.stack(_shifted(columns, self.lower, self.upper))
         lower, upper = self._eliminate(scaled.T)
         pivots = jnp.abs(1 / lower[:, -1])
@@ -250,10 +250,6 @@ def _exchange(flags: Float[Array, " m-1"], rows: Array, undo: bool = False) -> A
         flag = flags[i - 1] > 0
         each[0], each[i] = jnp.where(flag, each[i], each[0]), jnp.where(flag, each[0], each[i])
     return jnp.stack(each)
-
-
-def _inverse_scale(size: Array) -> Array:
-    return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)
 
 
 def _shifted(x: Array, lower: int, upper: int) -> list[Array]:

@@ -93,9 +93,9 @@ class Equilibrated(AbstractJacobian):
 
     def factorise(self, shift, stored):
         matrix = shift * jnp.eye(stored.shape[0], dtype=stored.dtype) - stored
-        rows = _inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
+        rows = inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
         scaled = rows[:, None] * matrix
-        columns = _inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
+        columns = inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
         lu, _, permutation = lax.linalg.lu(scaled * columns[None, :])
         return lu, permutation, rows, columns
 
@@ -112,7 +112,7 @@ class Equilibrated(AbstractJacobian):
         return columns * _lu_apply(lu, permutation, rows * b, transpose)
 
 
-def _inverse_scale(size: Array) -> Array:
+def inverse_scale(size: Array) -> Array:
     return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)
 
 

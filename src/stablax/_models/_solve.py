@@ -80,7 +80,7 @@ def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
 
 def _with_tolerances(solver, controller: AdmissibleSteps):
     """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
-    inside `diffeqsolve`; and with a loop over its stages that can be differentiated."""
+    inside `diffeqsolve`."""
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         finder = solver.root_finder
         unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is _FROM_CONTROLLER]

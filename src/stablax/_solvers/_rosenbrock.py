@@ -20,7 +20,8 @@ from ._gate import gated
 from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
 
 # Up to this size the stages are unrolled: 1.2x to 2.3x faster than a loop over the stages, forward
-# and in a gradient, and 0.3 s to 3 s slower to compile. (`benchmarks/linear_algebra.py`)
+# and in a gradient, and 0.3 s to 3 s slower to compile. Measured on HIRES, POLLU, a neural
+# ODE of 8 states, and Robertson.
 _UNROLLED = 24
 
 _Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
