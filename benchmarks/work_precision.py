@@ -25,6 +25,7 @@ def arguments():
     parser.add_argument("--peers", help="names, separated by commas (default: all that install)")
     parser.add_argument("--parts", default="forward,gradient,batches", help="what to measure")
     parser.add_argument("--quick", action="store_true", help="few tolerances and repeats")
+    parser.add_argument("--lanes", default="64,1024", help="sizes of the batches")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--report-only", action="store_true", help="tables and figures of a run")
     return parser.parse_args()
@@ -66,7 +67,7 @@ def main():
             measured = single.measure(problem, names, parts, effort)
             results["single"][name] = {"size": problem.size, **measured}
             if "batches" in parts:
-                lanes = (64,) if options.quick else (64, 1024)
+                lanes = map(int, options.lanes.split(","))
                 results["batches"][name] = batches.after(problem, measured, lanes, effort)
             path.write_text(json.dumps(results, indent=1))
     record = json.loads(path.read_text())

@@ -360,7 +360,7 @@ def test_gradients_are_right_in_every_mode(name):
 # --- conditioning
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 12])
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 12, 24])
 def test_the_inverse_loses_no_more_digits_than_lu(size):
     """At a condition number of 1e14 both solutions are wrong in the second digit, in the direction
     that the matrix cannot tell; refining in the same precision would not help."""
@@ -380,7 +380,7 @@ def test_the_inverse_loses_no_more_digits_than_lu(size):
 
 def test_stiffness_in_mixed_components_costs_no_accuracy():
     """y' = V diag(-1 .. -1e11) V^-1 y: all components are fast and slow at once. The inverse (8
-    components) is as accurate as LU (the same system, padded to 13)."""
+    components) is as accurate as LU (the same system, padded to 25)."""
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(rng.normal(size=(8, 8)))
     rates = np.concatenate([[1.0, 2.0], np.geomspace(1e3, 1e11, 6)])
@@ -395,6 +395,6 @@ def test_stiffness_in_mixed_components_costs_no_accuracy():
         return adaptive(field, sx.Rodas5P(), y0, 1.0, rtol=1e-6, atol=1e-9).ys[-1, :8]
 
     exact = basis[:, 0] * np.exp(-1.0) + basis[:, 1] * np.exp(-2.0)
-    errors = [np.max(np.abs(last(padding) - exact)) for padding in (0, 5)]
+    errors = [np.max(np.abs(last(padding) - exact)) for padding in (0, 17)]
     # The matrix itself is rounded: its slow part is known to 1e11 eps.
     assert max(errors) < 1e-4, errors

@@ -23,8 +23,13 @@ def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: C
     y = as_state(y, "y")
     t = jnp.asarray(t, state_dtype(y))
     clipped = guard.clip(y)
-    out = call(fn, t, clipped, args, *guard.bounds(y))
-    same_shape_and_dtype(out, y, what)
+
+    def checked(t, y, args):
+        out = fn(t, y, args)
+        same_shape_and_dtype(out, y, what)
+        return out
+
+    out = call(checked, t, clipped, args, *guard.bounds(y))
     if guard.pull != 0:
         # `where`, not a sum with zero: inside the box the value is the field's to the last bit.
         out = jtu.tree_map(
@@ -175,11 +180,19 @@ def evaluate_aside(
 
     def call(fn, t, y, args, lower, upper):
         still = lax.stop_gradient(y)
-        moved = jtu.tree_map(off_the_walls, still, lower, upper)
-        shift = jtu.tree_map(lambda a, b: jnp.where(aside, a - b, 0), moved, still)
+
+        def next_door():
+            """From `y` to where the derivative is taken, and the value at `y`."""
+            moved = jtu.tree_map(off_the_walls, still, lower, upper)
+            return jtu.tree_map(jnp.subtract, moved, still), fn(t, still, args)
+
+        def here():
+            zeros = jtu.tree_map(jnp.zeros_like, still)
+            return zeros, zeros
+
+        # A branch, since it is rarely taken.
+        shift, value = lax.stop_gradient(lax.cond(aside, next_door, here))
         out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
-        # The value at `y` and the derivative next to it.
-        value = lax.stop_gradient(fn(t, still, args))
         return jtu.tree_map(
             lambda x, v: jnp.where(aside, v + (x - lax.stop_gradient(x)), x), out, value
         )

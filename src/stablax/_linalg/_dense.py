@@ -12,20 +12,21 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._states import all_finite
 from ._jacobian import AbstractJacobian, FlatField
 
-# Below these sizes; measured by `benchmarks/linear_algebra.py`.
-_UNROLLED = 3
-_INVERTED = 12
+# Up to these sizes; measured by `benchmarks/linear_algebra.py`.
+_ELIMINATED = 5
+_INVERTED = 24
 
 
 @final
 class Dense(AbstractJacobian):
     """A full Jacobian: n forward-mode columns, or `fn`, and a factorisation that depends on n.
 
-    Up to 12 components the explicit inverse, by Gauss-Jordan elimination with partial pivoting
-    in plain XLA: under `vmap` and for one system it is several times faster than LAPACK, whose
-    triangular solves cost more to call than to do. Above, LU. In an ill-conditioned matrix an
-    inverse leaves larger residuals than LU, but the error of the solution, which is what a step
-    of a solver is made of, is as small (Druinsky and Toledo 2012, arXiv 1201.6035).
+    Up to 5 components the explicit inverse by Gauss-Jordan elimination with partial pivoting in
+    plain XLA, which calls nothing; up to 24 the explicit inverse from LU, since for the eight
+    solves of a step LAPACK's triangular solves cost more to call than to do; above, LU. In an
+    ill-conditioned matrix an inverse leaves larger residuals than LU, but the error of the
+    solution, which is what a step of a solver is made of, is as small (Druinsky and Toledo 2012,
+    arXiv 1201.6035).
 
     **Arguments:**
 
@@ -56,12 +57,14 @@ class Dense(AbstractJacobian):
     def factorise(self, shift, stored):
         size = stored.shape[0]
         matrix = shift * jnp.eye(size, dtype=stored.dtype) - stored
-        if size <= _INVERTED:
-            return _unrolled_inverse(matrix) if size <= _UNROLLED else _inverse(matrix)
+        if size <= _ELIMINATED:
+            return _inverse(matrix)
         lu, _, permutation = lax.linalg.lu(matrix)
-        index = jnp.arange(size)
-        regular = _has_digits(jnp.diagonal(lu), matrix[permutation, index])
-        return jnp.where(jnp.all(regular), lu, jnp.nan), permutation
+        pivots = _has_digits(jnp.diagonal(lu), matrix[permutation, jnp.arange(size)])
+        lu = jnp.where(jnp.all(pivots), lu, jnp.nan)
+        if size <= _INVERTED:
+            return _lu_inverse(lu, permutation)
+        return lu, permutation
 
     def is_singular(self, factors):
         return ~all_finite(factors)
@@ -128,6 +131,14 @@ def _lu_apply(lu: Array, permutation: Array, b: Array, transpose: bool) -> Array
     return lax.linalg.triangular_solve(lu, x, left_side=True)[:, 0]
 
 
+def _lu_inverse(lu: Array, permutation: Array) -> Array:
+    """Row by row: then X A - I is small, and X b as accurate as a solve with the factors. With
+    the inverse column by column it is A X - I that is small, which X b has no use for."""
+    x = lax.linalg.triangular_solve(lu, jnp.eye(len(lu), dtype=lu.dtype))
+    x = lax.linalg.triangular_solve(lu, x, lower=True, unit_diagonal=True)
+    return jnp.zeros_like(x).at[:, permutation].set(x, unique_indices=True)
+
+
 def as_jacobian(given: Any) -> AbstractJacobian | None:
     """What a user may give as `jacobian=...`."""
     if given is None or isinstance(given, AbstractJacobian):
@@ -172,30 +183,6 @@ def _has_digits(pivot: Array, original: Array) -> Bool[Array, "..."]:
     neither rows nor columns need have one scale. Where none is left, as of I - h J with a conserved
     quantity and h |J| above 1 / eps, a solution would be made of rounding."""
     return jnp.abs(pivot) > 64 * jnp.finfo(pivot.dtype).eps * jnp.abs(original)
-
-
-def _unrolled_inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Gauss-Jordan elimination row by row: all of it fuses, but compiling takes long beyond a few
-    rows. Not finite where the matrix is singular to rounding."""
-    size = matrix.shape[0]
-    # The last columns are what the rows were.
-    identity = jnp.eye(size, dtype=matrix.dtype)
-    rows = list(jnp.concatenate([matrix, identity, matrix], axis=1))
-    change = jnp.asarray([1.0] * (2 * size) + [0.0] * size, matrix.dtype)
-    regular = jnp.array(True)
-    for k in range(size):
-        for i in range(k + 1, size):
-            swap = jnp.abs(rows[i][k]) > jnp.abs(rows[k][k])
-            rows[k], rows[i] = (
-                jnp.where(swap, rows[i], rows[k]),
-                jnp.where(swap, rows[k], rows[i]),
-            )
-        regular = regular & _has_digits(rows[k][k], rows[k][2 * size + k])
-        rows[k] = rows[k] / rows[k][k]
-        for i in range(size):
-            if i != k:
-                rows[i] = rows[i] - rows[i][k] * change * rows[k]
-    return jnp.where(regular, jnp.stack(rows)[:, size : 2 * size], jnp.nan)
 
 
 def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:

@@ -73,5 +73,9 @@ class Factored(eqx.Module):
             lambda _, b: self.structure.apply(self.factors, b, transpose=True),
         )
 
+    def solve_transposed(self, b: Array) -> Array:
+        """`(shift I - J)^-T b`. Not differentiated."""
+        return self.structure.apply(self.factors, b, transpose=True)
+
     def is_singular(self) -> Bool[Array, ""]:
         return self.structure.is_singular(self.factors)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select
 from .._types import Args
 
@@ -84,12 +85,9 @@ def _forward(perturbed, inputs, run, solver, terms, repeats):
 def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, repeats):
     moving, still = eqx.partition((inputs.field, inputs.args), eqx.is_inexact_array)
 
-    def take(aside, moving, y, start, end):
+    def system(aside, moving):
         field, args = eqx.combine(moving, still)
-        system = terms(field, aside)
-        state = solver.init(system, start, end, y, args)
-        y1, _, dense, *_ = solver.step(system, start, end, y, args, state, False)
-        return y1, dense
+        return terms(field, aside), args
 
     def interpolate(dense, start, end, t):
         return solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
@@ -121,8 +119,8 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         start = jnp.where(first, inputs.t0, trace.times[before])
         end = jnp.where(trace.count > 0, trace.times[jnp.maximum(k, 0)], inputs.t0)
         y = jtu.tree_map(lambda a, b: jnp.where(first, a, b), inputs.y0, at(trace.states, before))
-        (_, dense), pull = eqx.filter_vjp(
-            functools.partial(take, aside), moving, y, start, just_before(end)
+        dense, pull = _replay(
+            solver, functools.partial(system, aside), moving, start, just_before(end), y
         )
 
         def in_step(carry):
@@ -141,7 +139,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         zeros = _zeros(dense)
         saved = (row, zeros, zero_time, zero_time, d_ts)
         row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
-        more, d_y, step_start, step_end = pull((d_y, d_dense))
+        more, step_start, step_end, d_y = pull(d_y, d_dense)
         d_end = jnp.where(last, d_stop + step_end, d_end)
         d_start = d_start + step_start
         new = (k - 1, row, d_y, _add(d_moving, more), d_ts, d_start, d_end, jnp.array(False))
@@ -150,8 +148,10 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         again = ~all_finite(new) & ~aside
         return select(again, (*carry[:-1], jnp.array(True)), new)
 
+    # A sample whose cotangent is zero (one that failed) has nothing to take back.
+    asked = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves((d_rows, d_last))]))
     start = (
-        trace.count - 1,
+        jnp.where(asked, trace.count - 1, -1),
         # Rows that were not reached belong to no step.
         jnp.sum(jnp.isfinite(inputs.ts) & _reached(inputs, trace)) - 1,
         d_last,
@@ -164,6 +164,22 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
     _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(cond, body, start)
     d_field, d_args = d_moving
     return Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
+
+
+def _replay(solver: diffrax.AbstractSolver, system: Callable, moving, start, end, y):
+    """A step from `start` to `end`: its dense output, and a function from the cotangents of the
+    new state and of the dense output to those of `(moving, start, end, y)`."""
+    if isinstance(solver, AbstractRosenbrock):
+        return solver.replay(system, moving, start, end, y)
+
+    def take(moving, start, end, y):
+        terms, args = system(moving)
+        state = solver.init(terms, start, end, y, args)
+        y1, _, dense, *_ = solver.step(terms, start, end, y, args, state, False)
+        return y1, dense
+
+    (_, dense), pull = eqx.filter_vjp(take, moving, start, end, y)
+    return dense, lambda d_end, d_dense: pull((d_end, d_dense))
 
 
 def _reached(inputs: Inputs, trace: Trace) -> Array:

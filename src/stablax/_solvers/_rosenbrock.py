@@ -7,22 +7,16 @@ from typing import Any, ClassVar, final
 
 import diffrax
 import equinox as eqx
-import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, as_jacobian, linearise
-from .._states import all_finite, finite_or_zero
+from .._linalg import AbstractJacobian, Dense, as_jacobian
+from .._states import all_finite
 from ._gate import gated
+from ._rosenbrock_reverse import replay_step
+from ._rosenbrock_step import take_step
 from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
-
-# Up to this size the stages are unrolled: 1.2x to 2.3x faster than a loop over the stages, forward
-# and in a gradient, and 0.3 s to 3 s slower to compile. Measured on HIRES, POLLU, a neural
-# ODE of 8 states, and Robertson.
-_UNROLLED = 24
 
 _Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
 
@@ -85,7 +79,7 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         del solver_state, made_jump
 
         def step(t0, t1, y0, args):
-            return _step(self.tableau, self.structure, terms, t0, t1, y0, args)
+            return take_step(self.tableau, self.structure, terms, t0, t1, y0, args)
 
         y1, error, stages = gated(step, (t0, t1, y0, args))
         ok = all_finite((y1, error, stages))
@@ -94,6 +88,10 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         error = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.inf), error)
         dense_info = dict(y0=y0, y1=y1, stages=stages)
         return y1_or_nan, error, dense_info, None, diffrax.RESULTS.successful
+
+    def replay(self, system, moving, t0, t1, y0):
+        """An accepted step, and its derivative in reverse mode; see `replay_step`."""
+        return replay_step(self.tableau, self.structure, system, moving, t0, t1, y0)
 
 
 def family_of(solver: diffrax.AbstractSolver) -> str:
@@ -106,77 +104,6 @@ def family_of(solver: diffrax.AbstractSolver) -> str:
 def is_implicit(solver: diffrax.AbstractSolver) -> bool:
     """Whether a step solves linear systems in I - h J."""
     return family_of(solver) != "explicit"
-
-
-def _step(tableau: Tableau, structure: AbstractJacobian, terms, t0, t1, y0, args):
-    flat0, unravel = ravel_pytree(y0)
-    control = terms.contr(t0, t1)
-    dt = (t1 - t0).astype(flat0.dtype)
-
-    def slope(t, flat):  # h f
-        out = terms.vf_prod(t, unravel(flat), args, control)
-        return ravel_pytree(out)[0].astype(flat0.dtype)
-
-    def by_hand(jacobian):
-        # Backward in time diffrax runs on -t, and says so by its control only.
-        return control * jacobian(t0 * terms.contr(0.0, 1.0), y0, args)
-
-    slope0, stored = linearise(structure, lambda flat: slope(t0, flat), flat0, by_hand)
-    # Where the field is finite and its derivative is not (a root at zero), nothing is better.
-    if not isinstance(structure, MatrixFree):
-        stored = finite_or_zero(stored)
-    # Zero without cost where the field does not depend on t.
-    _, slope_t = jax.jvp(lambda t: slope(t, flat0), (t0,), (jnp.ones_like(t0),))
-    drift = dt * slope_t
-    factored = Factored(structure, jnp.asarray(1 / tableau.gamma, flat0.dtype), stored)
-    stages = _unrolled if flat0.size <= _UNROLLED else _scanned
-    u = stages(
-        tableau, lambda c, flat: slope(t0 + c * (t1 - t0), flat), factored, flat0, slope0, drift
-    )
-    flat1 = flat0 + _combine(tableau.b, u)
-    # A smaller step brings the matrix closer to the identity.
-    flat1 = jnp.where(factored.is_singular(), jnp.nan, flat1)
-    error = _combine(tableau.e, u)
-    return unravel(flat1), unravel(error), jax.vmap(unravel)(u)
-
-
-def _combine(weights, u):
-    rows = [w * u[i] if w != 1 else u[i] for i, w in enumerate(weights) if w != 0]
-    return functools.reduce(jnp.add, rows)
-
-
-def _unrolled(tableau: Tableau, slope, factored: Factored, y0, slope0, drift):
-    u = []
-    for A, C, c, d in zip(tableau.A, tableau.C, tableau.c, tableau.d, strict=True):
-        right = slope0 if not u else slope(c, y0 + _combine(A, u))
-        if d != 0:
-            right = right + d * drift
-        if u:
-            right = right + _combine(C, u)
-        u.append(factored.solve(right))
-    return jnp.stack(u)
-
-
-def _scanned(tableau: Tableau, slope, factored: Factored, y0, slope0, drift):
-    dtype = y0.dtype
-    count = tableau.stages
-    pad = lambda rows: jnp.asarray([(*row, *[0.0] * (count - len(row))) for row in rows], dtype)
-    rows = (
-        jnp.arange(1, count),
-        pad(tableau.A[1:]),
-        pad(tableau.C[1:]),
-        jnp.asarray(tableau.c[1:], dtype),
-        jnp.asarray(tableau.d[1:], dtype),
-    )
-    first = factored.solve(slope0 + tableau.d[0] * drift)
-    u = jnp.zeros((count, y0.size), dtype).at[0].set(first)
-
-    def stage(u, row):
-        i, A, C, c, d = row
-        right = slope(c, y0 + A @ u) + d * drift + C @ u
-        return u.at[i].set(factored.solve(right)), None
-
-    return lax.scan(stage, u, rows)[0]
 
 
 @final
