@@ -25,7 +25,7 @@ from problems import PROBLEMS
 
 import stablax as sx
 
-DEFAULT = ("Rodas5P", "Kvaerno5 fixed", "Kvaerno5", "CVODE in C")
+DEFAULT = ("Rodas5P", "Kvaerno5 fixed", "CVODE in C")
 
 
 def measure(problem, chosen: dict, lanes: int, *, gradient: bool, limit: float, budget: float):
@@ -83,7 +83,7 @@ def after(problem, measured: dict, lanes, effort) -> dict:
                 chosen,
                 count,
                 gradient=kind == "gradient",
-                limit=3 * effort.limit,
+                limit=effort.limit,
                 budget=effort.budget,
             )
     return results

@@ -57,7 +57,11 @@ MILD = {
     ),
 }
 FAMILIES = {
-    "rosenbrock": {"Rodas5P": sx.Rodas5P(), "Rodas4": sx.Rodas4()},
+    "rosenbrock": {
+        "Rodas5P": sx.Rodas5P(),
+        "Rodas4": sx.Rodas4(),
+        "Rosenbrock23": sx.Rosenbrock23(),
+    },
     "esdirk": {"kvaerno5": sx.kvaerno5(), "kvaerno3": sx.kvaerno3()},
     "explicit": {"Tsit5": diffrax.Tsit5(), "Dopri5": diffrax.Dopri5()},
 }
@@ -74,6 +78,8 @@ LAWS = {
     "PID 1/9, 1/18, 1/18": dict(gains=(1 / 9, 1 / 18, 1 / 18)),
 }
 ERROR = 1e-5
+# A method of second order is for fewer digits.
+ERRORS = {"Rosenbrock23": 1e-3}
 RTOLS = 10.0 ** np.arange(-2.0, -8.6, -0.5)
 
 
@@ -134,7 +140,7 @@ def solve(field, solver, y0, args, ts, rtol, atol, gains, most, after):
     )
 
 
-def attempts(problem, solver, reference, law: dict) -> float | None:
+def attempts(problem, solver, reference, law: dict, target: float) -> float | None:
     errors, steps = [], []
     for rtol in RTOLS:
         solution = solve(
@@ -152,9 +158,9 @@ def attempts(problem, solver, reference, law: dict) -> float | None:
         if solution.result == diffrax.RESULTS.successful:
             errors.append(problem.error(np.asarray(solution.ys), reference))
             steps.append(int(solution.stats["num_steps"]))
-            if errors[-1] < ERROR / 20:
+            if errors[-1] < target / 20:
                 break
-    return harness.at_error(errors, steps, ERROR)
+    return harness.at_error(errors, steps, target)
 
 
 def reference_of(problem) -> np.ndarray:
@@ -187,7 +193,7 @@ def main():
     parser.add_argument("--problems", help="names, separated by commas (default: all)")
     parser.add_argument("--output", help="also write the tables as JSON")
     options = parser.parse_args()
-    record = {"error": ERROR, "machine": harness.machine(), "solvers": {}}
+    record = {"machine": harness.machine(), "solvers": {}}
     for family, solvers in FAMILIES.items():
         for name, solver in solvers.items():
             if options.solvers and name not in options.solvers.split(","):
@@ -196,16 +202,19 @@ def main():
             names = list(known)
             if options.problems:
                 names = [n for n in names if n in options.problems.split(",")]
+            target = ERRORS.get(name, ERROR)
             table: dict[str, dict[str, float | None]] = {law: {} for law in LAWS}
             for problem_name in names:
                 print(f"{name}: {problem_name}", file=sys.stderr, flush=True)
                 problem = known[problem_name]
                 reference = reference_of(problem)
                 for law, settings in LAWS.items():
-                    table[law][problem_name] = attempts(problem, solver, reference, settings)
-            record["solvers"][name] = {"family": family, "attempts": table}
+                    table[law][problem_name] = attempts(
+                        problem, solver, reference, settings, target
+                    )
+            record["solvers"][name] = {"family": family, "error": target, "attempts": table}
             ranked = ranking(table)
-            print(f"\n{name} ({family}), attempts at an error of {ERROR:g}\n")
+            print(f"\n{name} ({family}), attempts at an error of {target:g}\n")
             print(f"| law | {' | '.join(names)} | mean to I |\n|{'---|' * (len(names) + 2)}")
             for law, mean, _ in ranked:
                 cells = ["fails" if v is None else f"{v:.0f}" for v in table[law].values()]

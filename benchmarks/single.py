@@ -122,7 +122,7 @@ def gradient(problem, name, forward, reference, effort: Effort, timed: Timed) ->
     points = harness.sweep(
         solver,
         error,
-        start=near["rtol"] * 100,
+        start=near["rtol"] * 10,
         factor=effort.factor,
         stop=effort.stop * 3,
         limit=effort.limit,

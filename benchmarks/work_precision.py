@@ -61,14 +61,18 @@ def main():
         names = [name for name in wanted if name not in skipped]
         results = {"machine": harness.machine(), "skipped": skipped, "single": {}, "batches": {}}
         effort = single.QUICK if options.quick else single.Effort()
-        for name in chosen(options.problems, PROBLEMS):
+        problems = chosen(options.problems, PROBLEMS)
+        for name in problems:
             print(name, file=sys.stderr, flush=True)
             problem = PROBLEMS[name]
             measured = single.measure(problem, names, parts, effort)
             results["single"][name] = {"size": problem.size, **measured}
-            if "batches" in parts:
-                lanes = map(int, options.lanes.split(","))
-                results["batches"][name] = batches.after(problem, measured, lanes, effort)
+            path.write_text(json.dumps(results, indent=1))
+        for name in problems if "batches" in parts else ():
+            print(name, file=sys.stderr, flush=True)
+            lanes = map(int, options.lanes.split(","))
+            measured = results["single"][name]
+            results["batches"][name] = batches.after(PROBLEMS[name], measured, lanes, effort)
             path.write_text(json.dumps(results, indent=1))
     record = json.loads(path.read_text())
     text = report.tables(record)

@@ -4,6 +4,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 from helpers import Counted, richardson
@@ -113,3 +114,69 @@ def test_an_event_has_another_adjoint():
 def test_forward_mode_says_which_adjoint_has_it():
     with pytest.raises(TypeError, match="ForwardMode"):
         jax.jvp(lambda k: sx.Simulate(decay)(1.0, [1.0], args=k).ys, (1.0,), (1.0,))
+
+
+class Layered(eqx.Module):
+    """Not autonomous, nonlinear in everything, with `width` hidden units; tridiagonal."""
+
+    inner: jax.Array
+    outer: jax.Array
+
+    def __init__(self, size, width):
+        keys = jr.split(jr.key(0))
+        self.inner = jr.normal(keys[0], (width, size))
+        self.outer = jr.normal(keys[1], (size, width)) / width
+
+    def __call__(self, t, y, args):
+        # Units act on one component each, so that the bands are narrow.
+        hidden = jnp.tanh(self.inner * y[None, :] + t)
+        near = jnp.roll(y, 1).at[0].set(0.0)
+        return -50.0 * y + args * near**2 + jnp.sum(self.outer * hidden.T, axis=1) * jnp.cos(3 * t)
+
+
+def by_hand(t, y, args):
+    return jnp.diag(-50.0 - y**2) + args * t * jnp.outer(y, y)
+
+
+@pytest.mark.parametrize(
+    ("solver", "size", "width"),
+    [
+        (sx.Rodas5P(), 3, 4),
+        (sx.Rodas5P(), 3, 700),  # more than 4096 parameters
+        (sx.Rodas5P(), 12, 2),  # more components than stages
+        (sx.Rodas5P(), 30, 2),
+        (sx.Rodas4(), 3, 4),
+        (sx.Rosenbrock23(), 3, 4),
+        (sx.Rosenbrock23(), 30, 2),
+        (sx.Rodas5P(jacobian=sx.Banded(1, 0)), 30, 2),
+        (sx.Rodas5P(jacobian=sx.Banded(1, 0)), 5, 2),
+        (sx.Rodas5P(jacobian=sx.MatrixFree()), 5, 2),
+        # Wrong, so that it makes a difference whether it is this that is differentiated.
+        (sx.Rodas5P(jacobian=by_hand), 3, 2),
+        (sx.Rodas5P(jacobian=by_hand), 30, 2),
+    ],
+    ids=lambda x: x if isinstance(x, int) else repr(x),
+)
+def test_a_step_taken_back_by_hand(solver, size, width):
+    """Equal to automatic differentiation of the step, for any cotangent."""
+    field = Layered(size, width)
+    system = lambda moving: (diffrax.ODETerm(moving[0]), moving[1])
+    y0 = jnp.linspace(0.5, 1.5, size)
+    primals = ((field, jnp.array(0.7)), jnp.array(0.2), jnp.array(0.23), y0)
+
+    def step(moving, t0, t1, y0):
+        terms, args = system(moving)
+        y1, _, dense, *_ = solver.step(terms, t0, t1, y0, args, None, False)
+        return y1, dense
+
+    @eqx.filter_jit
+    def both(primals):
+        out, pull = jax.vjp(step, *primals)
+        grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), out)
+        dense, pull_by_hand = solver.replay(system, *primals)
+        return (out[1], pull(grads)), (dense, pull_by_hand(*grads))
+
+    expected, ours = both(primals)
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected[1]))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * scale)
