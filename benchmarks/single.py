@@ -8,7 +8,7 @@ from functools import partial
 import harness
 import numpy as np
 import references
-from peers import PEERS
+from peers import PEERS, Run
 
 import stablax as sx
 
@@ -84,6 +84,18 @@ def measure(problem, names, parts, effort: Effort) -> dict:
     return results
 
 
+def _failing_as_data(solver):
+    """A gradient may raise at one tolerance and not at another."""
+
+    def run(rtol):
+        try:
+            return solver(rtol)
+        except Exception:
+            return Run(False, [0.0], np.array(np.nan), 0)
+
+    return run
+
+
 def gradient(problem, name, forward, reference, effort: Effort, timed: Timed) -> dict:
     """The gradient by one peer. Where it raises or is not finite with the bare field, which is
     recorded, the field is guarded."""
@@ -103,24 +115,28 @@ def gradient(problem, name, forward, reference, effort: Effort, timed: Timed) ->
         gap = np.asarray(references.project(run.ys, along)) - reference["slopes"]
         return float(np.max(np.abs(gap)) / size)
 
-    prepare = lambda problem: PEERS[name].prepare_gradient(problem, loss, near["steps"])
-    solver = prepare(problem)
-    try:
-        run = solver(near["rtol"])
-        fine = np.isfinite(error(run))
-        result["failure"] = None if fine else "not finite"
-    except Exception as raised:
-        fine, result["failure"] = False, type(raised).__name__
-    if not fine:
-        solver = prepare(dataclasses.replace(problem, field=sx.Guarded(problem.field)))
-        run = solver(near["rtol"])
+    def attempt(problem):
+        """A solver, its first run, and what went wrong."""
+        solver = PEERS[name].prepare_gradient(problem, loss, near["steps"])
+        try:
+            run = solver(near["rtol"])
+            return solver, run, None if np.isfinite(error(run)) else "not finite"
+        except Exception as raised:
+            return solver, None, type(raised).__name__
+
+    solver, run, result["failure"] = attempt(problem)
+    if result["failure"]:
         result["guarded"] = True
+        guarded = dataclasses.replace(problem, field=sx.Guarded(problem.field))
+        solver, run, failure = attempt(guarded)
+        if failure or run is None:
+            return {"points": [], "failure": f"{failure}, guarded as well"}
     result["first_gradient_seconds"] = solver.compile_seconds + run.seconds[0]
     result["compile_seconds"] = solver.compile_seconds
     result["temporary_bytes"] = solver.temporary_bytes
     # Around the tolerance at which the solution has the target error.
     points = harness.sweep(
-        solver,
+        _failing_as_data(solver),
         error,
         start=near["rtol"] * 10,
         factor=effort.factor,

@@ -27,6 +27,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="few tolerances and repeats")
     parser.add_argument("--lanes", default="64,1024", help="sizes of the batches")
     parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--report-only", action="store_true", help="tables and figures of a run")
     return parser.parse_args()
 
@@ -60,15 +61,19 @@ def main():
         skipped = {name: why for name in wanted if (why := PEERS[name].missing())}
         names = [name for name in wanted if name not in skipped]
         results = {"machine": harness.machine(), "skipped": skipped, "single": {}, "batches": {}}
+        if options.resume and path.exists():
+            results = json.loads(path.read_text())
         effort = single.QUICK if options.quick else single.Effort()
         problems = chosen(options.problems, PROBLEMS)
-        for name in problems:
+        for name in (name for name in problems if name not in results["single"]):
             print(name, file=sys.stderr, flush=True)
             problem = PROBLEMS[name]
             measured = single.measure(problem, names, parts, effort)
             results["single"][name] = {"size": problem.size, **measured}
             path.write_text(json.dumps(results, indent=1))
         for name in problems if "batches" in parts else ():
+            if name in results["batches"]:
+                continue
             print(name, file=sys.stderr, flush=True)
             lanes = map(int, options.lanes.split(","))
             measured = results["single"][name]

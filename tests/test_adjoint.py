@@ -180,3 +180,20 @@ def test_a_step_taken_back_by_hand(solver, size, width):
     scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * scale)
+
+
+def test_a_relaxation_oscillation():
+    """van der Pol, mu = 1e3, beyond its first jump: the phase of a thousand steps has to be right.
+    The truth is the derivative of the loop at a tight tolerance."""
+
+    def field(t, y, mu):
+        return jnp.stack([y[1], mu * ((1 - y[0] ** 2) * y[1]) - y[0]])
+
+    def last(mu, rtol, adjoint=None):
+        controller = sx.StiffPID.preset(rtol=rtol, atol=1e-3 * rtol)
+        model = sx.Simulate(field, controller=controller, adjoint=adjoint, max_steps=16384)
+        return model(jnp.array([2.0, 0.0]), [1000.0], args=mu).ys[0, 0]
+
+    ours = jax.jit(jax.grad(lambda mu: last(mu, 1e-9)))(1e3)
+    truth = jax.jit(jax.jacfwd(lambda mu: last(mu, 1e-11, diffrax.ForwardMode())))(1e3)
+    np.testing.assert_allclose(ours, truth, rtol=1e-3)

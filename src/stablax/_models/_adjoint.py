@@ -64,12 +64,12 @@ def solve(
     inputs: Inputs,
     run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
     solver: diffrax.AbstractSolver,
-    terms: Callable[[Callable, Any], PyTree],
+    terms: Callable[[Callable, Any, Any], PyTree],
     repeats: bool,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
-    `run(inputs, True)` returns the trace too. `solver` and `terms(field, aside)` are what it
+    `run(inputs, True)` returns the trace too. `solver` and `terms(field, aside, until)` are what it
     solves with; if it `repeats`, a step whose derivative is not finite (a finite value can have
     an infinite derivative) is differentiated again, `aside`."""
     return run(inputs, False)[0]
@@ -85,9 +85,9 @@ def _forward(perturbed, inputs, run, solver, terms, repeats):
 def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, repeats):
     moving, still = eqx.partition((inputs.field, inputs.args), eqx.is_inexact_array)
 
-    def system(aside, moving):
+    def system(aside, latest, moving):
         field, args = eqx.combine(moving, still)
-        return terms(field, aside), args
+        return terms(field, aside, (latest, backwards)), args
 
     def interpolate(dense, start, end, t):
         return solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
@@ -99,7 +99,6 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
     outward = jnp.where(backwards, -jnp.inf, jnp.inf).astype(inputs.t0.dtype)
 
     def just_before(t):
-        # A step that ends at a jump of the field must not see the other side.
         for _ in range(4):
             t = jnp.nextafter(t, -outward)
         return t
@@ -119,8 +118,11 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         start = jnp.where(first, inputs.t0, trace.times[before])
         end = jnp.where(trace.count > 0, trace.times[jnp.maximum(k, 0)], inputs.t0)
         y = jtu.tree_map(lambda a, b: jnp.where(first, a, b), inputs.y0, at(trace.states, before))
+        # A step that ends at a jump of the field must not see the other side. Only the field looks
+        # earlier: a step that ends earlier is another one, and on a relaxation oscillation four
+        # ulp in each of a thousand steps are an error of 7 % in the gradient.
         dense, pull = _replay(
-            solver, functools.partial(system, aside), moving, start, just_before(end), y
+            solver, functools.partial(system, aside, just_before(end)), moving, start, end, y
         )
 
         def in_step(carry):

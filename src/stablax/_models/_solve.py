@@ -29,14 +29,20 @@ _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
 class _Field(eqx.Module):
     closed: Callable
     aside: Any
+    until: Any
 
     def __call__(self, t, y, args):
+        if self.until is not None:
+            latest, backwards = self.until
+            beyond = jnp.where(backwards, jnp.minimum(t - latest, 0), jnp.maximum(t - latest, 0))
+            t = t - lax.stop_gradient(beyond)
         return self.closed(t, y, args, self.aside)
 
 
-def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False):
-    """The terms of a `field(t, y, args, aside)`."""
-    field = _Field(field, jnp.asarray(aside))
+def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False, until: Any = None):
+    """The terms of a `field(t, y, args, aside)`, that is evaluated no later than `until`: a time,
+    and whether earlier means greater."""
+    field = _Field(field, jnp.asarray(aside), until)
     if is_imex(solver):
         zero = diffrax.ODETerm(lambda t, y, args: jtu.tree_map(jnp.zeros_like, y))
         return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
