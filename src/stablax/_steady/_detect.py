@@ -1,0 +1,203 @@
+"""Conserved quantities that nobody declared: the left null space of the Jacobian."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool
+
+from .._fields import as_guarded
+from .._static import Frozen, is_traced
+from .._states import as_args, as_state, component_names, state_dtype
+from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._null_space import echelon
+
+
+def states_near(y0: Array, clip: Callable, count: int) -> Array:
+    """`count` states around `y0`, off its zeros, shape `(count, n)`: at a single state, and at
+    zeros above all, a row may vanish by accident."""
+    typical = 1e-3 * jnp.max(jnp.abs(y0))
+    typical = jnp.where(typical > 0, typical, 1)
+    shifts = jr.normal(jr.key(0), (count, y0.size), y0.dtype)
+    return jax.vmap(lambda z: clip(y0 * jnp.exp(0.5 * z) + typical * jnp.abs(z)))(shifts)
+
+
+def dead(flux: Array, jacobian: Array) -> Bool[Array, " n"]:
+    """Which components do not move and depend on nothing, at one state."""
+    return (flux == 0) & jnp.all(jacobian == 0, axis=1)
+
+
+def detected_projector(jacobians: Array) -> Array:
+    """The projector onto the left null space that the Jacobians, shape `(states, n, n)`, have in
+    common.
+
+    The rank is found from singular values after rows and columns are scaled to one, so that it
+    does not depend on the units of the species. It is data, not shape: works under `jit`.
+    """
+    basis, _ = _scaled_null_space(jacobians, jnp)
+    # Orthonormal again, with the columns that are none at zero.
+    gram, vectors = jnp.linalg.eigh(basis @ basis.T)
+    kept = jnp.where((gram > 1e-6)[None, :], vectors, 0)
+    return lax.stop_gradient(kept @ kept.T)
+
+
+def _scaled_null_space(jacobians, xp) -> tuple:
+    """Left null vectors as columns of length one (others zero), and all singular values."""
+    finite = xp.all(xp.isfinite(jacobians), axis=(1, 2), keepdims=True)
+    stacked = xp.concatenate(list(xp.where(finite, jacobians, 0)), axis=1)
+    size, eps = stacked.shape[0], xp.finfo(stacked.dtype).eps
+    rows = xp.max(xp.abs(stacked), axis=1)
+    rows = 1 / xp.where(rows > 0, rows, 1)
+    scaled = rows[:, None] * stacked
+    columns = xp.max(xp.abs(scaled), axis=0)
+    scaled = scaled / xp.where(columns > 0, columns, 1)[None, :]
+    left, sizes, _ = xp.linalg.svd(scaled, full_matrices=False)
+    null = sizes <= 32 * size * eps * xp.max(sizes)
+    # A left null vector of D J is D times one of J.
+    basis = xp.where(null[None, :], left * rows[:, None], 0)
+    length = xp.linalg.norm(basis, axis=0, keepdims=True)
+    return basis / xp.where(length > 0, length, 1), sizes
+
+
+@jtu.register_static
+class ConservedQuantities:
+    """Rows L with L f = 0, as [`conserved_quantities`][] found them. A value: no PyTree leaves,
+    equal by content. Printed, it names the quantities.
+
+    **Attributes:**
+
+    - `rows`: L, a [`Frozen`][] array of shape `(quantities, components)`.
+    - `names`: of the components.
+    - `gap`: how clear the rank is: the smallest singular value that counts as not zero over the
+        largest that counts as zero (or over rounding). Below about 1e3, look at the rows.
+    """
+
+    def __init__(self, rows: np.ndarray, names: tuple[str, ...], gap: float):
+        self.rows = Frozen(rows)
+        self.names = names
+        self.gap = gap
+
+    def __hash__(self) -> int:
+        return hash((self.rows, self.names))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            type(other) is ConservedQuantities
+            and (self.rows, self.names) == (other.rows, other.names)
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.rows.__array__(dtype, copy)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return f"No conserved quantity among {len(self.names)} components."
+        lines = [_term_by_term(row, self.names) for row in self.rows.value]
+        count = f"{len(self)} conserved quantit" + ("y" if len(self) == 1 else "ies")
+        return "\n  ".join([f"{count} (gap {self.gap:.1g}):", *lines])
+
+
+def _term_by_term(row: np.ndarray, names: tuple[str, ...]) -> str:
+    text = ""
+    for weight, name in zip(row, names, strict=True):
+        if weight == 0:
+            continue
+        size = "" if abs(weight) == 1 else f"{abs(weight):.6g} "
+        sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+        text += f"{sign}{size}{name}"
+    return text
+
+
+@typechecked
+def conserved_quantities(
+    field: VF, y0: YLike, args: Args = None, *, t: ScalarLike = 0.0
+) -> ConservedQuantities:
+    """Finds what a field conserves, once and outside `jit`; prints readably.
+
+    ```python
+    L = sx.conserved_quantities(field, y0, args)
+    print(L)
+    steady = sx.find_steady_state(field, y0, args, conserved=L)
+    ```
+
+    L is the left null space that the Jacobians at several states around `y0` have in common. The
+    rank is that of the Jacobians with rows and columns scaled to one, so it does not depend on
+    the units of the species; a row that the field does not conserve to rounding is dropped.
+    Linear quantities only, whose coefficients do not depend on `args` or parameters (for those,
+    `conserved="detect"`, whose derivative is included).
+
+    **Arguments:**
+
+    - `field`, `y0`, `args`, `t`: as in [`find_steady_state`][].
+
+    **Returns:** [`ConservedQuantities`][], for `conserved=`.
+
+    **Raises:** `TypeError` for traced inputs; `ValueError` if the Jacobian is finite at none of
+    the states.
+    """
+    if is_traced((field, y0, args, t)):
+        raise TypeError(
+            "`conserved_quantities` needs concrete inputs: call it outside `jit`, `grad` and "
+            '`vmap`, or use `conserved="detect"` inside.'
+        )
+    y0 = as_state(y0, "y0")
+    dtype = state_dtype(y0)
+    args, t = as_args(args, dtype), jnp.asarray(t, dtype)
+    guarded = as_guarded(field)
+    flat_y0, unravel = ravel_pytree(y0)
+    flat_field = lambda y: ravel_pytree(guarded(t, unravel(y), args))[0]
+    clip = lambda y: ravel_pytree(guarded.guard.clip(unravel(y)))[0]
+    states = jnp.concatenate([flat_y0[None], states_near(flat_y0, clip, 5)])
+    look = jax.jit(jax.vmap(lambda y: (flat_field(y), jax.jacfwd(flat_field)(y))))
+    fluxes, jacobians = (np.asarray(x) for x in look(states))
+    finite = np.isfinite(jacobians).all(axis=(1, 2)) & np.isfinite(fluxes).all(axis=1)
+    if not finite.any():
+        raise ValueError(
+            f"The field or its Jacobian is not finite at `y0` = {y0} and around it, so that "
+            "nothing can be told about what it conserves. Start inside its domain, or guard it."
+        )
+    states, fluxes, jacobians = np.asarray(states)[finite], fluxes[finite], jacobians[finite]
+    basis, sizes = _scaled_null_space(jacobians, np)
+    basis = basis[:, np.abs(basis).max(axis=0) > 0].T
+    rounding = y_eps = np.finfo(dtype).eps * max(float(sizes.max(initial=0)), 1.0)
+    counted = sizes[: len(sizes) - len(basis)]
+    largest_zero = max(float(sizes[len(counted) :].max(initial=0)), rounding)
+    gap = float(counted.min(initial=np.inf)) / largest_zero if len(counted) else np.inf
+    leaks = lambda rows: _leaks(rows, states, fluxes, jacobians, y_eps)
+    rows = _readable(basis, np.abs(states).max(axis=0), leaks)
+    rows = rows[~leaks(rows)]
+    return ConservedQuantities(rows, tuple(component_names(y0)), gap)
+
+
+def _readable(basis: np.ndarray, sizes: np.ndarray, leaks: Callable) -> np.ndarray:
+    """The same rows, with as many zeros and as simple numbers as they can have."""
+    if not len(basis):
+        return basis
+    # Which entries are zero is seen where every component has the same size.
+    sizes = np.where(sizes > 0, sizes, 1)
+    rows = echelon(basis * sizes) / sizes
+    leading = np.array([row[np.flatnonzero(row)[0]] for row in rows])
+    rows = rows / leading[:, None]
+
+    def simple(x: float) -> float:
+        fraction = float(Fraction(x).limit_denominator(60))
+        return fraction if abs(fraction - x) <= 1e-6 * abs(x) else x
+
+    rounded = np.array([[simple(x) for x in row] for row in rows.tolist()])
+    return np.where(leaks(rounded)[:, None], rows, rounded)
+
+
+def _leaks(rows, states, fluxes, jacobians, eps) -> np.ndarray:
+    """Whether L f is more than rounding, for each row; see `SteadyProblem.leak`."""
+    inside = np.einsum("sij,sj->si", np.abs(jacobians), np.abs(states)) + np.abs(fluxes)
+    allowed = 64 * rows.shape[1] * eps * (inside @ np.abs(rows).T)
+    return np.any(np.abs(fluxes @ rows.T) > allowed + np.finfo(float).tiny, axis=0)
