@@ -104,8 +104,8 @@ def switch(t, y, args):
 
 
 def toggle(t, y, args):
-    """Two genes that repress each other (Gardner, Cantor and Collins 2000), bistable."""
-    return 4.0 / (1 + y[::-1] ** 2) - y
+    """Two genes that repress each other (Gardner, Cantor and Collins 2000), unequally; bistable."""
+    return jnp.array([4.0, 3.5]) / (1 + y[::-1] ** jnp.array([2.0, 2.5])) - jnp.array([1.0, 0.8]) * y
 
 
 def insulin_at_rest(t, y, k):

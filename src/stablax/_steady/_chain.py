@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool
 from .._results import RESULTS
 from .._states import all_finite, select
 from ._base import AbstractSteadyMethod
+from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
 from ._root_finder import as_method
@@ -23,8 +24,9 @@ _STEPS_FROM_A_GUESS = 8
 @final
 class Chain(eqx.Module):
     """Methods tried in turn, each from `y0`, until one finds a steady state that is admissible:
-    converged in every component, inside the guard's box, on the conserved manifold, and not
-    unstable.
+    converged in every component, inside the guard's box, on the conserved manifold, not
+    unstable, and not ambiguous (a stage that says so of its state is believed only if it is the
+    last).
 
     **Arguments:**
 
@@ -33,7 +35,7 @@ class Chain(eqx.Module):
         `optimistix.Dogleg(rtol, atol)`. By default what [`find_steady_state`][] uses.
     """
 
-    methods: tuple[Any, ...] = (PseudoTransient(),)
+    methods: tuple[Any, ...] = (PseudoTransient(), Integrate())
 
     def __check_init__(self):
         given = self.methods
@@ -125,6 +127,10 @@ def run_chain(
         tried = lax.switch(stage, [branch(i) for i in range(len(stages))])
         verdict = judge(problem, tried.y, stability)
         status = status_of(verdict, tried.status, problem)
+        # Somebody else can tell, unless this was the last to be asked.
+        asks = (status == STATUS.ambiguous) & (attempt + 1 < len(stages) + warm_starts)
+        result = RESULTS.where(asks, RESULTS.ambiguous_steady_state, verdict.result)
+        verdict = eqx.tree_at(lambda v: v.result, verdict, result, is_leaf=_is_result)
         statuses = tuple(
             STATUS.where(stage == i, status, before) for i, before in enumerate(old.statuses)
         )
@@ -154,9 +160,11 @@ def run_chain(
 
 
 def _replace_result(found: Found, result: RESULTS) -> Found:
-    return eqx.tree_at(
-        lambda f: f.verdict.result, found, result, is_leaf=lambda x: isinstance(x, RESULTS)
-    )
+    return eqx.tree_at(lambda f: f.verdict.result, found, result, is_leaf=_is_result)
+
+
+def _is_result(x: Any) -> bool:
+    return isinstance(x, RESULTS)
 
 
 def _won(found: Found) -> Bool[Array, ""]:
@@ -166,4 +174,5 @@ def _won(found: Found) -> Bool[Array, ""]:
 def _rank(result: Any) -> Array:
     """Which of two results says more: a steady state before a reason, a reason before none."""
     rank = jnp.where(result == RESULTS.successful, 0, 2)
+    rank = jnp.where(result == RESULTS.ambiguous_steady_state, 1, rank)
     return jnp.where(result == RESULTS.no_steady_state, 3, rank)

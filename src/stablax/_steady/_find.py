@@ -68,7 +68,12 @@ def find_steady_state(
     """Finds y with f(t, y, args) = 0: the steady state that the dynamics reach from `y0`,
     differentiably.
 
-    TODO_METHOD
+    The default method is pseudo-transient continuation from `y0`, which follows the dynamics in
+    few steps and ends as Newton's method; and, where it fails or cannot tell which of several
+    stable states the dynamics reach, integration. Convergence is tested per component on the
+    Newton step, and again by the bare residual at the state that is returned. The search is not
+    differentiated; derivatives follow from the implicit function theorem, in forward and in
+    reverse mode, with the factorisation of one Jacobian.
 
     **Arguments:**
 

@@ -26,9 +26,11 @@ class _State(eqx.Module):
     factors: PyTree[Array]  # of shift I - J
     size: Float[Array, ""]  # of a Newton step that is tried
     h: Float[Array, ""]
+    direction: Float[Array, ""]  # of time
     reach: Float[Array, ""]  # Newton steps below this size are tried
     first: Bool[Array, ""]
     blocked: Bool[Array, ""]  # nothing was tried, but h was cut
+    crossed: Bool[Array, ""]  # a mode that grows was met on the way
     finished: Bool[Array, ""]
     status: STATUS
 
@@ -40,13 +42,18 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
     Anal. 35, 508), and Newton's method at the end. It follows the dynamics, and so finds the
     state that they reach; from a state nearby it is Newton's method from the first step.
 
+    Where a growing mode was met on the way (det(-J) < 0, as around the ridge between two stable
+    states), implicit Euler may have ended on the wrong side of it. Then the status is `ambiguous`,
+    and a [`Chain`][] asks its next stage.
+
     A step is rejected, and repeated with a quarter of its size, if its linearisation is wrong by
     more than `nonlinearity`, if it leaves the bounds, or if 1/h is not above every growing mode
     (as far as the sign of det(I/h - J) tells): with a longer step implicit Euler would converge
     to a saddle that the dynamics leave.
 
-    Also an optimistix root finder, as [`Newton`][] is. There F has no direction of time: y' = F
-    or y' = -F is followed, whichever has a negative trace of its Jacobian at the start.
+    Also an optimistix root finder, as [`Newton`][] is. There F has no direction of time: Newton's
+    method is tried first, and where it does not contract, y' = F or y' = -F is followed, whichever
+    has a negative trace of its Jacobian at the start.
 
     **Arguments:**
 
@@ -75,8 +82,10 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
         matrix = jnp.zeros((flat.size, flat.size), flat.dtype)
         factors = no_factors(flat)
         no, yes = jnp.array(False), jnp.array(True)
-        # Near a guess Newton's method is worth a try from farther away.
+        # Near a guess Newton's method is worth a try from farther away, and in a stage equation of
+        # an implicit solver from any distance.
         reach = jnp.where(options.get("guessed", False), jnp.maximum(self.reach, 1), self.reach)
+        reach = reach if "direction" in options else jnp.inf * one
         return _State(
             y=flat,
             value=zero,
@@ -86,9 +95,11 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
             factors=factors,
             size=one,
             h=jnp.nan * one,
+            direction=one,
             reach=reach.astype(flat.dtype),
             first=yes,
             blocked=no,
+            crossed=no,
             finished=no,
             status=STATUS.out_of_steps,
         )
@@ -102,8 +113,8 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
         inside = _inside(here.y, lower, upper, scale)
         direction = options.get("direction", None)
         if direction is None:
-            direction = jnp.where(jnp.trace(here.jacobian) > 0, -1, 1)
-            direction = direction.astype(here.y.dtype)
+            turned = jnp.where(jnp.trace(here.jacobian) > 0, -1, 1).astype(here.y.dtype)
+            direction = jnp.where(state.first, turned, state.direction)
         value, jacobian = direction * here.value, direction * here.jacobian
 
         # Is this step good?
@@ -119,7 +130,10 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
         first_h = 0.01 / rate
         first_h = jnp.where(jnp.isfinite(first_h), first_h, 1)
         relaxed = relative(state.value, state.y) / rate
-        growth = jnp.clip(relaxed, 1.5, 5.0) * jnp.where(missed < limit / 4, 1, 0.5)
+        # As the residual falls, and as the linearisation allows, whose error goes with h^2.
+        allowed = 0.8 * jnp.sqrt(limit / jnp.maximum(missed, 1e-30))
+        growth = jnp.where(missed < limit / 4, jnp.maximum(relaxed, allowed), allowed)
+        growth = jnp.clip(growth, 0.5, 10.0)
         growth = jnp.where(state.blocked | newton, 1, growth)
         h = state.h * jnp.where(good, growth, jnp.where(newton, 1, 0.25))
         h = jnp.where(state.first, first_h, h)
@@ -152,7 +166,8 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
         stuck = too_short & (~good | blocked) | ~jnp.isfinite(h) | (state.first & ~here.finite)
         status: Any = STATUS.where(here.finite, STATUS.diverged, STATUS.not_finite)
         status = STATUS.where(here.finite & ~inside, STATUS.left_bounds, status)
-        status = STATUS.where(converged, STATUS.converged, status)
+        status = STATUS.where(converged & state.crossed, STATUS.ambiguous, status)
+        status = STATUS.where(converged & ~state.crossed, STATUS.converged, status)
         finished = converged | stuck
         status = STATUS.where(finished, status, STATUS.out_of_steps)
         following = jnp.where(finished & (~converged | settled), y, following)
@@ -165,9 +180,11 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
             factors=factors,
             size=size,
             h=h,
+            direction=direction * jnp.ones_like(h),
             reach=reach,
             first=jnp.array(False),
             blocked=blocked,
+            crossed=state.crossed | ~upright[0],
             finished=finished,
             status=status,
         )

@@ -12,6 +12,7 @@ class STATUS(eqx.Enumeration):
 
     not_needed = "was not needed"
     converged = "converged"
+    ambiguous = "converged, but to a state that the dynamics may not reach"
     diverged = "diverged"
     singular = "ended where the Jacobian is singular"
     out_of_steps = "ran out of steps"

@@ -74,11 +74,13 @@ def judge(problem: SteadyProblem, y: Array, stability: bool | None) -> Verdict:
 def status_of(verdict: Verdict, said: STATUS, problem: SteadyProblem) -> STATUS:
     """The status of a stage: what it said, unless the verdict knows better."""
     left = ~problem.inside(verdict.y) & (said != STATUS.not_finite)
-    wrong = (said == STATUS.converged) & (verdict.result != RESULTS.successful)
+    found = (said == STATUS.converged) | (said == STATUS.ambiguous)
+    wrong = found & (verdict.result != RESULTS.successful)
     status: Any = STATUS.where(wrong, STATUS.diverged, said)
     status = STATUS.where(left, STATUS.left_bounds, status)
+    certain = (verdict.result == RESULTS.successful) & (said != STATUS.ambiguous)
+    status = STATUS.where(certain, STATUS.converged, status)
     for result, ours in (
-        (RESULTS.successful, STATUS.converged),
         (RESULTS.unstable_steady_state, STATUS.unstable),
         (RESULTS.singular_steady_state, STATUS.singular),
     ):
