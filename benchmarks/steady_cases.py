@@ -4,6 +4,7 @@ The truth is in closed form, or the state that the dynamics reach: integrated ti
 Radau, then polished by Newton's method in numpy (which must not move it).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,19 @@ class Case:
 
     def right(self, ys) -> np.ndarray:
         """Which of the states `(samples, n)` are those of the truth."""
-        error = np.abs(np.asarray(ys) - self.truth) / (np.abs(self.truth) + self.floor)
+        return self.right_of(ys, self.samples)
+
+    def right_of(self, ys, lanes: int) -> np.ndarray:
+        """`right`, of the first `lanes` samples."""
+        truth = self.truth[:lanes]
+        error = np.abs(np.asarray(ys) - truth) / (np.abs(truth) + self.floor)
         return np.all(error < 1e-6, axis=1)
+
+    def first(self, samples: int) -> "Case":
+        """This case with fewer samples."""
+        cut = lambda x: x[:samples]
+        args = jax.tree.map(cut, self.args)
+        return dataclasses.replace(self, y0=cut(self.y0), args=args, truth=cut(self.truth))
 
 
 def reached(field: Callable, y0, args, conserved=None, horizon: float = 1e9) -> np.ndarray:
@@ -105,7 +117,9 @@ def switch(t, y, args):
 
 def toggle(t, y, args):
     """Two genes that repress each other (Gardner, Cantor and Collins 2000), unequally; bistable."""
-    return jnp.array([4.0, 3.5]) / (1 + y[::-1] ** jnp.array([2.0, 2.5])) - jnp.array([1.0, 0.8]) * y
+    return (
+        jnp.array([4.0, 3.5]) / (1 + y[::-1] ** jnp.array([2.0, 2.5])) - jnp.array([1.0, 0.8]) * y
+    )
 
 
 def insulin_at_rest(t, y, k):

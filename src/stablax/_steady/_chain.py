@@ -94,7 +94,7 @@ def run_chain(
     stages = chain.stages
     warm_starts = 0 if guess is None else 1
     startable = refused == RESULTS.successful
-    first = jnp.array(0)
+    first, guess_y = jnp.array(0), problem.y0
     if guess is not None:
         guess_y, known = guess
         first = jnp.where(known & all_finite(guess_y), 0, 1)
@@ -113,7 +113,9 @@ def run_chain(
         active = cond(carry)
         here = problem
         if guess is not None:
-            budget = jnp.where(warm, jnp.minimum(_STEPS_FROM_A_GUESS, problem.budget), problem.budget)
+            budget = jnp.where(
+                warm, jnp.minimum(_STEPS_FROM_A_GUESS, problem.budget), problem.budget
+            )
             start = jnp.where(warm, guess_y, problem.y0)
             here = eqx.tree_at(
                 lambda p: (p.start, p.guessed, p.budget), problem, (start, warm, budget)

@@ -34,35 +34,43 @@ def dead(flux: Array, jacobian: Array) -> Bool[Array, " n"]:
 
 
 def detected_projector(jacobians: Array) -> Array:
-    """The projector onto the left null space that the Jacobians, shape `(states, n, n)`, have in
-    common.
+    """A projector whose rows span the left null space that the Jacobians, shape
+    `(states, n, n)`, have in common: in scaled species it is orthogonal.
 
-    The rank is found from singular values after rows and columns are scaled to one, so that it
-    does not depend on the units of the species. It is data, not shape: works under `jit`.
+    The rank is data, not shape, so this works under `jit`.
     """
-    basis, _ = _scaled_null_space(jacobians, jnp)
-    # Orthonormal again, with the columns that are none at zero.
-    gram, vectors = jnp.linalg.eigh(basis @ basis.T)
-    kept = jnp.where((gram > 1e-6)[None, :], vectors, 0)
-    return lax.stop_gradient(kept @ kept.T)
+    null, rows, _ = _scaled_null_space(jacobians, jnp)
+    projector = null @ null.T
+    # Between quantities that share no component, rounding would look like a leak.
+    rounding = 64 * rows.size * jnp.finfo(rows.dtype).eps
+    projector = jnp.where(jnp.abs(projector) > rounding, projector, 0)
+    return lax.stop_gradient(projector * rows[None, :] / rows[:, None])
 
 
 def _scaled_null_space(jacobians, xp) -> tuple:
-    """Left null vectors as columns of length one (others zero), and all singular values."""
+    """`(null, rows, sizes)`: left null vectors of diag(rows) J as orthonormal columns (the others
+    are zero), and all singular values.
+
+    Rows and columns are scaled to one in turn (Sinkhorn and Knopp 1967), so that the rank depends
+    neither on the units of the species nor on one rate being far from another.
+    """
     finite = xp.all(xp.isfinite(jacobians), axis=(1, 2), keepdims=True)
     stacked = xp.concatenate(list(xp.where(finite, jacobians, 0)), axis=1)
-    size, eps = stacked.shape[0], xp.finfo(stacked.dtype).eps
-    rows = xp.max(xp.abs(stacked), axis=1)
-    rows = 1 / xp.where(rows > 0, rows, 1)
-    scaled = rows[:, None] * stacked
-    columns = xp.max(xp.abs(scaled), axis=0)
-    scaled = scaled / xp.where(columns > 0, columns, 1)[None, :]
+    count, eps = stacked.shape[0], xp.finfo(stacked.dtype).eps
+
+    def inverse_norm(matrix, axis):
+        norm = xp.linalg.norm(matrix, axis=axis)
+        return xp.where(norm > 0, 1 / xp.where(norm > 0, norm, 1), 1)
+
+    rows = inverse_norm(stacked, 1)
+    for _ in range(6):
+        columns = inverse_norm(rows[:, None] * stacked, 0)
+        rows = inverse_norm(stacked * columns[None, :], 1)
+    columns = inverse_norm(rows[:, None] * stacked, 0)
+    scaled = rows[:, None] * stacked * columns[None, :]
     left, sizes, _ = xp.linalg.svd(scaled, full_matrices=False)
-    null = sizes <= 32 * size * eps * xp.max(sizes)
-    # A left null vector of D J is D times one of J.
-    basis = xp.where(null[None, :], left * rows[:, None], 0)
-    length = xp.linalg.norm(basis, axis=0, keepdims=True)
-    return basis / xp.where(length > 0, length, 1), sizes
+    is_null = sizes <= 32 * count * eps * xp.max(sizes)
+    return xp.where(is_null[None, :], left, 0), rows, sizes
 
 
 @jtu.register_static
@@ -87,9 +95,9 @@ class ConservedQuantities:
         return hash((self.rows, self.names))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            type(other) is ConservedQuantities
-            and (self.rows, self.names) == (other.rows, other.names)
+        return type(other) is ConservedQuantities and (self.rows, self.names) == (
+            other.rows,
+            other.names,
         )
 
     def __len__(self) -> int:
@@ -166,25 +174,24 @@ def conserved_quantities(
             "nothing can be told about what it conserves. Start inside its domain, or guard it."
         )
     states, fluxes, jacobians = np.asarray(states)[finite], fluxes[finite], jacobians[finite]
-    basis, sizes = _scaled_null_space(jacobians, np)
-    basis = basis[:, np.abs(basis).max(axis=0) > 0].T
-    rounding = y_eps = np.finfo(dtype).eps * max(float(sizes.max(initial=0)), 1.0)
-    counted = sizes[: len(sizes) - len(basis)]
-    largest_zero = max(float(sizes[len(counted) :].max(initial=0)), rounding)
-    gap = float(counted.min(initial=np.inf)) / largest_zero if len(counted) else np.inf
-    leaks = lambda rows: _leaks(rows, states, fluxes, jacobians, y_eps)
-    rows = _readable(basis, np.abs(states).max(axis=0), leaks)
+    null, scales, sizes = _scaled_null_space(jacobians, np)
+    null = null[:, np.abs(null).max(axis=0) > 0].T
+    eps = float(np.finfo(dtype).eps)
+    rank = len(sizes) - len(null)
+    largest_zero = max(float(sizes[rank:].max(initial=0)), eps * float(sizes.max(initial=0)))
+    gap = float(sizes[:rank].min(initial=np.inf)) / largest_zero if rank else np.inf
+    leaks = lambda rows: _leaks(rows, states, fluxes, jacobians, eps)
+    rows = _readable(null, scales, leaks)
     rows = rows[~leaks(rows)]
     return ConservedQuantities(rows, tuple(component_names(y0)), gap)
 
 
-def _readable(basis: np.ndarray, sizes: np.ndarray, leaks: Callable) -> np.ndarray:
-    """The same rows, with as many zeros and as simple numbers as they can have."""
-    if not len(basis):
-        return basis
-    # Which entries are zero is seen where every component has the same size.
-    sizes = np.where(sizes > 0, sizes, 1)
-    rows = echelon(basis * sizes) / sizes
+def _readable(null: np.ndarray, scales: np.ndarray, leaks: Callable) -> np.ndarray:
+    """The rows `null * scales`, with as many zeros and as simple numbers as they can have."""
+    if not len(null):
+        return null
+    # Which entries are zero is seen in scaled species.
+    rows = echelon(null) * scales
     leading = np.array([row[np.flatnonzero(row)[0]] for row in rows])
     rows = rows / leading[:, None]
 

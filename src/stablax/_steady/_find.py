@@ -230,15 +230,18 @@ def steady_state(
         rtol=options.rtol,
         atol=options.atol,
         max_steps=options.max_steps,
+        detected=conserved == "detect",
         structure=guarded.jacobian or Dense(),
         by_hand=lambda jacobian, y: jacobian(t_, unravel(y), args_),
     )
     clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]
     problem, conserves = _survey(problem, conserved, clip)
     if guess is not None:
-        guess = _stopped((ravel_pytree(guess.y)[0], guess.known))
+        start = _stopped((ravel_pytree(guess.y)[0], guess.known))
+    else:
+        start = None
     refused = _refused(problem, conserves)
-    found = run_chain(problem, options.chain, guess, refused, options.stability)
+    found = run_chain(problem, options.chain, start, refused, options.stability)
     verdict = found.verdict
     y = differentiable(
         verdict.y,
@@ -263,9 +266,7 @@ def steady_state(
 
 
 def _stopped(tree):
-    return jtu.tree_map(
-        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree
-    )
+    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def _survey(problem: SteadyProblem, conserved: Frozen | str | None, clip):

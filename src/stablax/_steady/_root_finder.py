@@ -54,7 +54,9 @@ def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[Any, Any]:
         bound = options.get(name)
         if bound is None:
             return missing
-        full = jax.tree.map(lambda b, x: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), bound, y)
+        full = jax.tree.map(
+            lambda b, x: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), bound, y
+        )
         return ravel_pytree(full)[0]
 
     return flat("lower", -jnp.inf), flat("upper", jnp.inf)
@@ -94,7 +96,8 @@ def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
         (STATUS.converged, optx.RESULTS.successful),
     ):
         result = optx.RESULTS.where(status == ours, theirs, result)
-    return finished, optx.RESULTS.where(finished, result, optx.RESULTS.successful)
+    successful: Any = optx.RESULTS.successful
+    return finished, optx.RESULTS.where(finished, result, successful)
 
 
 def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attempt:

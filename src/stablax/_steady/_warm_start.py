@@ -88,9 +88,7 @@ def as_guess(guess: Any, y0: PyTree[Array]) -> WarmStart | None:
         made = WarmStart(as_state(guess, "guess"))
         guess = eqx.tree_at(lambda m: m.known, made, jnp.array(True))
     ours, theirs = jax.tree.structure(y0), jax.tree.structure(guess.y)
-    shapes = [
-        [(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (y0, guess.y)
-    ]
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (y0, guess.y)]
     if ours != theirs or shapes[0] != shapes[1] or guess.known.shape != ():
         raise ValueError(
             "`guess` must have the structure, shapes and dtype of `y0`: it has "
