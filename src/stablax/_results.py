@@ -23,8 +23,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     ambiguous_steady_state = (
         "A stable steady state was found, but on the way to it lies a ridge between several, and "
-        "integration did not confirm that the dynamics from `y0` reach this one. Raise the budget of "
-        "steps, or accept it with `method=PseudoTransient()`."
+        "integration did not confirm that the dynamics from `y0` reach this one. Raise the budget "
+        "of steps, or accept it with `method=PseudoTransient()`."
     )
     singular_steady_state = (
         "The Jacobian is singular at the steady state, so that it is not isolated and has no "

@@ -13,8 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
 from .._fields import as_guarded
-from .._static import Frozen, is_traced
 from .._states import as_args, as_state, component_names, state_dtype
+from .._static import Frozen, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._null_space import echelon
 

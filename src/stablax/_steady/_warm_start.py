@@ -24,7 +24,9 @@ class WarmStart(eqx.Module):
     @jax.jit
     def step(params, memory):
         def loss(params):
-            find = lambda y0, guess: sx.find_steady_state(field, y0, params, guess=guess, throw=False)
+            find = lambda y0, guess: sx.find_steady_state(
+                field, y0, params, guess=guess, throw=False
+            )
             steady = jax.vmap(find)(y0s, memory)
             return loss_of(steady), memory.update(steady)
 
@@ -67,8 +69,8 @@ class WarmStart(eqx.Module):
         steady = found if isinstance(found, SteadyState) else getattr(found, "steady", None)
         if not isinstance(steady, SteadyState):
             raise TypeError(
-                "`update` takes a `SteadyState`, or the `Simulation` of a `SteadyThenSimulate`, got "
-                f"{type(found).__name__}."
+                "`update` takes a `SteadyState`, or the `Simulation` of a `SteadyThenSimulate`, "
+                f"got {type(found).__name__}."
             )
         good = is_okay(steady.result)
 
