@@ -78,15 +78,14 @@ class Newton(optx.AbstractRootFinder, AbstractSteadyMethod):
         new = _State(here.y, step, size, factors, one, jnp.array(False), *_of(state))
         old = eqx.tree_at(lambda s: s.fraction, state, state.fraction / 2)
         new = select(accepted, new, old)
-        unclipped = new.y + new.fraction * new.step
-        following = jnp.clip(unclipped, lower, upper)
+        following = jnp.clip(new.y + new.fraction * new.step, lower, upper)
 
         converged = accepted & (size <= 1)
         held = ~converged & jnp.all(following == new.y)  # at a bound that the step would cross
         finished = converged | held | lost | (new.fraction < _SMALLEST_FRACTION)
-        status: Any = STATUS.where(
-            held | jnp.any(unclipped != following), STATUS.left_bounds, STATUS.diverged
-        )
+        whole = new.y + new.step
+        crosses = jnp.any(whole != jnp.clip(whole, lower, upper))
+        status: Any = STATUS.where(crosses, STATUS.left_bounds, STATUS.diverged)
         singular = here.finite & Equilibrated().is_singular(factors)
         status = STATUS.where(~accepted & singular, STATUS.singular, status)
         status = STATUS.where(~accepted & ~here.finite, STATUS.not_finite, status)
