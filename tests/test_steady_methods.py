@@ -105,9 +105,6 @@ def test_a_lane_pays_for_no_stage_that_it_does_not_need():
         jax.debug.callback(lambda _: evaluations.append(1), y[0])
         return 1.0 - y
 
-    run = jax.jit(
-        jax.vmap(lambda y: sx.find_steady_state(counted, y, method=chain, throw=False).num_steps)
-    )
     counts = []
     for chain in (sx.Chain((sx.Newton(),)), sx.Chain((sx.Newton(), sx.PseudoTransient()))):
         evaluations.clear()
@@ -120,7 +117,6 @@ def test_a_lane_pays_for_no_stage_that_it_does_not_need():
         assert steps.tolist() == [2, 2, 2]
         counts.append(len(evaluations))
     assert counts[0] == counts[1]
-    del run
 
 
 def test_nobody_else_can_be_a_stage():

@@ -89,14 +89,15 @@ class Scale(NamedTuple):
 
 def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
     """What `terminate` returns."""
+    successful: Any = optx.RESULTS.successful
     result: Any = optx.RESULTS.nonlinear_divergence
     for ours, theirs in (
         (STATUS.singular, optx.RESULTS.singular),
         (STATUS.not_finite, optx.RESULTS.nonfinite),
-        (STATUS.converged, optx.RESULTS.successful),
+        (STATUS.ambiguous, successful),
+        (STATUS.converged, successful),
     ):
-        result = optx.RESULTS.where(status == ours, theirs, result)
-    successful: Any = optx.RESULTS.successful
+        result = optx.RESULTS.where(status == ours, theirs, result)  # pyright: ignore[reportArgumentType]
     return finished, optx.RESULTS.where(finished, result, successful)
 
 
