@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import diffrax
 import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 
 import stablax as sx
@@ -129,10 +131,27 @@ CONTROLLERS: dict[str, Callable[[], diffrax.AbstractStepSizeController]] = {
     "ConstantStepSize": diffrax.ConstantStepSize,
 }
 
+
+class Relax(sx.AbstractSteadyMethod):
+    """A search by a third party: explicit Euler steps."""
+
+    dt: float = eqx.field(static=True, default=0.1)
+
+    def search(self, problem, active):
+        steps = jnp.where(active, problem.max_steps, 0)
+        step = lambda _, y: y + self.dt * problem.residual(y)
+        y = lax.fori_loop(0, steps, step, problem.start)
+        return sx.Attempt(y, sx.STATUS.out_of_steps, steps)
+
+
 METHODS: dict[str, Callable[[], Any]] = {
     "Newton": sx.Newton,
     "PseudoTransient": sx.PseudoTransient,
+    "Integrate": sx.Integrate,
     "Chain": sx.Chain,
+    "optimistix.Newton": lambda: optx.Newton(1e-10, 1e-12),
+    "optimistix.Dogleg": lambda: sx.Chain((optx.Dogleg(1e-10, 1e-12), sx.Newton())),
+    "third party": Relax,
 }
 
 MODELS: dict[str, Callable[..., Any]] = {

@@ -225,23 +225,38 @@ def test_every_controller_solves_and_ends_at_a_wall(controller):
 # --- steady states
 
 
+def _exchange(t, y, k):
+    """A <-> B, with a wall where the first rate is above 100."""
+    flux = k[0] * y[0] - k[1] * y[1]
+    return jnp.stack([-flux, flux]) * jnp.where(k[0] > 100, jnp.nan, 1.0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_the_steady_state_and_its_sensitivities(method):
-    """A <-> B: the truth is in closed form."""
-
-    def field(t, y, k):
-        flux = k[0] * y[0] - k[1] * y[1]
-        return jnp.stack([-flux, flux])
+    """The truth is in closed form; a lane that fails changes nothing in the others."""
+    make = METHODS[method]
 
     def root(k, y0):
         found = sx.find_steady_state(
-            field, y0, k, method=METHODS[method](), conserved=np.ones((1, 2))
+            _exchange, y0, k, method=make(), conserved=np.ones((1, 2)), throw=False
         )
-        return found.y
+        return found.y, found
 
-    k, y0 = jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0])
-    np.testing.assert_allclose(root(k, y0), [0.6, 0.4], atol=1e-9)
+    k, y0 = jnp.array([[2.0, 3.0], [200.0, 3.0], [2.0, 3.0]]), jnp.array([1.0, 0.0])
     for derivative in (jax.jacfwd, jax.jacrev):
-        dk, dy0 = derivative(root, argnums=(0, 1))(k, y0)
-        np.testing.assert_allclose(dk[0], [-0.12, 0.08], atol=1e-6)
-        np.testing.assert_allclose(dy0[0], [0.6, 0.6], atol=1e-6)
+        run = jax.jit(jax.vmap(derivative(root, argnums=(0, 1), has_aux=True), in_axes=(0, None)))
+        (dk, dy0), found = run(k, y0)
+        assert sx.is_successful(found).tolist() == [True, False, True]
+        assert all_finite((found.y, found.residual, dk, dy0))
+        assert not dk[1].any() and not dy0[1].any()
+        for lane in (0, 2):
+            np.testing.assert_allclose(found.y[lane], [0.6, 0.4], atol=1e-9)
+            np.testing.assert_allclose(dk[lane, 0], [-0.12, 0.08], atol=1e-8)
+            np.testing.assert_allclose(dy0[lane, 0], [0.6, 0.6], atol=1e-8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_value(method):
+    one, other = METHODS[method](), METHODS[method]()
+    assert one == other and hash(one) == hash(other)
+    assert not jax.tree.leaves(eqx.filter(one, eqx.is_array))

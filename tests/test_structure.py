@@ -89,7 +89,8 @@ def test_the_public_names_of_the_design():
     expected = """Guard GuardedField Guarded MLPField GuardActivity StiffPID FiniteSteps kvaerno5
     find_steady_state SteadyState Simulate SteadyThenSimulate Simulation GuardSummary partition
     Frozen masked_mean RESULTS is_successful explain Rodas5P Rodas4 Rosenbrock23 kvaerno3 kencarp4
-    Dense Banded Sparse MatrixFree check_jacobian DiscreteAdjoint simulate_batch"""
+    Dense Banded Sparse MatrixFree check_jacobian DiscreteAdjoint simulate_batch STATUS Newton
+    PseudoTransient Integrate Chain AbstractSteadyMethod conserved_quantities WarmStart"""
     assert set(expected.split()) <= set(PUBLIC)
 
 

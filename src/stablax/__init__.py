@@ -40,10 +40,18 @@ from ._solvers import (
 )
 from ._static import Frozen as Frozen
 from ._steady import (
+    STATUS as STATUS,
+    AbstractSteadyMethod as AbstractSteadyMethod,
+    Attempt as Attempt,
     Chain as Chain,
+    ConservedQuantities as ConservedQuantities,
+    Integrate as Integrate,
     Newton as Newton,
     PseudoTransient as PseudoTransient,
+    SteadyProblem as SteadyProblem,
     SteadyState as SteadyState,
+    WarmStart as WarmStart,
+    conserved_quantities as conserved_quantities,
     find_steady_state as find_steady_state,
 )
 from ._training import masked_mean as masked_mean, partition as partition

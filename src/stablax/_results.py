@@ -16,10 +16,15 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """
 
     no_steady_state = (
-        "No steady state was found: neither Newton's method nor pseudo-transient continuation "
-        "from `y0` converged. The system may not have one (a source without a sink, a limit "
-        "cycle), or not near `y0`. Check the field under `steady_args`, start closer, or raise "
-        "`steady_max_steps`."
+        "No steady state was found from `y0`: no method converged. The system may not have one (a "
+        "source without a sink, a limit cycle), or takes longer to reach it. Check the field under "
+        "the condition of the search, start closer (`guess=`), or raise the budget of steps "
+        "(`max_steps` of `find_steady_state`, `steady_max_steps` of a model)."
+    )
+    ambiguous_steady_state = (
+        "A stable steady state was found, but on the way to it lies a ridge between several, and "
+        "integration did not confirm that the dynamics from `y0` reach this one. Raise the budget "
+        "of steps, or accept it with `method=PseudoTransient()`."
     )
     singular_steady_state = (
         "The Jacobian is singular at the steady state, so that it is not isolated and has no "

@@ -171,6 +171,16 @@ def evaluate(
     return _evaluate(*_parts(field), t, y, args, call)
 
 
+def evaluate_ungated(field: GuardedField | Guarded, t: Any, y: Y, args: Args) -> PyTree:
+    """What calling a guarded field does, with derivatives that are not made safe, for callers
+    that are not differentiated and look at what they get."""
+
+    def call(fn, t, y, args, lower, upper):
+        return fn(t, y, args)
+
+    return _evaluate(*_parts(field), t, y, args, call)
+
+
 def evaluate_aside(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, aside: Bool[Array, ""]
 ) -> PyTree:

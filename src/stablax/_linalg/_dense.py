@@ -99,8 +99,9 @@ class Equilibrated(AbstractJacobian):
         rows = inverse_scale(jnp.max(jnp.abs(matrix), axis=1))
         scaled = rows[:, None] * matrix
         columns = inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
-        lu, _, permutation = lax.linalg.lu(scaled * columns[None, :])
-        return lu, permutation, rows, columns
+        lu, exchanges, permutation = lax.linalg.lu(scaled * columns[None, :])
+        odd = jnp.sum(exchanges != jnp.arange(exchanges.size)) % 2 == 1
+        return lu, permutation, rows, columns, odd
 
     def is_singular(self, factors):
         """Whether a pivot is zero to rounding."""
@@ -108,8 +109,13 @@ class Equilibrated(AbstractJacobian):
         least = pivots.size * jnp.finfo(pivots.dtype).eps * jnp.max(pivots)
         return ~jnp.all(pivots > least)
 
+    def orientation(self, factors: PyTree) -> Array:
+        """The sign of the determinant."""
+        sign = jnp.prod(jnp.sign(jnp.diag(factors[0])))
+        return jnp.where(factors[-1], -sign, sign)
+
     def apply(self, factors, b, *, transpose):
-        lu, permutation, rows, columns = factors
+        lu, permutation, rows, columns, _ = factors
         if transpose:
             rows, columns = columns, rows
         return columns * _lu_apply(lu, permutation, rows * b, transpose)

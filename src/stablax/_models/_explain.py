@@ -59,7 +59,7 @@ def _paragraph(facts, names: list[str]) -> str:
     steps, rejected = int(stats["num_steps"]), int(stats["num_rejected_steps"])
     text = _budget_spent(steps, rejected) if index == _SPENT else message(result, index)
     if steps == 0:
-        if steady is not None and _index(steady[0]) != _index(RESULTS.successful):
+        if steady is not None and _index(steady.result) != _index(RESULTS.successful):
             text = explain_steady(steady, names)
         return f"{text} The simulation was not started."
     text += (

@@ -11,9 +11,10 @@ from .._states import as_args, select, state_dtype
 from .._static import Static
 from .._steady import (
     Chain,
+    SteadyOptions,
     as_chain,
     as_conserved,
-    default_tolerances,
+    as_guess,
     refuse_rows_of,
     steady_state,
 )
@@ -23,14 +24,6 @@ from ._options import SolveOptions
 from ._simulate import Simulate, check_call, explain_forward_mode
 from ._simulation import Simulation
 from ._solve import integrate
-
-
-class _SteadyOptions(eqx.Module):
-    chain: Chain
-    rtol: float | None
-    atol: float | None
-    max_steps: int
-    stability: bool | None
 
 
 @final
@@ -49,8 +42,7 @@ class SteadyThenSimulate(eqx.Module):
     **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` and
     `progress_meter` as [`Simulate`][]; and
 
-    - `method`: as in [`find_steady_state`][]; by default Newton, then pseudo-transient
-        continuation.
+    - `method`: as in [`find_steady_state`][]; by default the same.
     - `steady_rtol`, `steady_atol`, `steady_max_steps`, `stability`: as `rtol`, `atol`,
         `max_steps` and `stability` there.
     """
@@ -89,7 +81,7 @@ class SteadyThenSimulate(eqx.Module):
             progress_meter=progress_meter,
         )
         self._steady = Static(
-            _SteadyOptions(as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability)
+            SteadyOptions(as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability)
         )
 
     @property
@@ -112,6 +104,7 @@ class SteadyThenSimulate(eqx.Module):
         args: Args = None,
         steady_args: Args = None,
         conserved: Any = None,
+        guess: Any = None,
         throw: bool = True,
     ) -> Simulation:
         """Equilibrates and solves.
@@ -123,6 +116,7 @@ class SteadyThenSimulate(eqx.Module):
             state. A non-autonomous field is frozen at `t0` for the search.
         - `steady_args`: the condition of the steady state.
         - `conserved`: rows L with L f = 0, `"detect"` or `None`; as [`find_steady_state`][].
+        - `guess`: a state near the steady state, or a [`WarmStart`][]; as [`find_steady_state`][].
         - `throw`: raise an error if either part fails, or return the reason as `result`.
 
         **Returns:** a [`Simulation`][] whose `steady` is the [`SteadyState`][]. If there is no
@@ -133,11 +127,13 @@ class SteadyThenSimulate(eqx.Module):
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
         dtype = state_dtype(y0)
         steady_args = as_args(steady_args, dtype)
-        conserved = as_conserved(conserved)
-        options: _SteadyOptions = self._steady.tree
-        default_tolerances(options.rtol, options.atol, dtype)
+        conserved = as_conserved(conserved, self.field)
+        guess = as_guess(guess, y0)
+        options = self._steady.tree.for_dtype(dtype)
         with explain_forward_mode():
-            simulation = _steady_then_simulate(self, y0, ts, t0, args, steady_args, conserved)
+            simulation = _steady_then_simulate(
+                self, y0, ts, t0, args, steady_args, options, conserved, guess
+            )
         assert simulation.steady is not None
         refuse_rows_of(simulation.steady, self.field, y0, steady_args, t0, conserved)
         return raise_on_failure(simulation) if throw else simulation
@@ -145,22 +141,9 @@ class SteadyThenSimulate(eqx.Module):
 
 @eqx.filter_jit
 def _steady_then_simulate(
-    model: SteadyThenSimulate, y0, ts, t0, args, steady_args, conserved
+    model: SteadyThenSimulate, y0, ts, t0, args, steady_args, options, conserved, guess
 ) -> Simulation:
-    options: _SteadyOptions = model._steady.tree
-    rtol, atol = default_tolerances(options.rtol, options.atol, state_dtype(y0))
-    steady = steady_state(
-        model.field,
-        y0,
-        steady_args,
-        t0,
-        options.chain,
-        conserved,
-        rtol,
-        atol,
-        options.max_steps,
-        options.stability,
-    )
+    steady = steady_state(model.field, y0, steady_args, t0, options, conserved, guess)
     found = is_okay(steady.result)
     simulation = integrate(model.field, model.options, steady.y, ts, t0, args, active=found)
     result = RESULTS.where(found, simulation.result, steady.result)

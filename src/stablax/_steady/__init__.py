@@ -1,16 +1,22 @@
+from ._base import AbstractSteadyMethod as AbstractSteadyMethod, Attempt as Attempt
+from ._chain import Chain as Chain, as_chain as as_chain
 from ._conserved import as_conserved as as_conserved
+from ._detect import (
+    ConservedQuantities as ConservedQuantities,
+    conserved_quantities as conserved_quantities,
+)
 from ._find import (
-    as_chain as as_chain,
-    default_tolerances as default_tolerances,
+    SteadyOptions as SteadyOptions,
     explain_steady as explain_steady,
     find_steady_state as find_steady_state,
     refuse_rows_of as refuse_rows_of,
     steady_facts as steady_facts,
     steady_state as steady_state,
 )
-from ._methods import (
-    Chain as Chain,
-    Newton as Newton,
-    PseudoTransient as PseudoTransient,
-)
+from ._integrate import Integrate as Integrate
+from ._newton import Newton as Newton
+from ._problem import SteadyProblem as SteadyProblem
+from ._pseudo_transient import PseudoTransient as PseudoTransient
+from ._status import STATUS as STATUS
 from ._steady_state import SteadyState as SteadyState
+from ._warm_start import WarmStart as WarmStart, as_guess as as_guess

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._results import RESULTS
+from ._status import STATUS
 
 
 class SteadyState(eqx.Module):
@@ -22,16 +23,22 @@ class SteadyState(eqx.Module):
     - `result`: a member of [`RESULTS`][].
     - `component`: the component that is farthest from steady (its index in `ravel_pytree` order).
     - `method`: index of the stage whose result this is; `method_name` is its name.
+    - `statuses`: how each stage ended, one member of [`STATUS`][] for each; [`explain`][] says it
+        in words.
+    - `warm`: whether it was found from the `guess`.
     - `num_steps`: steps of all stages together.
     - `stable`: whether the eigenvalues of the Jacobian, restricted to the conserved manifold,
         all have a negative real part. `False` where the Jacobian is not finite, `None` where it
         was not computed (by default for more than 100 components).
+    - `stages`: the names of the stages.
     """
 
     y: PyTree[Float[Array, "..."]]
     residual: Float[Array, ""]
     result: RESULTS
     method: Int[Array, ""]
+    statuses: tuple[STATUS, ...]
+    warm: Bool[Array, ""]
     num_steps: Int[Array, ""]
     component: Int[Array, ""]
     stable: Bool[Array, ""] | None

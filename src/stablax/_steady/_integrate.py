@@ -1,0 +1,89 @@
+"""Integration to the steady state."""
+
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from .._control import Cause, StiffPID, admissible
+from .._fields import Guard
+from .._linalg import Equilibrated
+from .._solvers import Rodas5P, is_implicit
+from ._base import AbstractSteadyMethod, Attempt
+from ._status import STATUS
+
+
+@final
+class Integrate(AbstractSteadyMethod):
+    """Follows the dynamics from `y0` with a diffrax solver until the Newton step is within the
+    tolerance in every component. That tells a steady state from a slow mode, which |f| and
+    `diffrax.steady_state_event` do not: far from its steady state a slow component has a small
+    derivative. Slower than [`PseudoTransient`][], and as true to the dynamics as its tolerance.
+
+    **Arguments:**
+
+    - `solver`: a diffrax solver of ODEs; by default [`Rodas5P`][].
+    - `rtol`: relative tolerance of the integration, per component; `atol` is 1e-3 of it.
+    - `horizon`: the longest time to integrate for [time].
+    """
+
+    solver: Any = Rodas5P()
+    rtol: float = eqx.field(static=True, default=1e-5)
+    horizon: float = eqx.field(static=True, default=1e15)
+
+    def __check_init__(self):
+        if not isinstance(self.solver, diffrax.AbstractSolver):
+            raise TypeError(f"`solver` must be a diffrax solver, got {self.solver!r}.")
+        if not (np.isfinite(self.horizon) and self.horizon > 0):
+            raise ValueError(f"`horizon` must be a finite time above 0, got {self.horizon}.")
+
+    def search(self, problem, active):
+        y0 = problem.start
+        dtype = np.dtype(y0.dtype)
+        box = Guard(np.asarray(problem.lower), np.asarray(problem.upper))
+        law = StiffPID(max(self.rtol, 1e-4) if dtype != np.float64 else self.rtol, 1e-3 * self.rtol)
+        controller = admissible(
+            law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
+        )
+
+        def arrived(t, y, args, **kwargs):
+            value, jacobian = problem.linearise(y)
+            factors = Equilibrated().factorise(jnp.zeros((), dtype), jacobian)
+            step = Equilibrated().apply(factors, value, transpose=False)
+            return problem.size(step, y) < problem.rtol
+
+        zero = jnp.zeros((), dtype)
+        # The shortest step that the controller takes is a fraction of the whole time.
+        rate = problem.size(problem.residual(y0), y0)
+        horizon = jnp.minimum(self.horizon, 1e20 / rate)
+        horizon = jnp.where(jnp.isfinite(horizon), horizon, self.horizon)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: problem.residual(y)),
+            self.solver,
+            zero,
+            jnp.where(active, horizon, zero).astype(dtype),
+            None,
+            y0,
+            saveat=diffrax.SaveAt(t1=True, controller_state=True),
+            stepsize_controller=controller,
+            event=diffrax.Event(arrived),
+            adjoint=diffrax.ForwardMode(),
+            max_steps=problem.max_steps,
+            throw=False,
+        )
+        assert solution.ys is not None
+        y = solution.ys[0]
+        state: Any = solution.controller_state
+        cause = state.record.cause
+        status: Any = STATUS.out_of_steps
+        underflow = solution.result == diffrax.RESULTS.dt_min_reached
+        for seen, member in (
+            (underflow, STATUS.diverged),
+            (underflow & (cause == Cause.not_finite.value), STATUS.not_finite),
+            (underflow & (cause == Cause.left_bounds.value), STATUS.left_bounds),
+            (solution.result == diffrax.RESULTS.event_occurred, STATUS.converged),
+        ):
+            status = STATUS.where(seen, member, status)
+        return Attempt(y, status, solution.stats["num_steps"])

@@ -1,0 +1,94 @@
+"""Null spaces, as few and simple rows as there are."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+
+def left_null_space(matrix: np.ndarray) -> np.ndarray:
+    """Rows L with L N = 0 for a stoichiometric matrix N, shape `(species, reactions)`.
+
+    Exact, with integer rows, where the entries of N are integers or simple fractions; otherwise
+    from singular values.
+    """
+    exact = [[_simple(x) for x in row] for row in matrix.tolist()]
+    if any(x is None for row in exact for x in row):
+        scale = np.abs(matrix).max(axis=1, keepdims=True, initial=0)
+        left, sizes, _ = np.linalg.svd(matrix / np.where(scale > 0, scale, 1), full_matrices=True)
+        rank = int(np.sum(sizes > max(matrix.shape) * np.finfo(float).eps * sizes.max(initial=0)))
+        rows = left[:, rank:].T / np.where(scale > 0, scale, 1).T
+        return echelon(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    return _exact_null_space([[x or Fraction(0) for x in row] for row in exact])
+
+
+def _simple(x: float, most: int = 10**4) -> Fraction | None:
+    """The simple fraction that `x` is the floating-point number of, if it is one."""
+    fraction = Fraction(x).limit_denominator(most)
+    return fraction if float(fraction) == x else None
+
+
+def _exact_null_space(rows: list[list[Fraction]]) -> np.ndarray:
+    """By elimination on [N | I]: what stands beside a row of zeros is in the null space."""
+    species = len(rows)
+    reactions = len(rows[0]) if rows else 0
+    work = [row + [Fraction(int(i == j)) for j in range(species)] for i, row in enumerate(rows)]
+    done = 0
+    for column in range(reactions):
+        pivot = next((i for i in range(done, species) if work[i][column]), None)
+        if pivot is None:
+            continue
+        work[done], work[pivot] = work[pivot], work[done]
+        for i in range(done + 1, species):
+            if work[i][column]:
+                factor = work[i][column] / work[done][column]
+                work[i] = [a - factor * b for a, b in zip(work[i], work[done], strict=True)]
+        done += 1
+    left = [row[reactions:] for row in work[done:]]
+    return _integers(_reduced(left)) if left else np.zeros((0, species))
+
+
+def _reduced(rows: list[list[Fraction]]) -> list[list[Fraction]]:
+    """Reduced row echelon form."""
+    rows = [list(row) for row in rows]
+    done = 0
+    for column in range(len(rows[0])):
+        pivot = next((i for i in range(done, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[done], rows[pivot] = rows[pivot], rows[done]
+        rows[done] = [x / rows[done][column] for x in rows[done]]
+        for i in range(len(rows)):
+            if i != done and rows[i][column]:
+                factor = rows[i][column]
+                rows[i] = [a - factor * b for a, b in zip(rows[i], rows[done], strict=True)]
+        done += 1
+    return rows
+
+
+def _integers(rows: list[list[Fraction]]) -> np.ndarray:
+    scaled = [
+        [float(x * math.lcm(*(entry.denominator for entry in row))) for x in row] for row in rows
+    ]
+    return np.array(scaled)
+
+
+def echelon(rows: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
+    """Reduced row echelon form, with entries that are simple fractions to within `tolerance`
+    made exactly so."""
+    rows = rows.astype(float).copy()
+    done = 0
+    for column in range(rows.shape[1]):
+        if done == len(rows):
+            break
+        pivot = done + int(np.argmax(np.abs(rows[done:, column])))
+        if abs(rows[pivot, column]) <= tolerance * np.abs(rows[done:]).max():
+            rows[done:, column] = 0
+            continue
+        rows[[done, pivot]] = rows[[pivot, done]]
+        rows[done] /= rows[done, column]
+        others = np.arange(len(rows)) != done
+        rows[others] -= rows[others][:, [column]] * rows[[done]]
+        done += 1
+    rows[np.abs(rows) <= tolerance * np.abs(rows).max(axis=1, keepdims=True, initial=0)] = 0
+    return rows

@@ -1,0 +1,181 @@
+"""Searches as optimistix root finders, and optimistix's root finders as searches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import optimistix as optx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, PyTree
+
+from .._linalg import Equilibrated
+from ._base import AbstractSteadyMethod, Attempt
+from ._problem import SteadyProblem, default_tolerances
+from ._status import STATUS
+
+
+class Evaluation(NamedTuple):
+    """F and its Jacobian at a state, all flat."""
+
+    y: Array
+    value: Array
+    jacobian: Array
+    aux: Any
+    unravel: Callable[[Array], PyTree]
+
+    @property
+    def finite(self) -> Bool[Array, ""]:
+        return jnp.all(jnp.isfinite(self.value)) & jnp.all(jnp.isfinite(self.jacobian))
+
+
+def evaluate(fn: Callable, y: PyTree, args: PyTree, options: dict[str, Any]) -> Evaluation:
+    """The only place where a root finder of ours evaluates F, once a step."""
+    flat, unravel = ravel_pytree(y)
+    if "linearise" in options:
+        value, jacobian = options["linearise"](flat)
+        return Evaluation(flat, value, jacobian, None, unravel)
+
+    def residual(flat):
+        value, aux = fn(unravel(flat), args)
+        return ravel_pytree(value)[0], aux
+
+    value, push, aux = jax.linearize(residual, flat, has_aux=True)
+    jacobian = jax.vmap(push, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+    return Evaluation(flat, value, jacobian, aux, unravel)
+
+
+def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[Any, Any]:
+    """The bounds of the flat state."""
+
+    def flat(name, missing):
+        bound = options.get(name)
+        if bound is None:
+            return missing
+        full = jax.tree.map(
+            lambda b, x: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), bound, y
+        )
+        return ravel_pytree(full)[0]
+
+    return flat("lower", -jnp.inf), flat("upper", jnp.inf)
+
+
+def no_factors(y: Array) -> PyTree[Array]:
+    """What stands in a state before there is a factorisation."""
+    matrix = jax.ShapeDtypeStruct((y.size, y.size), y.dtype)
+    like = jax.eval_shape(Equilibrated().factorise, jax.ShapeDtypeStruct((), y.dtype), matrix)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
+class Scale(NamedTuple):
+    """The weighted norm in which steps are measured: below 1 is converged."""
+
+    rtol: Any
+    atol: Any
+    norm: Callable
+
+    @staticmethod
+    def of(finder: Any, y: Array) -> "Scale":
+        rtol, atol = default_tolerances(finder.rtol, finder.atol, y.dtype)
+        return Scale(rtol, atol, finder.norm)
+
+    def __call__(self, step: Array, y: Array) -> Array:
+        weights = self.atol + self.rtol * jnp.abs(y)
+        size = self.norm(step / jnp.asarray(weights, step.dtype))
+        return jnp.asarray(size, step.dtype)
+
+
+def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
+    """What `terminate` returns."""
+    successful: Any = optx.RESULTS.successful
+    result: Any = optx.RESULTS.nonlinear_divergence
+    for ours, theirs in (
+        (STATUS.singular, optx.RESULTS.singular),
+        (STATUS.not_finite, optx.RESULTS.nonfinite),
+        (STATUS.ambiguous, successful),
+        (STATUS.converged, successful),
+    ):
+        result = optx.RESULTS.where(status == ours, theirs, result)  # pyright: ignore[reportArgumentType]
+    return finished, optx.RESULTS.where(finished, result, successful)
+
+
+def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attempt:
+    """Runs a root finder of ours, whose state says whether it is `finished`, its `status`, and
+    the last state `y` that it accepted."""
+    fn = lambda y, args: (problem.residual(y), None)
+    options = dict(
+        lower=problem.lower,
+        upper=problem.upper,
+        linearise=problem.linearise,
+        direction=1,
+        guessed=problem.guessed,
+    )
+    rtol = problem.rtol if finder.rtol is None else finder.rtol
+    atol = problem.atol if finder.atol is None else finder.atol
+    finder = eqx.tree_at(
+        lambda f: (f.rtol, f.atol), finder, (rtol, atol), is_leaf=lambda x: x is None
+    )
+    state = finder.init(fn, problem.start, None, options, problem.start, None, frozenset())
+
+    def cond(carry):
+        _, state, k = carry
+        return active & ~state.finished & (k < problem.budget)
+
+    def body(carry):
+        y, state, k = carry
+        y, state, _ = finder.step(fn, y, None, options, state, frozenset())
+        return y, state, k + 1
+
+    y, state, steps = lax.while_loop(cond, body, (problem.start, state, jnp.array(0)))
+    # Out of steps, the last state that was accepted is better than the next one to try.
+    return Attempt(jnp.where(state.finished, y, state.y), state.status, steps)
+
+
+OPTIMISTIX = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
+
+
+@final
+class FromOptimistix(AbstractSteadyMethod):
+    """Any solver that `optimistix.root_find` takes, as a stage."""
+
+    solver: Any
+
+    @property
+    def name(self) -> str:
+        return type(self.solver).__name__
+
+    def search(self, problem, active):
+        # A lane that is not active has 0 = 0 to solve.
+        fn = lambda y, _: jnp.where(active, problem.residual(y), 0)
+        takes_bounds = isinstance(self.solver, optx.Newton | optx.Chord)
+        solution = optx.root_find(
+            fn,
+            self.solver,
+            problem.start,
+            options=dict(lower=problem.lower, upper=problem.upper) if takes_bounds else None,
+            max_steps=problem.max_steps,
+            throw=False,
+        )
+        steps = jnp.where(active, solution.stats["num_steps"], 0)
+        return Attempt(solution.value, self._status(solution.result), steps)
+
+    @staticmethod
+    def _status(result: Any) -> Any:
+        status: Any = STATUS.diverged
+        for theirs, ours in (
+            (optx.RESULTS.successful, STATUS.converged),
+            (optx.RESULTS.nonlinear_max_steps_reached, STATUS.out_of_steps),
+            (optx.RESULTS.singular, STATUS.singular),
+            (optx.RESULTS.nonfinite, STATUS.not_finite),
+        ):
+            status = STATUS.where(result == theirs, ours, status)
+        return status
+
+
+def as_method(method: Any) -> AbstractSteadyMethod | None:
+    """What may be a stage, as one; `None` for anything else."""
+    if isinstance(method, AbstractSteadyMethod):
+        return method
+    return FromOptimistix(method) if isinstance(method, OPTIMISTIX) else None
