@@ -242,3 +242,31 @@ def test_small_run(tmp_path):
     assert misfit["misfit after"] < 0.7 * misfit["misfit before"]
     figure = tmp_path / "insulin_signalling.png"
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 20_000
+
+
+def test_equilibrium_of_perturbed_rate_constants(insulin):
+    """200 log-normal perturbations (a factor of three): all equilibrate, and keep their totals."""
+    problem = insulin.make_problem(jr.key(0))
+    y0 = jnp.asarray(problem.y0)
+    shifts = np.random.default_rng(0).normal(size=(200, len(problem.log_k)))
+    log_k = jnp.asarray(problem.log_k + np.log10(3.0) * shifts)
+
+    def equilibrium(log_k):
+        field = insulin.InsulinField(log_k)
+        return sx.find_steady_state(
+            field, y0, problem.steady, conserved=insulin.CONSERVED, throw=False
+        )
+
+    found = jax.jit(jax.vmap(equilibrium))(log_k)
+    assert sx.is_successful(found).all(), sx.explain(found)
+    totals = np.asarray(found.y) @ insulin.CONSERVED.T
+    np.testing.assert_allclose(totals, np.tile(insulin.CONSERVED @ y0, (200, 1)), rtol=1e-10)
+
+    # In units of the state itself, which spans ten orders of magnitude.
+    value = lambda log_k, scale: jnp.sum(jnp.sin(equilibrium(log_k).y / scale))
+    gradient, value = jax.jit(jax.grad(value)), jax.jit(value)
+    for i in range(5):
+        scale = found.y[i]
+        exact = richardson(lambda x, scale=scale: value(jnp.asarray(x), scale), log_k[i])
+        ours = gradient(log_k[i], scale)
+        np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())

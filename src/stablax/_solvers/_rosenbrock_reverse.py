@@ -56,7 +56,8 @@ def replay_step(
 
     def step_of(inputs):
         moving, t0, t1 = inputs
-        return Step(*system(moving), t0, t1, unravel, dtype)
+        terms, args = system(moving)
+        return Step(terms, args, t0, t1, unravel, dtype)
 
     step = step_of(inputs)
     at_start = at_start_of(tableau, structure, step, y0)
