@@ -126,6 +126,8 @@ def test_nobody_else_can_be_a_stage():
         sx.find_steady_state(switch, jnp.array([0.1]), method=3)
     with pytest.raises(ValueError, match="`nonlinearity` must be between 0 and 1"):
         sx.PseudoTransient(nonlinearity=2.0)
+    with pytest.raises(ValueError, match="`rtol` must be between 0 and 1, got -1"):
+        sx.Integrate(rtol=-1.0)
     with pytest.raises(TypeError, match="`solver` must be a diffrax solver"):
         sx.Integrate(solver="Kvaerno5")
 

@@ -90,7 +90,8 @@ def test_the_public_names_of_the_design():
     find_steady_state SteadyState Simulate SteadyThenSimulate Simulation GuardSummary partition
     Frozen masked_mean RESULTS is_successful explain Rodas5P Rodas4 Rosenbrock23 kvaerno3 kencarp4
     Dense Banded Sparse MatrixFree check_jacobian DiscreteAdjoint simulate_batch STATUS Newton
-    PseudoTransient Integrate Chain AbstractSteadyMethod conserved_quantities WarmStart"""
+    PseudoTransient Integrate Chain AbstractSteadyMethod Attempt SteadyProblem conserved_quantities
+    ConservedQuantities WarmStart"""
     assert set(expected.split()) <= set(PUBLIC)
 
 

@@ -38,7 +38,8 @@ from ._tableaus import Tableau
 
 # Up to so many numbers in the parameters, their cotangent is a sum over the stages. Above, one
 # batch over the stages: for a layer of a network one product of matrices, not eight outer
-# products. That is 1.4 times faster for a network of width 512, and slower for one of width 32.
+# products. At width 512 that is 1.25 to 1.4 times faster than automatic differentiation of the
+# step; at width 32 the batch is a quarter slower than the sum.
 _FEW_PARAMETERS = 4096
 
 

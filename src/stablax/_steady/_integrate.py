@@ -25,7 +25,8 @@ class Integrate(AbstractSteadyMethod):
     **Arguments:**
 
     - `solver`: a diffrax solver of ODEs; by default [`Rodas5P`][].
-    - `rtol`: relative tolerance of the integration, per component; `atol` is 1e-3 of it.
+    - `rtol`: relative tolerance of the integration, in (0, 1); in float32 at least 1e-4. `atol`
+        is 1e-3 of it [units of the state].
     - `horizon`: the longest time to integrate for [time].
     """
 
@@ -36,6 +37,8 @@ class Integrate(AbstractSteadyMethod):
     def __check_init__(self):
         if not isinstance(self.solver, diffrax.AbstractSolver):
             raise TypeError(f"`solver` must be a diffrax solver, got {self.solver!r}.")
+        if not 0 < self.rtol < 1:
+            raise ValueError(f"`rtol` must be between 0 and 1, got {self.rtol}.")
         if not (np.isfinite(self.horizon) and self.horizon > 0):
             raise ValueError(f"`horizon` must be a finite time above 0, got {self.horizon}.")
 
@@ -43,7 +46,8 @@ class Integrate(AbstractSteadyMethod):
         y0 = problem.start
         dtype = np.dtype(y0.dtype)
         box = Guard(np.asarray(problem.lower), np.asarray(problem.upper))
-        law = StiffPID(max(self.rtol, 1e-4) if dtype != np.float64 else self.rtol, 1e-3 * self.rtol)
+        rtol = self.rtol if dtype == np.float64 else max(self.rtol, 1e-4)
+        law = StiffPID(rtol, 1e-3 * rtol)
         controller = admissible(
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )

@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Equilibrated
 from .._states import select
-from ._base import AbstractSteadyMethod
-from ._root_finder import Scale, as_result, bounds_in, drive, evaluate, no_factors
+from ._root_finder import AbstractSteadyRootFinder, Scale, bounds_in, evaluate, no_factors
 from ._status import STATUS
 
 _SMALLEST_FRACTION = 0.5**20
@@ -30,7 +29,7 @@ class _State(eqx.Module):
 
 
 @final
-class Newton(optx.AbstractRootFinder, AbstractSteadyMethod):
+class Newton(AbstractSteadyRootFinder):
     """Damped Newton: quadratic near a steady state, and blind to which one the dynamics reach.
 
     A step is halved until the next one, by the same factorisation, is shorter (the natural
@@ -75,7 +74,9 @@ class Newton(optx.AbstractRootFinder, AbstractSteadyMethod):
         accepted = here.finite & jnp.isfinite(size) & (state.first | shorter | (size <= 1))
         lost = state.first & ~accepted
         one = jnp.ones_like(state.fraction)
-        new = _State(here.y, step, size, factors, one, jnp.array(False), *_of(state))
+        new = _State(
+            here.y, step, size, factors, one, jnp.array(False), state.finished, state.status
+        )
         old = eqx.tree_at(lambda s: s.fraction, state, state.fraction / 2)
         new = select(accepted, new, old)
         following = jnp.clip(new.y + new.fraction * new.step, lower, upper)
@@ -99,16 +100,3 @@ class Newton(optx.AbstractRootFinder, AbstractSteadyMethod):
         )
         following = jnp.where(finished & ~converged, new.y, following)
         return here.unravel(following), new, here.aux
-
-    def terminate(self, fn, y, args, options, state: _State, tags):
-        return as_result(state.finished, state.status)
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return y, aux, {}
-
-    def search(self, problem, active):
-        return drive(self, problem, active)
-
-
-def _of(state: _State):
-    return state.finished, state.status

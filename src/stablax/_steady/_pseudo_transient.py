@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Equilibrated
 from .._states import select
-from ._base import AbstractSteadyMethod
-from ._root_finder import Scale, as_result, bounds_in, drive, evaluate, no_factors
+from ._root_finder import AbstractSteadyRootFinder, Scale, bounds_in, evaluate, no_factors
 from ._status import STATUS
 
 
@@ -36,7 +35,7 @@ class _State(eqx.Module):
 
 
 @final
-class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
+class PseudoTransient(AbstractSteadyRootFinder):
     """Pseudo-transient continuation: linearly implicit Euler steps on y' = F(y) whose size grows
     as the residual falls (switched evolution relaxation; Kelley and Keyes 1998, SIAM J. Numer.
     Anal. 35, 508), and Newton's method at the end. It follows the dynamics, and so finds the
@@ -189,15 +188,6 @@ class PseudoTransient(optx.AbstractRootFinder, AbstractSteadyMethod):
             status=status,
         )
         return here.unravel(following), new, here.aux
-
-    def terminate(self, fn, y, args, options, state: _State, tags):
-        return as_result(state.finished, state.status)
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return y, aux, {}
-
-    def search(self, problem, active):
-        return drive(self, problem, active)
 
 
 def _inside(y: Array, lower: Any, upper: Any, scale: Scale) -> Bool[Array, ""]:

@@ -133,6 +133,20 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
     return Attempt(jnp.where(state.finished, y, state.y), state.status, steps)
 
 
+class AbstractSteadyRootFinder(optx.AbstractRootFinder, AbstractSteadyMethod):
+    """A search that is a root finder of optimistix too. Its state has `finished`, `status` and
+    the last accepted state `y`."""
+
+    def terminate(self, fn, y, args, options, state, tags):
+        return as_result(state.finished, state.status)
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {}
+
+    def search(self, problem, active):
+        return drive(self, problem, active)
+
+
 OPTIMISTIX = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver | optx.AbstractMinimiser
 
 
