@@ -281,8 +281,8 @@ def test_explain():
     short = sx.Simulate(_linear, solver=diffrax.Tsit5(), max_steps=20)
     sims = jax.vmap(lambda k: short(1.0, TS, args=k, throw=False))(jnp.array([1.0, 1e4, 1.0, 2e4]))
     text = sx.explain(sims)
-    assert text.startswith("2 of 4 lanes (1, 3): The budget of 20 steps is spent")
-    assert "kvaerno5()" in text and len(text) < 1500
+    assert text.startswith("2 of 4 lanes (1, 3): The budget of 20 steps (`max_steps`) is spent")
+    assert "Rodas5P()" in text and len(text) < 1500
     everything_fine = jax.tree.map(lambda x: x[::2], sims)
     assert sx.explain(everything_fine) == "Successful in all 2 lanes."
     assert sx.explain(sx.RESULTS.left_bounds).startswith("The solution leaves")

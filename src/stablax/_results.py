@@ -49,6 +49,20 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "`ts` must be finite and go in one direction from `t0` (all later, or all earlier and "
         "decreasing)."
     )
+    step_budget_spent = (
+        "The budget of steps (`max_steps`) is spent before the end. See why the steps are short "
+        "with `stablax.diagnose(model, ...)` before you raise it."
+    )
+    tolerance_out_of_reach = (
+        "The relative tolerance is below what the dtype of the state can resolve (10 eps), so "
+        "that the estimates of the error are rounding. Use a larger `rtol`, or float64: "
+        '`jax.config.update("jax_enable_x64", True)` at the top of the program, and a float64 `y0`.'
+    )
+    gradient_not_finite = (
+        "The gradient is not finite though the value is. Take it through a model of stablax, guard "
+        "the field (`stablax.Guarded`), and look at the loss itself: the derivative of `sqrt` and "
+        "`log` at 0 is infinite. `stablax.check_gradient` tells where."
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
@@ -74,6 +88,23 @@ def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:
     if not isinstance(result, RESULTS):
         result = RESULTS.promote(result)
     return jnp.asarray((result == RESULTS.successful) | (result == RESULTS.event_occurred))
+
+
+# Equinox has no public way to ask an enumeration for its names. A test counts them.
+_NAMES = """
+successful max_steps_reached singular breakdown stagnation conlim nonfinite_input
+nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
+max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
+unstable_steady_state not_finite not_conserved bad_times step_budget_spent tolerance_out_of_reach
+gradient_not_finite left_bounds masked step_underflow stages_unsolved
+""".split()
+
+
+def name_of(result: diffrax.RESULTS) -> str:
+    """The name of a member of `RESULTS`, for a concrete one."""
+    index = int(jax.tree.leaves(result)[0])
+    numbers = {int(jax.tree.leaves(getattr(RESULTS, name))[0]): name for name in _NAMES}
+    return numbers[index]
 
 
 def message(result: Any, index: int | None = None) -> str:

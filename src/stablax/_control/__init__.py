@@ -1,7 +1,13 @@
 from ._admissible import (
     AdmissibleSteps as AdmissibleSteps,
-    Cause as Cause,
     StepRecord as StepRecord,
     admissible as admissible,
 )
 from ._stiff_pid import StiffPID as StiffPID
+from ._watch import (
+    Cause as Cause,
+    GuardCounts as GuardCounts,
+    StepLog as StepLog,
+    Watch as Watch,
+    Watched as Watched,
+)

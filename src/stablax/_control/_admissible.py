@@ -1,6 +1,6 @@
 """Step acceptance: what a step must satisfy besides its error estimate."""
 
-import enum
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._states import all_finite, select
-
-
-class Cause(enum.IntEnum):
-    """Why the last rejected step was rejected."""
-
-    none = 0
-    error = 1
-    not_finite = 2
-    left_bounds = 3
-    stages_unsolved = 4
+from ._watch import Cause, Step, Watch, Watched
 
 
 class StepRecord(eqx.Module):
@@ -50,6 +41,7 @@ class _State(eqx.Module):
     end: Float[Array, ""]
     starts_outside: Bool[Array, ""]
     rejected: Bool[Array, ""]  # whether the last step was
+    watched: Watched | None
 
 
 class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
@@ -71,20 +63,12 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
     implicit: bool = False
     factormax_after_rejection: float | None = None
+    watch: Watch | None = None
     direction: Any = 1
 
     def wrap(self, direction) -> "AdmissibleSteps":
-        return AdmissibleSteps(
-            controller=self.controller.wrap(direction),
-            guard=self.guard,
-            rtol=self.rtol,
-            atol=self.atol,
-            norm=self.norm,
-            masks=self.masks,
-            implicit=self.implicit,
-            factormax_after_rejection=self.factormax_after_rejection,
-            direction=direction,
-        )
+        controller = self.controller.wrap(direction)
+        return dataclasses.replace(self, controller=controller, direction=direction)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
@@ -112,7 +96,8 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         else:
             outside = jnp.array(False)
         tiny, end = lax.stop_gradient((jnp.asarray(tiny), jnp.asarray(t1)))
-        return tnext, _State(inner, record, tiny, end, outside, jnp.array(False))
+        watched = None if self.watch is None else self.watch.init(y0, dtype)
+        return tnext, _State(inner, record, tiny, end, outside, jnp.array(False), watched)
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -148,22 +133,34 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         ok = result == diffrax.RESULTS.successful
         result = diffrax.RESULTS.where(ok & stop, diffrax.RESULTS.dt_min_reached, result)
 
-        record = self._record(
-            state,
-            keep,
-            finite,
-            inside,
-            failed_stages,
-            excess,
-            t0,
-            t1,
-            y0,
-            y1_candidate,
-            y_error,
-            args,
-        )
+        cause = jnp.where(failed_stages, Cause.stages_unsolved.value, Cause.error.value)
+        outside = ~inside | state.starts_outside
+        cause = jnp.where(outside, Cause.left_bounds.value, cause)
+        cause = jnp.where(finite, cause, Cause.not_finite.value)
+        cause = jnp.where(keep, Cause.none.value, cause)
+        worst = self._worst(y0, y1_candidate, y_error, inside, excess)
+        span = lax.stop_gradient(t1 - t0)
+        record = self._record(state.record, keep, finite, inside, cause, worst, t0, t1, y0, args)
+        watched = state.watched
+        if self.watch is not None and watched is not None:
+            scaled = self._scaled_error(y0, y1, y_error, good)
+            way = self.direction
+            step = Step(
+                t=t0 * way,
+                dt=span * way,
+                error=scaled,
+                cause=cause.astype(jnp.int32),
+                component=worst.astype(jnp.int32),
+            )
+            watched = self.watch.see(watched, step, t1 * way, y1, args)
         state = _State(
-            inner, record, state.smallest_dt, state.end, state.starts_outside, jnp.asarray(~keep)
+            inner,
+            record,
+            state.smallest_dt,
+            state.end,
+            state.starts_outside,
+            jnp.asarray(~keep),
+            watched,
         )
         return keep, next_t0, next_t1, made_jump, state, result
 
@@ -190,15 +187,19 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         excess = lax.stop_gradient(self.guard.excess(y1, self.rtol, self.atol))
         return jnp.all(jnp.stack([jnp.all(~(x > 1)) for x in jtu.tree_leaves(excess)])), excess
 
-    def _record(
-        self, state, keep, finite, inside, failed_stages, excess, t0, t1, y0, y1, y_error, args
-    ) -> StepRecord:
-        old = state.record
-        if self.masks is None:
-            masked = jnp.array(False)
-        else:
-            masked = self.masks(t0 * self.direction, t1 * self.direction, y0, args)
-        rejected = ~keep
+    def _scaled_error(self, y0, y1, y_error, good):
+        if y_error is None:
+            return jnp.where(good, 0.0, jnp.inf)
+
+        def scale(error, y0, y1):
+            size = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            return jnp.where(good, error, 0) / size
+
+        scaled = self.norm(jtu.tree_map(scale, y_error, y0, y1))
+        return jnp.where(good & jnp.isfinite(scaled), scaled, jnp.inf)
+
+    def _worst(self, y0, y1, y_error, inside, excess):
+        """The component that is farthest from being acceptable."""
 
         def badness(y0, y1, excess, error):
             size = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
@@ -211,10 +212,16 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             *(jtu.tree_leaves(x, is_leaf=lambda x: x is None) for x in (y0, y1, excess, errors)),
             strict=True,
         )
-        worst = jnp.argmax(lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves])))
-        cause = jnp.where(failed_stages, Cause.stages_unsolved.value, Cause.error.value)
-        cause = jnp.where(finite & inside & ~state.starts_outside, cause, Cause.left_bounds.value)
-        cause = jnp.where(finite, cause, Cause.not_finite.value)
+        return jnp.argmax(lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves])))
+
+    def _record(
+        self, old: StepRecord, keep, finite, inside, cause, worst, t0, t1, y0, args
+    ) -> StepRecord:
+        if self.masks is None:
+            masked = jnp.array(False)
+        else:
+            masked = self.masks(t0 * self.direction, t1 * self.direction, y0, args)
+        rejected = ~keep
         return StepRecord(
             not_finite=old.not_finite + (rejected & ~finite),
             outside=old.outside + (rejected & finite & ~inside),
@@ -233,6 +240,7 @@ def admissible(
     masks: Callable | None = None,
     implicit: bool = False,
     factormax_after_rejection: float | None = None,
+    watch: Watch | None = None,
 ) -> AdmissibleSteps:
     """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
     not. A controller without tolerances (fixed steps) measures the box, and solves implicit
@@ -251,4 +259,5 @@ def admissible(
         masks=masks,
         implicit=implicit,
         factormax_after_rejection=factormax_after_rejection,
+        watch=watch,
     )

@@ -3,4 +3,6 @@ from ._batch import simulate_batch as simulate_batch
 from ._explain import explain as explain, is_successful as is_successful
 from ._simulate import Simulate as Simulate
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation
+from ._solve import steps_of as steps_of
 from ._steady_then_simulate import SteadyThenSimulate as SteadyThenSimulate
+from ._with_options import with_options as with_options

@@ -1,7 +1,7 @@
 """`explain`: a result in words."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -16,7 +16,7 @@ from .._states import component_names
 from .._static import is_traced
 from .._steady import SteadyState, explain_steady, steady_facts
 from .._types import typechecked
-from ._simulation import Simulation
+from ._simulation import About, Simulation
 
 
 def _result_of(x: Any) -> RESULTS:
@@ -44,44 +44,81 @@ def is_successful(result: Any) -> Bool[Array, "..."]:
     return is_okay(_result_of(result))
 
 
-def _facts(simulation: Simulation):
+class _Facts(NamedTuple):
     """What the words need, small enough to carry out of `jit`."""
-    last = jax.tree.map(lambda x: x[..., -1], simulation.ts)
+
+    result: RESULTS
+    stats: dict[str, Any]
+    end: Any  # the last time asked for
+    value: Any  # of the worst component, where the solve stopped
+    steady: Any
+
+
+def _facts(simulation: Simulation) -> _Facts:
+    batch = simulation.ts.shape[:-1]
+    last = jnp.concatenate(
+        [
+            jnp.take(x, -1, axis=len(batch)).reshape(*batch, -1)
+            for x in jax.tree.leaves(simulation.ys)
+        ],
+        axis=-1,
+    )
+    stats = jax.tree.map(jnp.asarray, simulation.stats)
+    component = jnp.maximum(stats["component"], 0)
+    value = jnp.take_along_axis(last, component[..., None], axis=-1)[..., 0]
     steady = None if simulation.steady is None else steady_facts(simulation.steady)
-    return simulation.result, jax.tree.map(jnp.asarray, simulation.stats), last, steady
+    return _Facts(simulation.result, stats, simulation.ts[..., -1], value, steady)
 
 
-def _paragraph(facts, names: list[str]) -> str:
-    result, stats, last, steady = facts
-    index = _index(result)
+def _paragraph(facts: _Facts, about: About) -> str:
+    index = _index(facts.result)
     if index == _index(RESULTS.successful):
         return "Successful."
-    steps, rejected = int(stats["num_steps"]), int(stats["num_rejected_steps"])
-    text = _budget_spent(steps, rejected) if index == _SPENT else message(result, index)
+    steps, rejected = int(facts.stats["num_steps"]), int(facts.stats["num_rejected_steps"])
+    text = message(facts.result, index)
     if steps == 0:
-        if steady is not None and _index(steady.result) != _index(RESULTS.successful):
-            text = explain_steady(steady, names)
+        if facts.steady is not None and _index(facts.steady.result) != 0:
+            text = explain_steady(facts.steady, list(about.names))
         return f"{text} The simulation was not started."
+    t, dt = float(facts.stats["t"]), float(facts.stats["dt"])
+    if index == _index(RESULTS.step_budget_spent):
+        left = abs(float(facts.end) - t) / dt if dt > 0 else np.inf
+        text = _budget_spent(steps, rejected, left, about.family)
     text += (
-        f" The solve stopped at t = {float(stats['t']):.6g} of {float(last):.6g} after {steps} "
-        f"steps ({rejected} rejected), the last of size {float(stats['dt']):.3g}"
+        f" The solve stopped at t = {t:.6g} of {float(facts.end):.6g} after {steps} steps "
+        f"({rejected} rejected), the last of size {dt:.3g}"
     )
-    component = int(stats["component"])
+    component = int(facts.stats["component"])
     if component >= 0:
-        text += f"; the worst component of its last rejected step is {names[component]}"
-    return text + "."
+        text += (
+            f"; the worst component of its last rejected step is {about.names[component]}, "
+            f"{float(facts.value):.4g} there"
+        )
+    text += "."
+    dtype = facts.value.dtype
+    short = index in (_index(RESULTS.step_underflow), _index(RESULTS.step_budget_spent))
+    if short and rejected > steps / 5 and dtype != np.float64:
+        text += (
+            f" The state is {dtype}, so that an error below {float(np.finfo(dtype).eps):.1g} of "
+            'its size is rounding: use float64 (`jax.config.update("jax_enable_x64", True)`), or '
+            "a larger `rtol`."
+        )
+    return text
 
 
 def _index(result: Any) -> int:
     return int(jax.tree.leaves(result)[0])
 
 
-_SPENT = _index(RESULTS.max_steps_reached)
-
-
-def _budget_spent(steps: int, rejected: int) -> str:
+def _budget_spent(steps: int, rejected: int, left: float, family: str) -> str:
     """What spends a budget of steps, besides its being small."""
-    text = f"The budget of {steps} steps is spent (`max_steps`)."
+    text = f"The budget of {steps} steps (`max_steps`) is spent before the end"
+    text += f"; at the last step size the rest would take {left:.2g} more." if left < 1e15 else "."
+    if family == "explicit":
+        return text + (
+            " The solver is explicit, and on a stiff system stability keeps its steps short, "
+            "whatever the tolerance: use an implicit one, `solver=stablax.Rodas5P()`."
+        )
     if rejected > steps / 3:
         return text + (
             " Many steps were rejected: look for a discontinuity of the field (`jump_ts`), a "
@@ -90,9 +127,8 @@ def _budget_spent(steps: int, rejected: int) -> str:
             "`kencarp4()` have another)."
         )
     return text + (
-        " Few steps were rejected, so they are short because of accuracy, or, with an explicit "
-        "solver, because the system is stiff: use an implicit solver such as `kvaerno5()`, a "
-        "larger `rtol`, or a larger `max_steps`."
+        " Few steps were rejected, so they are as short as accuracy needs: raise `max_steps`, or "
+        "`rtol`; `stablax.diagnose(model, ...)` shows where they are short."
     )
 
 
@@ -134,7 +170,7 @@ def _paragraphs(failed: np.ndarray, batch: Any, write: Callable[[Any], str]) -> 
 
 
 def _result_in(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, tuple) else _result_of(batch)
+    return batch.result if isinstance(batch, _Facts) else _result_of(batch)
 
 
 def _concrete(x: Any) -> Any:
@@ -145,37 +181,30 @@ def _concrete(x: Any) -> Any:
 
 def _one(x: Any, outcome: RESULTS) -> str:
     if isinstance(x, Simulation):
-        return _paragraph(_facts(x), _names(x))
+        return _paragraph(_facts(x), x.about)
     if isinstance(x, SteadyState):
         return explain_steady(steady_facts(x), component_names(x.y))
     return message(outcome, _index(outcome)) or "Successful."
 
 
-def _names(simulation: Simulation) -> list[str]:
-    return component_names(
-        jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), simulation.ys)
-    )
-
-
 def raise_on_failure(simulation: Simulation) -> Simulation:
     """The simulation, or a `RuntimeError` with its explanation."""
-    names = _names(simulation)
     return raise_if(
         simulation,
         ~is_okay(simulation.result),
         _facts(simulation),
-        lambda facts: _paragraph(facts, names),
+        lambda facts: _paragraph(facts, simulation.about),
     )
 
 
 def raise_on_failed_lanes(simulations: Simulation) -> Simulation:
     """A batch of simulations, or a `RuntimeError` that explains which of them failed."""
-    first = jax.eval_shape(lambda s: jax.tree.map(lambda x: x[0], s), simulations)
-    names = _names(first)
     failed = ~is_okay(simulations.result)
     return raise_if(
         simulations,
         jnp.any(failed),
         (failed, _facts(simulations)),
-        lambda facts: _paragraphs(facts[0], facts[1], lambda one: _paragraph(one, names)),
+        lambda facts: _paragraphs(
+            facts[0], facts[1], lambda one: _paragraph(one, simulations.about)
+        ),
     )

@@ -29,10 +29,21 @@ class SolveOptions(eqx.Module):
     dt0: float | None
     event: diffrax.Event | None
     progress_meter: diffrax.AbstractProgressMeter
+    telemetry: bool
+    trace: str | None
 
 
 def solve_options(
-    field, solver, controller, adjoint, max_steps, dt0, event, progress_meter
+    field,
+    solver,
+    controller,
+    adjoint,
+    max_steps,
+    dt0,
+    event,
+    progress_meter,
+    telemetry,
+    trace,
 ) -> SolveOptions:
     """The options of a model of `field`, with its defaults, checked."""
     if solver is None:
@@ -90,6 +101,8 @@ def solve_options(
         )
     if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
+    if trace not in (None, "record", "print"):
+        raise ValueError(f'`trace` must be "record", "print" or None, got {trace!r}.')
     return SolveOptions(
         solver,
         controller,
@@ -98,6 +111,8 @@ def solve_options(
         None if dt0 is None else float(dt0),
         event,
         diffrax.NoProgressMeter() if progress_meter is None else progress_meter,
+        telemetry,
+        trace,
     )
 
 

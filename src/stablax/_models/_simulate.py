@@ -110,6 +110,14 @@ class Simulate(eqx.Module):
     - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.
     - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`.
+    - `telemetry`: whether the activity of the guard on the accepted steps is counted for each
+        component, into the `guard` of the simulation. Costs a comparison for each bound, and one
+        evaluation of the field a step if the guard has a `fill`.
+    - `trace`: `"record"` keeps every step that is tried, with the reason if it is rejected, as
+        the `steps` of the simulation; `"print"` prints them as they are taken, under `jit` too
+        (with a `RecursiveCheckpointAdjoint`, those that its backward pass repeats too). The
+        result is the same as without.
+    To switch on what is off in a model, see [`with_options`][].
 
     **Raises:** `TypeError` for a solver or adjoint that cannot be protected, by name;
     `ValueError` for a value out of range.
@@ -130,9 +138,20 @@ class Simulate(eqx.Module):
         dt0: float | None = None,
         event: diffrax.Event | None = None,
         progress_meter: diffrax.AbstractProgressMeter | None = None,
+        telemetry: bool = False,
+        trace: str | None = None,
     ):
         options = solve_options(
-            field, solver, controller, adjoint, max_steps, dt0, event, progress_meter
+            field,
+            solver,
+            controller,
+            adjoint,
+            max_steps,
+            dt0,
+            event,
+            progress_meter,
+            telemetry,
+            trace,
         )
         self._field = Split(field, "field")
         self._options = Static(options, "options")

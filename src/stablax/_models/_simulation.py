@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._control import GuardCounts, StepLog
 from .._results import RESULTS
 from .._steady import SteadyState
 
@@ -19,12 +20,27 @@ class GuardSummary(eqx.Module):
     - `masked`: tried, accepted or not, with a non-finite output of the field that the guard
         replaced by its `fill` (0 without a `fill`).
     - `masked_accepted`: those of them that were accepted.
+
+    - `accepted`: with `telemetry=True`, the [`GuardCounts`][] of the accepted steps, component by
+        component; otherwise `None`.
     """
 
     rejected_not_finite: Int[Array, ""]
     rejected_outside: Int[Array, ""]
     masked: Int[Array, ""]
     masked_accepted: Int[Array, ""]
+    accepted: GuardCounts | None
+
+
+class About(eqx.Module):
+    """What the words about a simulation need to know of its model.
+
+    - `names`: of the components, in `ravel_pytree` order.
+    - `family`: of the solver: `"rosenbrock"`, `"esdirk"` or `"explicit"`.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    family: str = eqx.field(static=True)
 
 
 class Simulation(eqx.Module):
@@ -44,6 +60,7 @@ class Simulation(eqx.Module):
         solve ended: `t`, the step size `dt` last tried, and the `component` (its index in
         `ravel_pytree` order) that was worst in the last rejected step.
     - `guard`: a [`GuardSummary`][].
+    - `steps`: with `trace="record"` the [`StepLog`][] of all steps, otherwise `None`.
     """
 
     ts: Float[Array, " times"]
@@ -53,3 +70,5 @@ class Simulation(eqx.Module):
     result: RESULTS
     stats: dict[str, Any]
     guard: GuardSummary
+    steps: StepLog | None
+    about: About

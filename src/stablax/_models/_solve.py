@@ -12,15 +12,16 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool
 
-from .._control import AdmissibleSteps, Cause, StiffPID, admissible
-from .._fields import Guard, as_guarded, evaluate, evaluate_aside
+from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
+from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
 from .._results import RESULTS, is_okay
-from .._solvers import is_implicit
-from .._states import finite_or_zero, select, state_dtype
+from .._solvers import family_of, is_implicit
+from .._states import component_names, finite_or_zero, select, state_dtype
+from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
 from ._options import SolveOptions, is_imex
-from ._simulation import GuardSummary, Simulation
+from ._simulation import About, GuardSummary, Simulation
 
 # The marker of a root finder's tolerance that diffrax takes from the controller.
 _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
@@ -50,14 +51,19 @@ def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False, 
 
 
 def steps_of(
-    options: SolveOptions, guard: Guard, dtype: np.dtype, masks: Any = None
+    options: SolveOptions,
+    guard: Guard,
+    dtype: np.dtype,
+    masks: Any = None,
+    watch: Watch | None = None,
 ) -> AdmissibleSteps:
     """The controller that runs, for a state of `dtype`."""
     controller, limit = options.controller, None
     if isinstance(controller, StiffPID):
         limit = controller.factormax_after_rejection
         controller = controller.for_dtype(dtype).control_law(dtype)
-    return admissible(controller, guard, dtype, masks, is_implicit(options.solver), limit)
+    implicit = is_implicit(options.solver)
+    return admissible(controller, guard, dtype, masks, implicit, limit, watch)
 
 
 def _stop(tree):
@@ -132,6 +138,7 @@ def _run(
     state: Any = solution.controller_state
     rest = (
         state.record,
+        state.watched,
         ts[0],
         ts[1][0],
         solution.stats,
@@ -175,7 +182,7 @@ def integrate(
         vector_field = lambda t, y, args, aside: evaluate(guarded, t, y, args, rounding)
     closed = eqx.filter_closure_convert(vector_field, t0, y0, args, jnp.array(False))
     if guard.fill is None:
-        masks = None
+        masks = outputs_masked = None
     else:
         bare = eqx.tree_at(
             lambda g: g.guard,
@@ -190,12 +197,15 @@ def integrate(
             jnp.array(False),
         )
         masks = _mask_detector(options, bare, dtype)
+        outputs_masked = functools.partial(_outputs_masked, bare)
     ordered = times_are_ordered(t0, ts)
     active = ordered if active is None else active & ordered
     # Without a step to take the solve is from `t0` to `t0`.
     end = jnp.where(active, ts[-1], t0)
     save = jnp.where(active, ts, t0)
-    controller = steps_of(options, guard, dtype, masks)
+    names = names_of(field, y0)
+    watch = _watch(options, guard, outputs_masked, names)
+    controller = steps_of(options, guard, dtype, masks, watch)
     run = jtu.Partial(_run, options, controller)
     inputs = Inputs(closed, y0, t0, end, save, args)
     if discrete:
@@ -203,7 +213,8 @@ def integrate(
         outputs = solve(inputs, run, solver, jtu.Partial(_terms, solver), repeats)
     else:
         outputs, _ = run(inputs, False)
-    simulation = _summarise(outputs, controller, guard, y0, ts, active)
+    about = About(names, family_of(options.solver))
+    simulation = _summarise(outputs, controller, guard, about, y0, ts, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
     return eqx.tree_at(
         lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
@@ -217,15 +228,43 @@ def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
     return jnp.all(jnp.isfinite(times)) & (jnp.all(steps >= 0) | jnp.all(steps <= 0))
 
 
-def _summarise(outputs: Outputs, controller, guard: Guard, y0, ts, active) -> Simulation:
+def names_of(field: VF, y0) -> tuple[str, ...]:
+    """The names of the components: those that the field declares as `species`, or their places
+    in the state."""
+    names = tuple(component_names(y0))
+    species = getattr(field.fn if isinstance(field, Guarded) else field, "species", None)
+    if isinstance(species, tuple | list) and len(species) == len(names):
+        return tuple(map(str, species))
+    return names
+
+
+def _outputs_masked(field: Callable, t, y, args):
+    return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, jnp.array(False)))
+
+
+def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch | None:
+    if not options.telemetry and options.trace is None:
+        return None
+    return Watch(
+        guard=guard if options.telemetry else None,
+        outputs=outputs_masked,
+        capacity=options.max_steps if options.trace == "record" else 0,
+        prints=options.trace == "print",
+        names=names,
+    )
+
+
+def _summarise(
+    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, active
+) -> Simulation:
     rows, last = outputs.rows, outputs.last
-    record, saved_ts, stopped_at, statistics, raw_result = outputs.rest
+    record, watched, saved_ts, stopped_at, statistics, raw_result = outputs.rest
     reached = jnp.isfinite(saved_ts) & active
 
-    result = _promote(raw_result, record)
+    result = _promote(raw_result, record, resolves(controller.rtol, state_dtype(y0)))
     if guard.fill is not None and guard.reject:
-        resting = is_okay(result) & (record.masked_accepted > 0)
-        result = RESULTS.where(resting, RESULTS.masked, result)
+        # Accepted steps come before whatever ended the solve.
+        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
     starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
     result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
     if guard.reject and guard.is_bounded:
@@ -253,13 +292,22 @@ def _summarise(outputs: Outputs, controller, guard: Guard, y0, ts, active) -> Si
         rejected_outside=record.outside,
         masked=record.masked,
         masked_accepted=record.masked_accepted,
+        accepted=None if watched is None else watched.guard,
     )
-    return Simulation(ts, ys, reached, None, result, stats, summary)
+    log = None if watched is None else watched.log
+    return Simulation(ts, ys, reached, None, result, stats, summary, log, about)
 
 
-def _promote(result: diffrax.RESULTS, record) -> RESULTS:
+def resolves(rtol: Any, dtype: np.dtype) -> bool:
+    """Whether a state of `dtype` has the digits that `rtol` asks for."""
+    return is_traced(rtol) or float(rtol) >= 10 * float(np.finfo(dtype).eps)
+
+
+def _promote(result: diffrax.RESULTS, record, resolved: bool) -> RESULTS:
     """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
     promoted = RESULTS.promote(result)
+    spent = promoted == RESULTS.max_steps_reached
+    promoted = RESULTS.where(spent, RESULTS.step_budget_spent, promoted)
     underflow = promoted == RESULTS.dt_min_reached
     for cause, member in (
         (Cause.none, RESULTS.step_underflow),
@@ -269,4 +317,7 @@ def _promote(result: diffrax.RESULTS, record) -> RESULTS:
         (Cause.stages_unsolved, RESULTS.stages_unsolved),
     ):
         promoted = RESULTS.where(underflow & (record.cause == cause.value), member, promoted)
+    if not resolved:
+        rounding = (promoted == RESULTS.step_underflow) | spent
+        promoted = RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, promoted)
     return promoted

@@ -39,8 +39,8 @@ class SteadyThenSimulate(eqx.Module):
     trajectory is a [`Simulate`][] of the same field. Gradients flow through both, in the field's
     parameters, `args`, `steady_args` and, through conserved quantities, `y0`.
 
-    **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` and
-    `progress_meter` as [`Simulate`][]; and
+    **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event`,
+    `progress_meter`, `telemetry` and `trace` as [`Simulate`][]; and
 
     - `method`: as in [`find_steady_state`][]; by default the same.
     - `steady_rtol`, `steady_atol`, `steady_max_steps`, `stability`: as `rtol`, `atol`,
@@ -63,6 +63,8 @@ class SteadyThenSimulate(eqx.Module):
         dt0: float | None = None,
         event: diffrax.Event | None = None,
         progress_meter: diffrax.AbstractProgressMeter | None = None,
+        telemetry: bool = False,
+        trace: str | None = None,
         steady_rtol: float | None = None,
         steady_atol: float | None = None,
         steady_max_steps: int = 256,
@@ -79,6 +81,8 @@ class SteadyThenSimulate(eqx.Module):
             dt0=dt0,
             event=event,
             progress_meter=progress_meter,
+            telemetry=telemetry,
+            trace=trace,
         )
         self._steady = Static(
             SteadyOptions(as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability)

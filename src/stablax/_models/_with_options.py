@@ -1,0 +1,62 @@
+"""`with_options`: the same model, solved in another way."""
+
+from typing import Any, TypeVar
+
+import jax.tree_util as jtu
+
+from .._types import typechecked
+from ._simulate import Simulate
+
+_T = TypeVar("_T")
+_NAMES = (
+    "solver",
+    "controller",
+    "adjoint",
+    "max_steps",
+    "dt0",
+    "event",
+    "progress_meter",
+    "telemetry",
+    "trace",
+)
+
+
+@typechecked
+def with_options(model: _T, **changes: Any) -> _T:
+    """`model` with some of the options of its solve changed; all else is the same.
+
+    ```python
+    traced = sx.with_options(model, trace="record")
+    forward = sx.with_options(model, adjoint=diffrax.ForwardMode())
+    ```
+
+    **Arguments:**
+
+    - `model`: a model of stablax, or any PyTree (an `eqx.Module`) that holds some: all are changed.
+    - `changes`: arguments of [`Simulate`][] by name: `solver`, `controller`, `adjoint`,
+        `max_steps`, `dt0`, `event`, `progress_meter`, `telemetry`, `trace`, and `field`. What is
+        not named stays (the controller too, if only the solver is changed); `None` is the default.
+
+    **Returns:** the changed copy.
+
+    **Raises:** `TypeError` for an unknown name, or if there is no model in `model`; what
+    [`Simulate`][] raises for a value that does not fit.
+    """
+    for name in changes:
+        if name not in (*_NAMES, "field"):
+            known = ", ".join(f"`{n}`" for n in (*_NAMES, "field"))
+            raise TypeError(f"There is no option {name!r}; the options are {known}.")
+    found = False
+
+    def change(part):
+        nonlocal found
+        if not isinstance(part, Simulate):
+            return part
+        found = True
+        options = {name: getattr(part.options, name) for name in _NAMES}
+        return Simulate(**{"field": part.field, **options, **changes})
+
+    changed = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
+    if not found:
+        raise TypeError(f"`model` holds no model of stablax: {model!r}.")
+    return changed
