@@ -73,7 +73,7 @@ def results(ok: np.ndarray) -> sx.RESULTS:
     """A batch: successful, or the largest number of steps reached."""
 
     def one(ok):
-        return sx.RESULTS.where(ok, sx.RESULTS.successful, sx.RESULTS.max_steps_reached)
+        return sx.RESULTS.where(ok, sx.RESULTS.successful, sx.RESULTS.step_budget_spent)
 
     return jax.tree.map(lambda x: x.reshape(ok.shape), jax.vmap(one)(jnp.asarray(ok.ravel())))
 
@@ -250,3 +250,55 @@ def test_a_loss_may_close_over_its_data(key, Model, convert):
     outside = jnp.array([0.1, 5.0])
     with pytest.raises(ValueError, match="outside the guard's box"):
         eqx.filter_eval_shape(lambda m: m(outside, TS, throw=False).ys, model)
+
+
+def _decay_or_wall(t, y, k):
+    return jnp.where(k > 1, jnp.nan, -k * y)
+
+
+def test_masked_mean_of_a_function_keeps_what_else_a_failed_loss_depends_on_finite():
+    """scale * log(y) has an infinite derivative in `scale` at y = 0, where a failed sample is."""
+    model = sx.Simulate(_decay_or_wall)
+
+    def loss(params, y0s, as_function):
+        factor, scale = params
+        solve = lambda y0, k: model(y0, [1.0, 2.0], args=k * factor, throw=False)
+        simulations = jax.vmap(solve)(y0s, jnp.array([0.5, 2.0]))
+        of_one = lambda simulation: scale * jnp.mean(jnp.log(simulation.ys))
+        losses = of_one if as_function else jax.vmap(of_one)(simulations)
+        return sx.masked_mean(losses, simulations, has_aux=True)
+
+    run = jax.value_and_grad(loss, has_aux=True)
+    (value, counts), gradient = run((1.0, 2.0), jnp.array([1.0, 0.0]), True)
+    # log y = -t / 2 of the one that is left
+    assert float(value) == pytest.approx(-1.5, rel=1e-5)
+    np.testing.assert_allclose(gradient, [-1.5, -0.75], rtol=1e-5)
+    assert (int(counts.successful), int(counts.failed)) == (1, 1)
+    # An array comes with a nan.
+    _, poisoned = run((1.0, 2.0), jnp.array([1.0, 0.0]), False)
+    assert np.isnan(poisoned[1])
+
+    # All fail: finite, zero, flagged, and an optimiser does not move.
+    params = (jnp.array(3.0), jnp.array(2.0))
+    (value, counts), gradient = run(params, jnp.zeros(2), True)
+    assert float(value) == 0 and not np.any(gradient)
+    assert not bool(counts.any_successful) and int(counts.failed) == 2
+    optimiser = optax.adam(0.1)
+    updates, _ = optimiser.update(gradient, optimiser.init(params))
+    assert not np.any(jax.tree.leaves(updates))
+
+
+def test_masked_mean_works_in_batches_of_batches():
+    ok = np.array([[True, False], [False, False]])
+    losses = jnp.array([[1.0, jnp.nan], [2.0, 4.0]])
+    mean = lambda losses, results: sx.masked_mean(losses, results, has_aux=True)
+    values, counts = jax.vmap(mean)(losses, results(ok))
+    np.testing.assert_array_equal(values, [1.0, 0.0])
+    np.testing.assert_array_equal(counts.successful, [1, 0])
+    np.testing.assert_array_equal(counts.any_successful, [True, False])
+    with pytest.raises(ValueError, match=r"returned shape \(2,\) for one sample"):
+        sx.masked_mean(lambda result: jnp.ones(2), results(OK))
+
+
+def test_masked_mean_does_not_hide_a_loss_that_is_not_finite():
+    assert np.isnan(sx.masked_mean(lambda result: jnp.nan, results(OK)))

@@ -1,5 +1,6 @@
 from ._esdirk import kencarp4 as kencarp4, kvaerno3 as kvaerno3, kvaerno5 as kvaerno5
 from ._finite_steps import FiniteSteps as FiniteSteps
+from ._gate import gated as gated
 from ._patient_chord import PatientChord as PatientChord
 from ._rosenbrock import (
     AbstractRosenbrock as AbstractRosenbrock,

@@ -1,1 +1,2 @@
-from ._training import masked_mean as masked_mean, partition as partition
+from ._masked_mean import SampleCounts as SampleCounts, masked_mean as masked_mean
+from ._partition import partition as partition
