@@ -115,7 +115,44 @@ def main():
         "one eager call (checks, dispatch and solve)",
         {"diffrax": unchecked, "stablax model": lambda: model(state, TS).ys},
     )
+    instruments()
     type_checks()
+
+
+def instruments() -> None:
+    """Telemetry and the log of steps, forward, beside the same model without."""
+    robertson = lambda t, y, k: jnp.stack(
+        [
+            -k[0] * y[0] + k[1] * y[1] * y[2],
+            k[0] * y[0] - k[1] * y[1] * y[2] - k[2] * y[1] ** 2,
+            k[2] * y[1] ** 2,
+        ]
+    )
+    k, start = jnp.array([0.04, 1e4, 3e7]), jnp.array([1.0, 0.0, 0.0])
+    network = sx.MLPField(4, 64, 2, key=jax.random.key(0))
+    bounds = {"box": sx.Guard(-10.0, 10.0), "box and fill": sx.Guard(-10.0, 10.0, fill=0.0)}
+    for name, field, y0, args, ts in (
+        ("Robertson", robertson, start, k, jnp.geomspace(1e-2, 1e5, 15)),
+        ("MLP", network.vector_field, jnp.array([1.0, -1.0, 0.5, 0.0]), None, TS),
+    ):
+        for guard_name, guard in bounds.items():
+            for solver in (sx.Rodas5P(), diffrax.Tsit5()):
+                if name == "Robertson" and isinstance(solver, diffrax.Tsit5):
+                    continue
+                model = sx.Simulate(sx.Guarded(field, guard), solver=solver)
+                fns = {
+                    "off": model,
+                    "off, again": sx.with_options(model, telemetry=False),
+                    "telemetry": sx.with_options(model, telemetry=True),
+                    "log of steps": sx.with_options(model, trace="record"),
+                }
+                compiled = {
+                    key: eqx.filter_jit(
+                        lambda m=m, y0=y0, ts=ts, args=args: m(y0, ts, args=args).ys
+                    )
+                    for key, m in fns.items()
+                }
+                report(f"{name}, {type(solver).__name__}, {guard_name}", compiled)
 
 
 def decay(t, y, args):

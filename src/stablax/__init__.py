@@ -2,7 +2,23 @@
 
 from importlib.metadata import version as _version
 
-from ._control import StiffPID as StiffPID
+from . import plot as plot
+from ._control import (
+    Cause as Cause,
+    GuardCounts as GuardCounts,
+    StepLog as StepLog,
+    StiffPID as StiffPID,
+)
+from ._diagnostics import (
+    Diagnosis as Diagnosis,
+    GradientCheck as GradientCheck,
+    Stiffness as Stiffness,
+    Suggestion as Suggestion,
+    check_gradient as check_gradient,
+    diagnose as diagnose,
+    stiffness as stiffness,
+    stiffness_along as stiffness_along,
+)
 from ._fields import (
     Guard as Guard,
     GuardActivity as GuardActivity,
@@ -26,6 +42,7 @@ from ._models import (
     explain as explain,
     is_successful as is_successful,
     simulate_batch as simulate_batch,
+    with_options as with_options,
 )
 from ._results import RESULTS as RESULTS
 from ._solvers import (
@@ -54,6 +71,10 @@ from ._steady import (
     conserved_quantities as conserved_quantities,
     find_steady_state as find_steady_state,
 )
-from ._training import masked_mean as masked_mean, partition as partition
+from ._training import (
+    SampleCounts as SampleCounts,
+    masked_mean as masked_mean,
+    partition as partition,
+)
 
 __version__ = _version("stablax")

@@ -1,0 +1,465 @@
+"""`check_gradient`: automatic differentiation against the truth."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from .._models import Simulate, with_options
+from .._results import RESULTS, name_of
+from .._static import is_traced
+from .._types import typechecked
+from ._differences import STEPS, Difference, differentiate
+from ._report import Advice, Table, as_data, as_rich, as_text, number
+
+_ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
+    "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
+    "DirectAdjoint": diffrax.DirectAdjoint,
+    "ForwardMode": diffrax.ForwardMode,
+    "BacksolveAdjoint": diffrax.BacksolveAdjoint,
+}
+_SEVERITY = ("right", "undecided", "discontinuous", "wrong", "not finite")
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionCheck:
+    """The derivative in one direction of the parameters, each moved in units of its size.
+
+    - `name`: of the parameter leaf that is moved, or `all #1`, ... for all of them at once.
+    - `reverse`, `forward`: by automatic differentiation; nan if a mode is not to be had.
+    - `difference`, `uncertainty`: by extrapolated central differences.
+    - `noise`: by how much the value of the function scatters.
+    - `jump`: the size of a discontinuity of the function within 5 % of the parameters, or 0.
+    - `verdict`: `"right"`, `"wrong"`, `"not finite"`, `"discontinuous"` (there is such a jump, so
+        that a derivative says little), or `"undecided"` (the noise hides what could be compared).
+    - `central`: the plain differences, at the steps of `GradientCheck.steps`.
+    """
+
+    name: str
+    reverse: float
+    forward: float
+    difference: float
+    uncertainty: float
+    noise: float
+    jump: float
+    verdict: str
+    central: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class AdjointCheck:
+    """The derivative in the direction `all #1` by another adjoint: its `value` (nan if there is
+    none), the `verdict` as in [`DirectionCheck`][] or `"not available"`, and a `note`."""
+
+    name: str
+    value: float
+    verdict: str
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientCheck:
+    """What [`check_gradient`][] found. `print` it, or read its attributes; `to_dict()` gives what
+    `json` takes.
+
+    **Attributes:**
+
+    - `verdict`: the worst of those of `directions`. `ok`: whether it is `"right"`.
+    - `result`: `"gradient_not_finite"` or `"successful"`: the name of a member of [`RESULTS`][].
+    - `text`: what was found, in words.
+    - `value`: of the function.
+    - `directions`, `adjoints`: one [`DirectionCheck`][] for each direction, one [`AdjointCheck`][]
+        for each adjoint.
+    - `steps`: of the differences, in units of the size of the parameters.
+    """
+
+    verdict: str
+    result: str
+    text: str
+    value: float
+    directions: tuple[DirectionCheck, ...]
+    adjoints: tuple[AdjointCheck, ...]
+    steps: np.ndarray
+
+    @property
+    def ok(self) -> bool:
+        return self.verdict == "right"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as dicts, lists, strings and numbers."""
+        return as_data(self)
+
+    def __str__(self) -> str:
+        return as_text(self.text, _advice(self), _tables(self))
+
+    def __rich__(self) -> Any:
+        return as_rich(self.text, _advice(self), _tables(self))
+
+
+@typechecked
+def check_gradient(
+    fn: Callable[..., Any],
+    model: PyTree,
+    *inputs: Any,
+    rtol: float | None = None,
+    directions: int = 2,
+    adjoints: tuple[str, ...] | None = None,
+    seed: int = 0,
+) -> GradientCheck:
+    """Whether the gradient of a loss is right: automatic differentiation against differences of
+    the loss, in random directions and for each parameter leaf, forward against reverse mode, and
+    across adjoints.
+
+    ```python
+    def loss(model, y0, ts):
+        return jnp.mean(model(y0, ts).ys ** 2)
+
+    print(sx.check_gradient(loss, model, y0, ts))
+    ```
+
+    An adaptive solver makes the loss scatter by about its tolerance, and a difference over a small
+    step is that scatter, magnified. It is measured, and part of the uncertainty of a difference;
+    where it hides the derivative the verdict is `"undecided"`, and a smaller tolerance of the
+    solver decides. For debugging, outside `jit`: about 40 evaluations a direction, and one
+    compilation for each adjoint.
+
+    **Arguments:**
+
+    - `fn`: the loss, `fn(model, *inputs)`, a real number. Any function will do, with a solve of
+        stablax, of plain diffrax, or none.
+    - `model`: what it is differentiated in: a model, or any PyTree with floating-point arrays.
+    - `inputs`: the other arguments of `fn`.
+    - `rtol`: by how much the gradient may differ, relative to the derivative in the direction; by
+        default 100 times the largest `rtol` of a stablax model in `model`, and at least 1e-3. The
+        gradient of a solve has less digits than its solution: reverse mode holds step sizes fixed.
+    - `directions`: >= 1. How many random directions of all parameters.
+    - `adjoints`: the names of the diffrax adjoints to compare; by default
+        `RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode` and `BacksolveAdjoint`. They
+        replace the adjoint of every stablax model in `model` (which refuses `BacksolveAdjoint`),
+        and every diffrax adjoint that is an attribute of a module in it. `()`: none.
+    - `seed`: of the random directions.
+
+    **Returns:** a [`GradientCheck`][].
+
+    **Raises:** `ValueError` if there is nothing to differentiate, or the loss itself is no finite
+    real number; `TypeError` under `jit`.
+    """
+    if is_traced((model, inputs)):
+        raise TypeError("`check_gradient` looks at values: call it outside `jit` and `grad`.")
+    if directions < 1:
+        raise ValueError(f"`directions` must be at least 1, got {directions}.")
+    names = tuple(_ADJOINTS) if adjoints is None else adjoints
+    for name in names:
+        if name not in _ADJOINTS:
+            known = ", ".join(f'"{n}"' for n in _ADJOINTS)
+            raise ValueError(f'`adjoints` has "{name}"; the names are {known}.')
+    if rtol is None:
+        rtol = _reachable(model)
+    params, _ = eqx.partition(model, eqx.is_inexact_array)
+    if not jtu.tree_leaves(params):
+        raise ValueError(
+            "`model` has no floating-point array to differentiate in. Pass the parameters as "
+            "`model`: any PyTree of arrays."
+        )
+    check = _Check(fn, model, params, inputs, rtol)
+    moves = dict(_directions(params, directions, seed))
+    gradient = check.reverse(model)
+    raised = check.raised
+    forward_model = _with_adjoint(model, diffrax.ForwardMode())
+    found = []
+    for name, move in moves.items():
+        exact = differentiate(lambda s, move=move: check.along(move, s), check.eps, rtol)
+        reverse = _dot(gradient, move)
+        forward = check.forward(model if forward_model is None else forward_model, move)
+        verdict = check.judge(exact, *(x for x in (reverse, forward) if x is not None))
+        found.append((name, exact, reverse, forward, verdict))
+    # Where nothing but the noise is left, the largest derivative is the scale.
+    checks = tuple(
+        DirectionCheck(
+            name,
+            _or_nan(reverse),
+            _or_nan(forward),
+            exact.value,
+            exact.uncertainty,
+            exact.noise,
+            exact.jump or 0.0,
+            verdict,
+            exact.central,
+        )
+        for name, exact, reverse, forward, verdict in found
+    )
+    first = next(iter(moves.values()))
+    others = tuple(check.by_adjoint(name, first, found[0][1]) for name in names)
+    verdict = max((c.verdict for c in checks), key=_SEVERITY.index)
+    broken = verdict == "not finite"
+    return GradientCheck(
+        verdict=verdict,
+        result=name_of(RESULTS.gradient_not_finite if broken else RESULTS.successful),
+        text=_in_words(verdict, checks) + (f" Differentiating raised: {raised}" * bool(raised)),
+        value=check.value,
+        directions=checks,
+        adjoints=others,
+        steps=STEPS,
+    )
+
+
+def _reachable(model: PyTree) -> float:
+    """How well the gradients of the models in `model` can agree with differences."""
+    parts = jtu.tree_leaves(model, is_leaf=lambda x: isinstance(x, Simulate))
+    controllers = [part.options.controller for part in parts if isinstance(part, Simulate)]
+    return max(1e-3, *(100 * float(getattr(c, "rtol", 0.0)) for c in controllers), 0.0)
+
+
+def _or_nan(x: float | None) -> float:
+    return float("nan") if x is None else x
+
+
+class _Check:
+    """One loss, and the ways to differentiate it."""
+
+    def __init__(self, fn, model, params, inputs, rtol: float):
+        self.fn, self.model, self.inputs, self.rtol = fn, model, inputs, rtol
+        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(params))
+        self._value = eqx.filter_jit(_moved)
+        self._gradient = eqx.filter_jit(eqx.filter_grad(_loss))
+        value = jnp.asarray(_loss(model, fn, inputs))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"`fn` must return one real number, got shape {value.shape} and dtype "
+                f"{value.dtype}; take the mean."
+            )
+        self.value = float(value)
+        self.raised = self.missing = ""
+        if not np.isfinite(self.value):
+            raise ValueError(
+                f"`fn` itself is {self.value}: there is no gradient to check. See why with "
+                "`stablax.diagnose`."
+            )
+
+    def along(self, move: PyTree, s: float) -> float:
+        try:
+            value = self._value(self.model, move, jnp.asarray(s), self.fn, self.inputs)
+            return float(value)
+        except RuntimeError:  # a solve that fails there
+            return float("nan")
+
+    def reverse(self, model: PyTree) -> PyTree | None:
+        """The gradient, or None for a model that was made for forward mode. If the backward pass
+        raises, nan, and the reason in `raised`."""
+        try:
+            return self._gradient(model, self.fn, self.inputs)
+        except RuntimeError as error:
+            self.raised = _reason(error)
+            params = eqx.filter(model, eqx.is_inexact_array)
+            return jtu.tree_map(lambda x: jnp.full_like(x, jnp.nan), params)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if "everse" not in str(error):
+                raise
+            self.missing = _reason(error)
+            return None
+
+    def forward(self, model: PyTree, move: PyTree) -> float | None:
+        """The derivative along `move`, or None for a function without forward mode. Raising as
+        `reverse`."""
+        try:
+            return float(_push(model, move, self.fn, self.inputs))
+        except RuntimeError as error:
+            self.raised = _reason(error)
+            return float("nan")
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if "orward" not in str(error) and "jvp" not in str(error):
+                raise
+            self.missing = _reason(error)
+            return None
+
+    def judge(self, exact: Difference, *derivatives: float) -> str:
+        if not all(map(np.isfinite, derivatives)):
+            return "not finite"
+        if exact.jump is not None:
+            return "discontinuous"
+        if not np.isfinite(exact.value):
+            return "undecided"
+        verdict = "right"
+        for derivative in derivatives:
+            size = max(abs(exact.value), abs(derivative))
+            apart = abs(derivative - exact.value)
+            if apart > self.rtol * size + 3 * exact.uncertainty:
+                return "wrong"
+            # A derivative of which the noise leaves no digit is neither confirmed nor refuted,
+            # unless it is zero to all that the function resolves.
+            hidden = exact.uncertainty > 0.1 * size and size > 100 * self.eps * abs(self.value)
+            if hidden:
+                verdict = "undecided"
+        return verdict
+
+    def by_adjoint(self, name: str, move: PyTree, exact: Difference) -> AdjointCheck:
+        try:
+            other = _with_adjoint(self.model, _ADJOINTS[name]())
+        except (TypeError, ValueError) as error:
+            return AdjointCheck(name, float("nan"), "not available", str(error).split(". ")[0])
+        if other is None:
+            note = "`model` holds no adjoint that could be replaced"
+            return AdjointCheck(name, float("nan"), "not available", note)
+        self.raised = self.missing = ""
+        try:
+            if name == "ForwardMode":
+                value = self.forward(other, move)
+            else:
+                value = _dot(self.reverse(other), move)
+        except Exception as error:  # whatever a library raises is the finding
+            return AdjointCheck(name, float("nan"), "not available", _reason(error))
+        if value is None:
+            return AdjointCheck(name, float("nan"), "not available", self.missing)
+        return AdjointCheck(name, value, self.judge(exact, value), self.raised)
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error, without the stack that Equinox puts around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line for line in lines if "EquinoxRuntimeError: " in line]
+    return ours[-1].split("EquinoxRuntimeError: ")[-1] if ours else lines[0]
+
+
+def _loss(model, fn, inputs):
+    return fn(model, *inputs)
+
+
+def _moved(model, move, s, fn, inputs):
+    moved = jtu.tree_map(
+        lambda p, d: None if p is None else p + s.astype(p.dtype) * d,
+        eqx.filter(model, eqx.is_inexact_array),
+        move,
+        is_leaf=lambda x: x is None,
+    )
+    return fn(eqx.combine(moved, model), *inputs)
+
+
+@eqx.filter_jit
+def _push(model, move, fn, inputs):
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    # `model` may hold another adjoint than the one that `move` was made for.
+    move = jtu.tree_unflatten(jtu.tree_structure(params), jtu.tree_leaves(move))
+    return jax.jvp(lambda p: fn(eqx.combine(p, static), *inputs), (params,), (move,))[1]
+
+
+def _dot(gradient: PyTree | None, move: PyTree) -> float | None:
+    if gradient is None:
+        return None
+    pairs = zip(jtu.tree_leaves(gradient), jtu.tree_leaves(move), strict=True)
+    return float(sum(np.vdot(np.asarray(g), np.asarray(d)) for g, d in pairs))
+
+
+def _directions(params: PyTree, number: int, seed: int) -> Iterator[tuple[str, PyTree]]:
+    """Random directions, in units of the size of each parameter: of all, then of each leaf."""
+    leaves, treedef = jtu.tree_flatten_with_path(params)
+
+    def random(key, leaf):
+        typical = jnp.sqrt(jnp.mean(jnp.square(leaf)))
+        size = jnp.where(leaf != 0, jnp.abs(leaf), jnp.where(typical > 0, typical, 1.0))
+        sign = jr.rademacher(key, leaf.shape, leaf.dtype)
+        return sign * size * jr.uniform(key, leaf.shape, leaf.dtype, 0.5, 1.0)
+
+    def tree(key, only: int | None = None):
+        keys = jr.split(key, len(leaves))
+        moves = [
+            random(k, leaf) if only in (None, i) else jnp.zeros_like(leaf)
+            for i, (k, (_, leaf)) in enumerate(zip(keys, leaves, strict=True))
+        ]
+        return jtu.tree_unflatten(treedef, moves)
+
+    for i, key in enumerate(jr.split(jr.key(seed), number)):
+        yield f"all #{i + 1}", tree(key)
+    if len(leaves) > 1:
+        for i, key in enumerate(jr.split(jr.key(seed + 1), len(leaves))):
+            yield jtu.keystr(leaves[i][0]), tree(key, i)
+
+
+def _with_adjoint(model: PyTree, adjoint: diffrax.AbstractAdjoint) -> PyTree | None:
+    """`model` with another adjoint in all that solves in it; None if nothing does."""
+
+    def solves(x):
+        return isinstance(x, Simulate | diffrax.AbstractAdjoint)
+
+    parts = jtu.tree_leaves(model, is_leaf=solves)
+    if not any(map(solves, parts)):
+        return None
+
+    def change(part):
+        if isinstance(part, Simulate):
+            return with_options(part, adjoint=adjoint)
+        return adjoint if isinstance(part, diffrax.AbstractAdjoint) else part
+
+    return jtu.tree_map(change, model, is_leaf=solves)
+
+
+def _in_words(verdict: str, checks: tuple[DirectionCheck, ...]) -> str:
+    bad = [c for c in checks if c.verdict == verdict]
+    # The leaves say more than the directions of all parameters.
+    where = ", ".join([c.name for c in bad if not c.name.startswith("all #")] or [bad[0].name])
+    if verdict == "right":
+        return f"The gradient is right in all {len(checks)} directions."
+    if verdict == "not finite":
+        return f"The gradient is not finite, in {where}."
+    if verdict == "discontinuous":
+        size = max(c.jump for c in bad)
+        return f"The function jumps, by {number(size)}, near these parameters ({where})."
+    if verdict == "undecided":
+        return (
+            f"The noise of the function (about {max(c.noise for c in bad):.1g}) hides its "
+            f"derivative in {where}, so that it is neither confirmed nor refuted."
+        )
+    return f"The gradient is wrong in {where}."
+
+
+def _advice(check: GradientCheck) -> list[Advice]:
+    bad = [c for c in check.directions if c.verdict == check.verdict]
+    right = [a.name for a in check.adjoints if a.verdict == "right"]
+    if check.verdict == "undecided":
+        why = "the function scatters by the tolerance of its solver; a smaller one decides."
+        line = 'model = sx.with_options(model, controller=sx.StiffPID.preset("precise"))'
+        return [Advice("noise", why, line)]
+    if check.verdict == "discontinuous":
+        why = "a number of steps, an event or a threshold changes the value by a jump. The time of "
+        why += "an event is smooth only if it is solved for, with `diffrax.Event(f, root_finder)`."
+        return [Advice("jump", why, "")]
+    if check.verdict == "right":
+        return []
+    if right:
+        why = f"{' and '.join(right)} would be right."
+        return [Advice("adjoint", why, f"adjoint = diffrax.{right[0]}()")]
+    if check.verdict == "not finite":
+        why = "a derivative is infinite or nan, in the field, in a linear solve, or in the loss."
+        line = "model = sx.with_options(model, field=sx.Guarded(model.field, sx.Guard()))"
+        return [Advice("gradient not finite", why, line)]
+    zero = [c.name for c in bad if c.reverse == 0]
+    if zero:
+        why = f"in {', '.join(zero)} it is exactly 0, though the function changes: something stops "
+        why += "the gradient."
+        why += " Look for `stop_gradient`, `round`, `argmin`, comparisons and numpy in its way."
+        return [Advice("stopped gradient", why, "")]
+    why = "no adjoint agrees with the function: it depends on parameters in a way that is not "
+    why += "differentiated (the time of an event, a root found implicitly where it is singular)."
+    return [Advice("derivative", why, "")]
+
+
+def _tables(check: GradientCheck) -> list[Table]:
+    rows = [
+        (c.name, number(c.reverse), number(c.forward))
+        + (f"{c.difference:.6g} ± {c.uncertainty:.1g}", number(c.noise), c.verdict)
+        for c in check.directions
+    ]
+    header = ("direction", "reverse", "forward", "differences", "noise", "verdict")
+    tables = [Table(f"Gradient of a value of {check.value:.6g}", rows, header)]
+    if check.adjoints:
+        rows = [(a.name, number(a.value), a.verdict, a.note) for a in check.adjoints]
+        header = ("adjoint", "all #1", "verdict", "")
+        tables.append(Table("Adjoints", rows, header))
+    return tables

@@ -1,0 +1,169 @@
+"""Watches a model solve: what `diagnose` knows."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from .._control import Cause
+from .._fields import Guarded, as_guarded
+from .._models import Simulate, Simulation, SteadyThenSimulate, steps_of, with_options
+from .._states import as_args, as_state, state_dtype
+from .._static import is_traced
+from ._stiffness import Stiffness, stiffness_along
+
+Model = Simulate | SteadyThenSimulate
+_QUANTILES = 20  # of the accepted steps, at whose starts the trajectory is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """One solve, watched. Arrays are numpy; states are flat, `(times, size)`."""
+
+    model: Model
+    inputs: dict[str, Any]
+    simulation: Simulation
+    names: tuple[str, ...]
+    dtype: np.dtype
+    rtol: float
+    atol: float
+    # every step that was tried
+    t: np.ndarray
+    dt: np.ndarray
+    cause: np.ndarray
+    component: np.ndarray
+    # the trajectory, at the starts of some steps
+    times: np.ndarray
+    states: np.ndarray
+    stiffness: Stiffness
+
+    @property
+    def accepted(self) -> np.ndarray:
+        return self.cause == Cause.none
+
+    @property
+    def like(self) -> Any:
+        return self.inputs["y0"]
+
+    def unravel(self, flat: np.ndarray) -> Any:
+        return ravel_pytree(self.like)[1](jnp.asarray(flat, self.dtype))
+
+    def state_at(self, t: float) -> np.ndarray:
+        """The state at the observed time next to `t`."""
+        return self.states[int(np.argmin(np.abs(self.times - t)))]
+
+    def field(self, t: Any, flat: Any) -> np.ndarray:
+        """The bare field, for a batch of times and flat states."""
+        args = self.inputs["args"]
+        return np.asarray(
+            _bare(self.model.field, args, self.like, jnp.asarray(t), jnp.asarray(flat))
+        )
+
+
+@eqx.filter_jit
+def _bare(field, args, like, ts, flats):
+    guarded = as_guarded(field)
+    bare = guarded.fn if isinstance(guarded, Guarded) else guarded.vector_field
+    unravel = ravel_pytree(like)[1]
+    return jax.vmap(lambda t, y: ravel_pytree(bare(t, unravel(y), args))[0])(ts, flats)
+
+
+def bind(model: Model, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `model`, by name."""
+    keywords = {k: v for k, v in keywords.items() if k != "throw"}
+    signature = inspect.signature(type(model).__call__)
+    bound = signature.bind(model, *inputs, **keywords)
+    bound.apply_defaults()
+    named = {k: v for k, v in bound.arguments.items() if k not in ("self", "throw")}
+    if is_traced((model, named)):
+        raise TypeError("`diagnose` looks at values: call it outside `jit`, `vmap` and `grad`.")
+    named["y0"] = as_state(named["y0"], "y0")
+    dtype = state_dtype(named["y0"])
+    named["ts"] = jnp.asarray(named["ts"], dtype)
+    named["t0"] = jnp.asarray(named["t0"], dtype)
+    named["args"] = as_args(named["args"], dtype)
+    return named
+
+
+def observe(model: Model, inputs: dict[str, Any]) -> Observation:
+    """Solves twice with one program: the second time it saves where the first had its steps."""
+    watched = with_options(
+        model,
+        trace="record",
+        telemetry=True,
+        adjoint=diffrax.ForwardMode(),
+        progress_meter=diffrax.NoProgressMeter(),
+    )
+
+    def run(times):
+        # Of the user's own times only the last matters to the steps.
+        ts = jnp.append(jnp.asarray(times, inputs["ts"].dtype), inputs["ts"][-1])
+        return watched(**{**inputs, "ts": ts}, throw=False)
+
+    start, end = float(inputs["t0"]), float(inputs["ts"][-1])
+    first = run(np.linspace(start, end, _QUANTILES + 5))
+    simulation = run(_where_to_look(first, start))
+    log = simulation.steps
+    assert log is not None
+    count = int(log.count)
+    t, dt, cause, component = (
+        np.asarray(x)[:count] for x in (log.t, log.dt, log.cause, log.component)
+    )
+    ys = jax.vmap(lambda y: ravel_pytree(y)[0])(simulation.ys)
+    seen = np.asarray(simulation.reached)
+    times, states = np.asarray(simulation.ts)[seen], np.asarray(ys)[seen]
+    if not len(times):  # nothing was solved: there is the start
+        begin = inputs["y0"] if simulation.steady is None else simulation.steady.y
+        times, states = np.array([start]), np.asarray(ravel_pytree(begin)[0])[None]
+    unravel = jax.vmap(ravel_pytree(inputs["y0"])[1])
+    profile = stiffness_along(model.field, times, unravel(jnp.asarray(states)), inputs["args"])
+    dtype = state_dtype(inputs["y0"])
+    controller = steps_of(model.options, as_guarded(model.field).guard, dtype)
+    return Observation(
+        model,
+        inputs,
+        simulation,
+        simulation.about.names,
+        dtype,
+        float(controller.rtol),
+        float(controller.atol),
+        t,
+        dt,
+        cause,
+        component,
+        times,
+        states,
+        jtu.tree_map(np.asarray, profile),
+    )
+
+
+def _where_to_look(first: Simulation, start: float) -> np.ndarray:
+    """Times at which steps began: quantiles of the accepted ones, and those with trouble."""
+    log = first.steps
+    assert log is not None
+    count = int(log.count)
+    if count == 0:
+        return np.full(_QUANTILES + 5, start)
+    t, cause = np.asarray(log.t)[:count], np.asarray(log.cause)[:count]
+    accepted = t[cause == Cause.none]
+    places = np.linspace(0, max(len(accepted) - 1, 0), _QUANTILES).astype(int)
+    times = list(accepted[places]) if len(accepted) else [start]
+    bad = t[(cause == Cause.not_finite) | (cause == Cause.left_bounds)]
+    trouble = [t[-1], *busiest(t, cause, 2), *(bad[[0, -1]] if len(bad) else ())]
+    times = np.array([*times, *trouble])
+    padded = np.concatenate([np.full(_QUANTILES + 5 - len(times), start), times])
+    backwards = float(first.ts[-1]) < start
+    return np.sort(padded)[::-1] if backwards else np.sort(padded)
+
+
+def busiest(t: np.ndarray, cause: np.ndarray, most: int) -> list[float]:
+    """Where the most steps were rejected for their error: the starts of the steps."""
+    starts, counts = np.unique(t[cause == Cause.error], return_counts=True)
+    return [float(x) for x in starts[np.argsort(-counts, kind="stable")[:most]]]

@@ -1,0 +1,106 @@
+"""Where a field stops being finite, and where it jumps."""
+
+import dataclasses
+
+import numpy as np
+
+from ._observe import Observation
+
+_HALVINGS = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Wall:
+    """A value of one component beyond which the field is not finite.
+
+    - `name`, `index`: the component.
+    - `side`: `"lower"` or `"upper"`.
+    - `value`: the last value at which the field is finite, all other components held.
+    - `t`: the time at which it was found.
+    """
+
+    name: str
+    index: int
+    side: str
+    value: float
+    t: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Jump:
+    """A discontinuity of the field: at the time `t`; in `time`, or along the solution only."""
+
+    t: float
+    in_time: bool
+
+
+def find_walls(seen: Observation, t: float, dt: float) -> list[Wall]:
+    """The walls next to the state at `t`, the nearest first: one component is moved at a time,
+    as far as the step `dt` would move it, and much farther."""
+    y = seen.state_at(t)
+    flux = seen.field([t], y[None])[0]
+    if not np.isfinite(flux).all():
+        return []
+    size = len(y)
+    step = np.abs(dt * flux) + seen.rtol * np.abs(y) + seen.atol
+    reach = np.geomspace(1e-3, 1e6, 46)
+    # moved[i, s, k]: component i, below or above, by reach[k] steps
+    distance = np.concatenate([-reach, reach]).reshape(2, -1)
+    moved = np.broadcast_to(y, (size, 2, len(reach), size)).copy()
+    for i in range(size):
+        moved[i, :, :, i] += distance * step[i]
+    finite = _finite(seen, t, moved)
+    walls = []
+    for i, side in np.ndindex(size, 2):
+        if finite[i, side].all():
+            continue
+        k = int(np.argmin(finite[i, side]))
+        inside = float(y[i] if k == 0 else moved[i, side, k - 1, i])
+        value = _bisect(seen, t, y, i, inside, float(moved[i, side, k, i]))
+        near = abs(value - y[i]) / step[i]
+        walls.append((near, Wall(seen.names[i], i, ("lower", "upper")[side], value, t)))
+    return [wall for _, wall in sorted(walls, key=lambda pair: pair[0])]
+
+
+def _finite(seen: Observation, t: float, states: np.ndarray) -> np.ndarray:
+    flat = states.reshape(-1, states.shape[-1])
+    out = seen.field(np.full(len(flat), t), flat)
+    return np.all(np.isfinite(out), axis=1).reshape(states.shape[:-1])
+
+
+def _bisect(seen: Observation, t: float, y, i: int, inside: float, outside: float) -> float:
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        moved = y.copy()
+        moved[i] = middle
+        if _finite(seen, t, moved[None])[0]:
+            inside = middle
+        else:
+            outside = middle
+    return 0.0 if abs(inside) < 1e-9 * abs(y[i]) else float(inside)
+
+
+def find_jump(seen: Observation, t: float, dt: float) -> Jump | None:
+    """A discontinuity of the field within the step `(t, t + dt)`. A jump keeps its size where the
+    difference of a continuous field shrinks with the distance."""
+    y = seen.state_at(t)
+    flux = seen.field([t], y[None])[0]
+    for in_time in (True, False):
+        low, high, first = 0.0, 1.0, None
+        for _ in range(6):
+            part = np.linspace(low, high, 33)
+            times = t + dt * part
+            states = y + (0.0 if in_time else 1.0) * dt * part[:, None] * flux
+            values = seen.field(times, states)
+            if not np.isfinite(values).all():
+                break
+            scale = np.abs(values).max() + np.finfo(values.dtype).tiny
+            change = np.abs(np.diff(values, axis=0)).max(axis=1) / scale
+            place = int(np.argmax(change))
+            first = change[place] if first is None else first
+            if change[place] < max(0.5 * first, 1e-3):
+                break
+            low, high = part[place], part[place + 1]
+        else:
+            return Jump(float(t + dt * (low + high) / 2), in_time)
+    return None

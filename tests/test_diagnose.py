@@ -1,0 +1,237 @@
+"""`diagnose` names planted causes, and its lines of code cure them."""
+
+import json
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import stablax as sx
+from stablax._diagnostics import _report
+
+jax.config.update("jax_enable_x64", True)
+
+ONE = jnp.ones(1)
+
+
+def _van_der_pol(t, y, args):
+    return jnp.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
+
+
+def _wrong_jacobian(t, y, args):
+    return jnp.array([[0.0, 1.0], [3.0, -7.0]])
+
+
+def _logarithm(t, y, args):
+    return {"a": -y["a"], "b": -jnp.log(2.0 - y["b"])}
+
+
+# name -> model, y0, ts, the cause that comes first, whether its code cures
+PLANTED = {
+    "explicit solver": (
+        sx.Simulate(lambda t, y, a: -1e5 * (y - jnp.cos(t)), solver=diffrax.Tsit5(), max_steps=500),
+        ONE,
+        [2.0],
+        "explicit_solver_on_a_stiff_system",
+        True,
+    ),
+    "wall": (
+        sx.Simulate(lambda t, y, a: jnp.where(y < 3.0, 1.0, jnp.nan)),
+        ONE,
+        [5.0],
+        "field_not_finite",
+        False,
+    ),
+    "box": (
+        sx.Simulate(sx.Guarded(lambda t, y, a: jnp.cos(t) * y / y, sx.Guard(0.0, 1.5))),
+        ONE,
+        [5.0],
+        "guard_excludes_the_solution",
+        True,
+    ),
+    "masked": (
+        sx.Simulate(
+            sx.Guarded(lambda t, y, a: jnp.where(y < 3.0, 1.0, jnp.nan), sx.Guard(fill=0.0)),
+            solver=diffrax.Tsit5(),
+        ),
+        ONE,
+        [5.0],
+        "masked_outputs",
+        False,
+    ),
+    "float32": (
+        sx.Simulate(
+            lambda t, y, a: jnp.stack([y[1], -y[0]]),
+            controller=diffrax.PIDController(rtol=1e-9, atol=1e-9),
+            max_steps=300,
+        ),
+        jnp.array([1.0, 0.0], jnp.float32),
+        [20.0],
+        "tolerance_beyond_the_dtype",
+        True,
+    ),
+    "budget": (
+        sx.Simulate(lambda t, y, a: -y, max_steps=5),
+        ONE,
+        [20.0],
+        "budget_too_small",
+        True,
+    ),
+    "blow-up": (sx.Simulate(lambda t, y, a: y**2), ONE, [0.5, 2.0], "blow_up", True),
+    "jump in time": (
+        sx.Simulate(lambda t, y, a: -y + jnp.where(t > 0.7123, 1e3, 0.0)),
+        ONE,
+        [2.0],
+        "field_jumps_in_time",
+        True,
+    ),
+    "jump in the state": (
+        sx.Simulate(lambda t, y, a: jnp.where(y > 0.5, -1.0, -0.1)),
+        ONE,
+        [2.0],
+        "field_jumps_along_the_solution",
+        True,
+    ),
+    "root finder": (
+        sx.Simulate(_van_der_pol, solver=diffrax.Kvaerno5()),
+        jnp.array([2.0, 0.0]),
+        [20.0],
+        "root_finder",
+        True,
+    ),
+    "jacobian": (
+        sx.Simulate(sx.Guarded(_van_der_pol, jacobian=_wrong_jacobian), max_steps=500),
+        jnp.array([2.0, 0.0]),
+        [20.0],
+        "wrong_jacobian",
+        True,
+    ),
+    "scale": (
+        sx.Simulate(lambda t, y, a: jnp.stack([-y[0], 1e-12 * y[0] - y[1]])),
+        jnp.array([1.0, 0.0]),
+        [5.0],
+        "badly_scaled_components",
+        True,
+    ),
+    "dtmax": (
+        sx.Simulate(lambda t, y, a: -y, controller=sx.StiffPID.preset(dtmax=1e-3), max_steps=500),
+        ONE,
+        [2.0],
+        "dtmax_holds_the_steps",
+        True,
+    ),
+    "singular steady state": (
+        sx.SteadyThenSimulate(
+            lambda t, y, a: (2 * y[0] - 3 * y[1]) * jnp.array([-1.0, 1.0]),
+            method=sx.PseudoTransient(),
+        ),
+        jnp.array([1.0, 0.0]),
+        [2.0],
+        "conserved_quantities_not_declared",
+        True,
+    ),
+    "no steady state": (
+        sx.SteadyThenSimulate(lambda t, y, a: jnp.ones_like(y), method=sx.PseudoTransient()),
+        ONE,
+        [2.0],
+        "no_steady_state",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_cause_is_found_and_cured(planted):
+    model, y0, ts, cause, cures = PLANTED[planted]
+    report = sx.diagnose(model, y0, ts)
+    assert report.causes[0] == cause, report
+    what, *_ = sx.explain(model(y0, ts, throw=False)).split(" The solve stopped")
+    assert report.text.startswith(what)
+    assert json.loads(json.dumps(report.to_dict()))["suggestions"][0]["cause"] == cause
+    first = report.suggestions[0]
+    text = str(report)
+    assert first.code in text  # not wrapped, so that it can be pasted
+    names: dict = dict(sx=sx, np=np, jnp=jnp, jax=jax, model=model, y0=y0, ts=ts)
+    for suggestion in report.suggestions:
+        compile(suggestion.code, "<suggestion>", "exec")
+    exec(first.code, names)
+    if cures:
+        after = names.get("simulation") or names["model"](names["y0"], names["ts"], throw=False)
+        assert sx.is_successful(after), sx.explain(after)
+        if cause in ("root_finder", "field_jumps_in_time"):
+            assert int(after.stats["num_rejected_steps"]) < sum(report.steps.rejected.values()) / 2
+
+
+def test_what_a_diagnosis_holds():
+    model, y0, ts, *_ = PLANTED["root finder"]
+    report = sx.diagnose(model, y0, ts=ts)
+    simulation = model(y0, ts)
+    assert report.steps.accepted == int(simulation.stats["num_accepted_steps"])
+    assert sum(report.steps.rejected.values()) == int(simulation.stats["num_rejected_steps"])
+    assert report.steps.rejected["stages_unsolved"] > 100
+    assert report.steps.trouble["stages_unsolved"][1] in ("y[0]", "y[1]")
+    assert 0 < report.steps.smallest < report.steps.typical
+    assert report.stiffness.largest_ratio == pytest.approx(np.max(report.stiffness.ratio))
+    assert {c.name for c in report.components} == {"y[0]", "y[1]"}
+    assert report.precision.rtol == 1e-6 and report.precision.dtype == "float64"
+    assert report.steady is None and report.result == "successful" and report.successful
+
+
+def test_the_steady_state_is_looked_at():
+    rows = np.array([[1.0, 1.0, 0.0]])
+
+    def field(t, y, args):
+        flux = 2 * y[0] - 3 * y[1]
+        return jnp.stack([-flux, flux, 1e-3 * (y[0] - y[2])])
+
+    model = sx.SteadyThenSimulate(field, method=sx.PseudoTransient())
+    report = sx.diagnose(model, jnp.array([1.0, 0.0, 0.0]), [2.0], conserved=rows)
+    assert report.successful
+    assert report.steady.stable and report.steady.conserved == 1
+    assert report.steady.residual < 1e-6
+    # The non-zero singular values of the 3 x 3 Jacobian.
+    matrix = np.array([[-2.0, 3.0, 0.0], [2.0, -3.0, 0.0], [1e-3, 0.0, -1e-3]])
+    values = np.linalg.svd(matrix, compute_uv=False)[:2]
+    assert report.steady.condition == pytest.approx(values[0] / values[1], rel=1e-6)
+    assert "condition number" in str(report)
+
+
+def test_walls_of_a_tree_state_are_found_on_their_side():
+    y0 = {"a": jnp.array(1.0), "b": jnp.array([1.5])}
+    report = sx.diagnose(sx.Simulate(_logarithm), y0, [1.0])
+    [suggestion] = [s for s in report.suggestions if s.cause == "field_not_finite"]
+    assert "['b'][0] is above 2" in suggestion.why
+    names: dict = dict(sx=sx, np=np, model=sx.Simulate(_logarithm))
+    exec(suggestion.code, names)
+    upper = names["model"].field.guard.upper
+    assert 1.9 < float(upper["b"][0]) < 2.0
+
+
+def test_the_guard_is_looked_at():
+    field = sx.Guarded(lambda t, y, a: jnp.stack([y[1], -y[0]]), sx.Guard(-0.5, reject=False))
+    report = sx.diagnose(sx.Simulate(field), jnp.array([1.0, 0.0]), [6.0])
+    assert report.successful
+    assert all(c.clipped > 0 for c in report.components)
+
+
+def test_a_report_prints_with_and_without_rich(monkeypatch):
+    model, y0, ts, *_ = PLANTED["budget"]
+    report = sx.diagnose(model, y0, ts)
+    with_rich = str(report)
+    rich = pytest.importorskip("rich")
+    rich.print(report)
+    monkeypatch.setattr(_report.importlib.util, "find_spec", lambda name: None)
+    plain = str(report)
+    for text in (with_rich, plain):
+        assert "1. budget too small" in text and "Stiffness along the trajectory" in text
+        assert all(len(line) < 160 for line in text.splitlines())
+
+
+def test_wrong_inputs_raise_what_the_model_raises():
+    model, y0, ts, *_ = PLANTED["budget"]
+    with pytest.raises(TypeError):
+        sx.diagnose(model, y0)
+    with pytest.raises(TypeError, match="outside `jit`"):
+        jax.jit(lambda y: sx.diagnose(model, y, ts).steps.smallest)(y0)
