@@ -147,9 +147,7 @@ def instruments() -> None:
                     "log of steps": sx.with_options(model, trace="record"),
                 }
                 compiled = {
-                    key: eqx.filter_jit(
-                        lambda m=m, y0=y0, ts=ts, args=args: m(y0, ts, args=args).ys
-                    )
+                    key: eqx.filter_jit(lambda m=m, y0=y0, ts=ts, args=args: m(y0, ts, args=args))
                     for key, m in fns.items()
                 }
                 report(f"{name}, {type(solver).__name__}, {guard_name}", compiled)

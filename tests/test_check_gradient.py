@@ -37,6 +37,7 @@ class Stiff(eqx.Module):
             stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-6),
             adjoint=self.adjoint,
             max_steps=100_000,
+            throw=False,
         )
         return solution.ys[0, 0]
 
@@ -55,7 +56,7 @@ def test_backsolve_is_wrong_on_a_stiff_system():
     scale = first.difference / (-2 * np.exp(-1.0))  # the direction moves p by less than its size
     assert abs(scale) <= 1 and first.uncertainty < 1e-6
     assert first.reverse / scale == pytest.approx(-0.53, abs=0.05)  # for -0.736
-    assert np.isnan(first.forward)
+    assert first.forward == pytest.approx(first.difference, rel=1e-3)  # by ForwardMode
     assert {a.name: a.verdict for a in check.adjoints} == {
         "RecursiveCheckpointAdjoint": "right",
         "BacksolveAdjoint": "wrong",
@@ -123,7 +124,7 @@ def test_a_gradient_that_is_stopped_by_mistake():
     verdicts = {d.name: d.verdict for d in check.directions}
     assert verdicts["['a']"] == "wrong" and verdicts["['b']"] == "right"
     assert check.text == "The gradient is wrong in ['a']."
-    assert "something stops the gradient" in str(check)
+    assert "in ['a'] it is exactly 0" in str(check)
     assert all(a.verdict == "not available" for a in check.adjoints)
 
 

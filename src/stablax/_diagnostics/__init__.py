@@ -1,9 +1,7 @@
 from ._causes import Suggestion as Suggestion
-from ._check_gradient import (
-    GradientCheck as GradientCheck,
-    check_gradient as check_gradient,
-)
+from ._check_gradient import check_gradient as check_gradient
 from ._diagnose import Diagnosis as Diagnosis, diagnose as diagnose
+from ._gradient_check import GradientCheck as GradientCheck
 from ._stiffness import (
     Stiffness as Stiffness,
     stiffness as stiffness,
