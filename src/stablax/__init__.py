@@ -4,11 +4,24 @@ from importlib.metadata import version as _version
 
 from ._control import StiffPID as StiffPID
 from ._fields import (
+    AbstractCoordinates as AbstractCoordinates,
+    AbstractRateLaw as AbstractRateLaw,
     Guard as Guard,
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
+    Hill as Hill,
+    LogField as LogField,
+    MassAction as MassAction,
+    MichaelisMenten as MichaelisMenten,
     MLPField as MLPField,
+    NeuralRate as NeuralRate,
+    ProductRate as ProductRate,
+    Reaction as Reaction,
+    ReactionField as ReactionField,
+    ScaledField as ScaledField,
+    SoftplusField as SoftplusField,
+    rate_constant as rate_constant,
 )
 from ._linalg import (
     Banded as Banded,
