@@ -114,6 +114,27 @@ FIELDS: dict[str, Case] = {
         jnp.array([0.5, 2.0, 0.3]),
         args={"drug": jnp.array(0.7), "off": jnp.array(0.1)},
     ),
+    "HybridField, dict state": Case(
+        lambda guard: sx.HybridField(
+            Pendulum(jnp.array([1.0, 2.0])),
+            lambda t, y, args: jax.tree.map(jnp.sin, y),
+            gate=0.5,
+            conserve=[[0.0, 1.0, -1.0]],
+            guard=guard,
+        ),
+        sx.Guard({"q": np.array([-3.0, -4.0]), "p": -5.0}, {"q": 4.0, "p": None}),
+        {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
+    ),
+    "HybridField, rates": Case(
+        lambda guard: sx.HybridField(
+            sx.ReactionField(["2 A <-> B"], [(sx.MassAction(2.0), sx.MassAction(0.3))]),
+            sx.MLPField(2, 4, 1, key=jax.random.key(3)),
+            mode="multiplicative_rates",
+            guard=guard,
+        ),
+        sx.Guard(0.0, np.array([10.0, np.inf])),
+        jnp.array([0.5, 2.0]),
+    ),
     "LogField": Case(
         lambda guard: sx.LogField(SquareRoot(jnp.array([1.5, 0.3])), guard=guard),
         sx.Guard(np.array([-30.0, -np.inf]), 5.0),

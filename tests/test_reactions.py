@@ -339,8 +339,7 @@ def test_a_law_by_a_third_party():
         3 * a / (4 * (1 + i / t) + a) + 0.2,
     ]
     np.testing.assert_allclose(field.rates(t, jnp.array([a, b]), 2.0), expected, rtol=1e-14)
-    kinetics: Any = field.kinetics
-    assert len(kinetics.alike) == 2  # the first two differ in numbers and names alone
+    assert len(field.kinetics.alike) == 2  # the first two differ in numbers and names alone
     assert "Inhibited(vmax=3, km=4 (held), ki='drug', inhibitor='I'" in repr(field)
     logs = {float(x) for x in jax.tree.leaves(field.laws[0]) if x.ndim == 0}
     np.testing.assert_allclose(sorted(logs), np.log([0.5, 1.0, 2.0]), atol=1e-15)

@@ -11,6 +11,7 @@ from ._fields import (
     Guarded as Guarded,
     GuardedField as GuardedField,
     Hill as Hill,
+    HybridField as HybridField,
     LogField as LogField,
     MassAction as MassAction,
     MichaelisMenten as MichaelisMenten,

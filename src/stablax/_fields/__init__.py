@@ -18,6 +18,7 @@ from ._guarded import (
     evaluate_aside as evaluate_aside,
     evaluate_ungated as evaluate_ungated,
 )
+from ._hybrid import HybridField as HybridField
 from ._mlp import MLPField as MLPField
 from ._rate_laws import (
     AbstractRateLaw as AbstractRateLaw,

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._linalg import as_jacobian
 from .._states import as_state, same_shape_and_dtype
-from .._static import Static, concrete_array, is_traced
+from .._static import Split, Static, concrete_array, is_traced
 from .._types import VF, YLike, typechecked
 from ._guard import Guard, broadcast_prefix
 from ._guarded import GuardedField, bare
@@ -44,7 +44,7 @@ class AbstractCoordinates(GuardedField):
         `guess` and the state found are in the new coordinates.
     """
 
-    field: eqx.AbstractVar[VF]
+    _field: eqx.AbstractVar[Split]
     size: eqx.AbstractVar[Static]  # numbers, a prefix of the state
 
     @abc.abstractmethod
@@ -109,6 +109,11 @@ class AbstractCoordinates(GuardedField):
         speed = fn(t, inside, args)
         same_shape_and_dtype(speed, inside, f"The field inside `{type(self).__name__}`")
         return jtu.tree_map(jnp.multiply, speed, self._map(self._slope, u))
+
+    @property
+    def field(self) -> Any:
+        """The field inside, as it was given."""
+        return self._field.tree
 
     @property
     def species(self) -> tuple[str, ...] | None:
@@ -227,7 +232,7 @@ class LogField(AbstractCoordinates):
     - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
     """
 
-    field: VF
+    _field: Split
     size: Static
     shifted: bool = eqx.field(static=True)
 
@@ -240,7 +245,7 @@ class LogField(AbstractCoordinates):
         guard: Guard | None = None,
         jacobian: Any = None,
     ):
-        self.field = field
+        self._field = Split(field, "field")
         self.size = _positive(1.0 if offset is None else offset, "offset")
         self.shifted = offset is not None
         self.guard = self._translated_guard() if guard is None else guard
@@ -276,14 +281,14 @@ class SoftplusField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    field: VF
+    _field: Split
     size: Static
 
     @typechecked
     def __init__(
         self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
     ):
-        self.field = field
+        self._field = Split(field, "field")
         self.size = _positive(scale, "scale")
         self.guard = self._translated_guard() if guard is None else guard
         self.jacobian = as_jacobian(jacobian)
@@ -319,12 +324,12 @@ class ScaledField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    field: VF
+    _field: Split
     size: Static
 
     @typechecked
     def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
-        self.field = field
+        self._field = Split(field, "field")
         self.size = _positive(scale, "scale")
         self.guard = self._translated_guard() if guard is None else guard
         self.jacobian = as_jacobian(jacobian)

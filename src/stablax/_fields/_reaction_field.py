@@ -67,8 +67,8 @@ class ReactionField(GuardedField):
     """
 
     stoichiometry: Frozen
-    kinetics: Callable
-    inputs: Split
+    _kinetics: Split
+    _inputs: Split
     reactions: tuple[Reaction, ...] = eqx.field(static=True)
     species: tuple[str, ...] = eqx.field(static=True)
 
@@ -103,14 +103,25 @@ class ReactionField(GuardedField):
         if clash:
             raise ValueError(f"`{min(clash)}` is a species and an input.")
         self.stoichiometry = Frozen(matrix)
-        self.inputs = Split(functions, "inputs")
+        self._inputs = Split(functions, "inputs")
         if callable(laws):
-            self.kinetics = laws
+            kinetics = laws
         else:
             _check_laws(laws, len(self.reactions))
-            self.kinetics = RateLaws(self.reactions, laws, (*self.species, *functions))
+            kinetics = RateLaws(self.reactions, laws, (*self.species, *functions))
+        self._kinetics = Split(kinetics, "rates")
         self.guard = guard
         self.jacobian = as_jacobian(jacobian)
+
+    @property
+    def kinetics(self) -> Any:
+        """What computes the rates: the laws together, or the function that was given."""
+        return self._kinetics.tree
+
+    @property
+    def inputs(self) -> dict[str, Callable]:
+        """The inputs, by name."""
+        return self._inputs.tree
 
     def rates(self, t: Any, y: Any, args: Any) -> Array:
         """The rate v of each reaction at `(t, y, args)`, shape `(reactions,)`."""
@@ -120,9 +131,10 @@ class ReactionField(GuardedField):
                 f"This `ReactionField` takes a state of shape ({len(self.species)},), got {shown}. "
                 "`field.state({...})` makes one from names."
             )
-        if isinstance(self.kinetics, RateLaws):
-            return self.kinetics(self._quantities(t, y, args))
-        rates = self.kinetics(t, y, args)
+        kinetics = self.kinetics
+        if isinstance(kinetics, RateLaws):
+            return kinetics(self._quantities(t, y, args))
+        rates = kinetics(t, y, args)
         if jnp.shape(rates) != (len(self.reactions),):
             raise ValueError(
                 f"`rates` must return one rate for each of the {len(self.reactions)} reactions, "
@@ -134,7 +146,7 @@ class ReactionField(GuardedField):
         return jnp.asarray(self.stoichiometry.value, y.dtype) @ self.rates(t, y, args)
 
     def _quantities(self, t, y, args) -> Array:
-        functions = self.inputs.tree
+        functions = self.inputs
         if not functions:
             return y
         named = dict(zip(self.species, y, strict=True))
@@ -155,9 +167,10 @@ class ReactionField(GuardedField):
     @property
     def laws(self) -> tuple[AbstractRateLaw, ...] | None:
         """The rate law of each of `reactions`; None where `rates` is one function."""
-        if not isinstance(self.kinetics, RateLaws):
+        kinetics = self.kinetics
+        if not isinstance(kinetics, RateLaws):
             return None
-        return self.kinetics.laws((*self.species, *self.inputs.tree))
+        return kinetics.laws((*self.species, *self.inputs))
 
     @typechecked
     def state(self, values: Mapping[str, ArrayLike], *, default: ArrayLike = 0.0) -> Array:
@@ -218,8 +231,8 @@ class ReactionField(GuardedField):
             f"ReactionField: {len(self.species)} species, {len(texts)} reactions",
             f"  species:   {', '.join(self.species)}",
         ]
-        if self.inputs.tree:
-            lines.append(f"  inputs:    {', '.join(self.inputs.tree)}")
+        if self.inputs:
+            lines.append(f"  inputs:    {', '.join(self.inputs)}")
         for row in self.conserved.value:
             lines.append(f"  conserved: {combination(row, self.species)}")
         if laws is None:
