@@ -13,7 +13,6 @@ from helpers import Pendulum
 
 import stablax as sx
 
-EPS = float(np.finfo(np.float64).eps)
 K = jnp.array([2.0, 0.5, 1.0, 3.0])
 
 
@@ -62,8 +61,9 @@ def _draw(field, key):
     return eqx.combine(jax.tree.unflatten(treedef, leaves), static)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_conserved_quantities_are_kept(name):
+def test_conserved_quantities_are_kept(name, dtype):
     """10,000 weights and states: L dy/dt is what rounding leaves of its terms."""
     hybrid = HYBRIDS[name]
     rows = np.asarray(hybrid.conserved)
@@ -73,23 +73,47 @@ def test_conserved_quantities_are_kept(name):
     @jax.jit
     @jax.vmap
     def look(key):
-        field, y = _draw(hybrid, key), jnp.exp(3 * jr.normal(jr.fold_in(key, 1), (4,)))
+        cast = lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x
+        field = jax.tree.map(cast, _draw(hybrid, key))
+        y = jnp.exp(3 * jr.normal(jr.fold_in(key, 1), (4,), dtype))
         dy = field(0.0, y, None)
         # The terms that are summed: reactions, and what is learned of each species.
         rates = jnp.abs(field.known.rates(0.0, y, None)) + jnp.abs(_correction(field, y))
-        terms = jnp.abs(jnp.asarray(field.known.stoichiometry.value)) @ rates
+        terms = jnp.abs(jnp.asarray(field.known.stoichiometry.value, dtype)) @ rates
         return dy, terms + jnp.abs(field.learned(0.0, y, None)).sum()
 
     dy, terms = look(jr.split(jr.key(1), 10_000))
     assert np.isfinite(dy).all()
-    leak = np.abs(np.asarray(dy) @ rows.T)
-    assert (leak <= 16 * EPS * (np.asarray(terms) @ np.abs(rows).T)).all()
+    leak = np.abs(np.asarray(dy, np.float64) @ rows.T)
+    assert (leak <= 16 * float(jnp.finfo(dtype).eps) * (np.asarray(terms) @ np.abs(rows).T)).all()
     assert np.abs(dy).max() > 1e3
+
+
+def test_training_does_not_move_what_is_kept():
+    """100 steps of adamw with a large learning rate and weight decay."""
+    hybrid = HYBRIDS["additive"]
+    optimiser = optax.adamw(1.0, weight_decay=0.1)
+    loss = lambda field: jnp.sum((field(0.0, Y, None) - 1.0) ** 2)
+
+    @jax.jit
+    def trained(field):
+        def step(_, carry):
+            field, state = carry
+            updates, state = optimiser.update(jax.grad(loss)(field), state, field)
+            return eqx.apply_updates(field, updates), state
+
+        return jax.lax.fori_loop(0, 100, step, (field, optimiser.init(field)))[0]
+
+    after = trained(hybrid)
+    assert after.conserved == hybrid.conserved
+    change = after(0.0, Y, None)
+    assert float(jnp.abs(change - hybrid(0.0, Y, None)).max()) > 1e-2
+    assert np.abs(np.asarray(hybrid.conserved) @ change).max() < 1e-12
 
 
 def _correction(field, y):
     if field.mode == "additive":
-        return jnp.zeros(4)
+        return jnp.zeros_like(y)
     change = field.gate * field.learned(0.0, y, None)
     if field.mode == "additive_rates":
         return change
@@ -183,6 +207,8 @@ def test_bad_input():
         sx.HybridField(known, sx.Guarded(plain, sx.Guard(0.0)))
     with pytest.raises(ValueError, match="declares nothing that it conserves"):
         sx.HybridField(plain, learned, conserve=True)
+    with pytest.raises(ValueError, match="Put the `HybridField` inside"):
+        sx.HybridField(sx.LogField(known), learned, conserve=True)
     with pytest.raises(ValueError, match="has no use with"):
         sx.HybridField(known, learned, mode="additive_rates", conserve=[[1.0, 0, 0, 0]])
     with pytest.raises(ValueError, match="finite matrix of rows"):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from .._static import Frozen, is_traced
 
 
-class RateConstant(eqx.Module):
+class AbstractConstant(eqx.Module):
     """A positive constant of one reaction, or of several: then its values have an axis."""
 
     @abc.abstractmethod
@@ -21,7 +21,7 @@ class RateConstant(eqx.Module):
 
 
 @final
-class Trained(RateConstant):
+class Trained(AbstractConstant):
     """exp of a leaf."""
 
     log: Float[Array, "..."]
@@ -36,7 +36,7 @@ class Trained(RateConstant):
 
 
 @final
-class Held(RateConstant):
+class Held(AbstractConstant):
     """A number that is not trained."""
 
     value: Frozen
@@ -49,7 +49,7 @@ class Held(RateConstant):
 
 
 @final
-class Named(RateConstant):
+class Named(AbstractConstant):
     """What an input, or a species, of that name is."""
 
     name: str = eqx.field(static=True)
@@ -62,7 +62,7 @@ class Named(RateConstant):
 
 
 @final
-class Gathered(RateConstant):
+class Gathered(AbstractConstant):
     """`Named` constants, by their indices."""
 
     index: Frozen
@@ -89,7 +89,7 @@ def rate_constant(value: Any) -> Any:
 
     **Raises:** `ValueError` for a number that is not positive and finite, or not a single one.
     """
-    if isinstance(value, RateConstant):
+    if isinstance(value, AbstractConstant):
         return value
     if isinstance(value, str):
         return Named(value)
@@ -115,10 +115,10 @@ def rate_constant(value: Any) -> Any:
 
 
 def is_constant(x: Any) -> bool:
-    return isinstance(x, RateConstant)
+    return isinstance(x, AbstractConstant)
 
 
-def stack_constants(constants: Sequence[Any], index: Callable[[str], int]) -> RateConstant:
+def stack_constants(constants: Sequence[Any], index: Callable[[str], int]) -> AbstractConstant:
     """Constants of one kind, one for each reaction, as one with an axis."""
     first = constants[0]
     if isinstance(first, Trained):
@@ -128,7 +128,7 @@ def stack_constants(constants: Sequence[Any], index: Callable[[str], int]) -> Ra
     return Gathered(Frozen(np.array([index(c.name) for c in constants])))
 
 
-def take_constant(constant: Any, i: int, names: Sequence[str]) -> RateConstant:
+def take_constant(constant: Any, i: int, names: Sequence[str]) -> AbstractConstant:
     """The constant of one reaction again."""
     if isinstance(constant, Trained):
         return Trained(constant.log[..., i])

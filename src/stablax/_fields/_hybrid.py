@@ -13,6 +13,7 @@ from .._linalg import as_jacobian, row_projector
 from .._states import same_shape_and_dtype
 from .._static import Frozen, Split, concrete_array
 from .._types import VF, typechecked
+from ._coordinates import AbstractCoordinates
 from ._declared import declared_conserved
 from ._guard import Guard
 from ._guarded import GuardedField, bare
@@ -27,34 +28,37 @@ class HybridField(GuardedField):
     field = sx.HybridField(known, sx.MLPField(3, 16, 2, key=key), gate=0.0, conserve=True)
     ```
 
-    | `mode` | dy/dt | keeps |
-    |---|---|---|
-    | `"additive"` | known + g learned | what `conserve` says; can make a concentration negative |
-    | `"additive_rates"` | N (v + g learned) | all that N conserves |
-    | `"multiplicative_rates"` | N (v exp(g learned)) | that, and the signs of the rates: where the reaction network keeps concentrations positive, so does this |
+    With v and N the rates and the stoichiometry of `known`, and g the gate (1 without one),
+    dy/dt is, by `mode`,
 
-    v and N are the rates and the stoichiometry of `known`, and g is the gate, 1 without one.
+    - `"additive"`: known + g learned. Keeps what `conserve` says; can make a concentration
+        negative.
+    - `"additive_rates"`: N (v + g learned). Keeps all that N conserves; can make a concentration
+        negative.
+    - `"multiplicative_rates"`: N (v exp(g learned)). Keeps all that N conserves and the signs of
+        the rates, and so keeps concentrations positive if `known` does. `learned` should be
+        bounded.
 
     **Arguments:**
 
     - `known`: any field f(t, y, args), on any state; for the modes on rates, a
         [`ReactionField`][]. If it is guarded, its guard becomes that of the whole.
-    - `learned`: any callable f(t, y, args), without a guard of its own. It returns the structure and
-        shapes of the state; for the modes on rates, an array of shape `(reactions,)`.
-    - `mode`: see the table.
+    - `learned`: any callable f(t, y, args), without a guard of its own. It returns the structure
+        and shapes of the state; for the modes on rates, an array of shape `(reactions,)`.
+    - `mode`: one of these.
     - `gate`: `None` (no gate), or the initial value of a trainable number g. At `0.0` the hybrid
         starts as the known field exactly, and the gate opens with the first step of training
         (Bachlechner et al. 2021, ReZero is all you need).
-    - `conserve`: `True` projects the learned part, orthogonally, so that the conserved quantities that
-        `known` declares are kept to rounding, and hands them to the steady-state engine; rows L, shape
-        `(quantities, components)`, do the same for these. `False` (the default) does neither.
-        Without use for the modes on rates, which keep all that N conserves in any case.
+    - `conserve`: `True` projects the learned part orthogonally, so that the conserved quantities
+        which `known` declares are kept to rounding, and hands them to the steady-state engine;
+        rows L, shape `(quantities, components)`, do the same for these. `False` (the default)
+        does neither. Without use for the modes on rates, which keep all that N conserves.
     - `guard`: a [`Guard`][]; by default that of `known`.
     - `jacobian`: as in [`GuardedField`][].
 
     **Raises:** `TypeError` or `ValueError` for parts that do not fit each other, `conserve=True`
     where `known` declares nothing, and a guarded `learned`.
-    """  # noqa: E501
+    """
 
     _known: Split
     _learned: Split
@@ -140,15 +144,22 @@ class HybridField(GuardedField):
 
 
 def _number(gate: Any) -> Array:
-    gate = jnp.asarray(gate, jnp.result_type(float))
+    gate = jnp.asarray(gate)
+    if not jnp.issubdtype(gate.dtype, jnp.floating):
+        gate = gate.astype(float)
     if gate.shape != ():
         raise ValueError(f"`gate` must be None or one number, got shape {gate.shape}.")
-    return gate
+    return jnp.asarray(gate, gate.dtype)  # a Python float is a weak type
 
 
 def _rows(known: VF, mode: str, conserve: Any) -> Frozen | None:
     declared = declared_conserved(known)
     if isinstance(conserve, bool):
+        if conserve and isinstance(known, AbstractCoordinates):
+            raise ValueError(
+                f"`conserve=True` for a `{type(known).__name__}`: what its field conserves is not "
+                "linear in its coordinates. Put the `HybridField` inside."
+            )
         if conserve and declared is None:
             raise ValueError(
                 "`conserve=True`, but `known` declares nothing that it conserves (an attribute "

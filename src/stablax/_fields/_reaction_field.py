@@ -4,20 +4,30 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from .._linalg import as_jacobian, combination
-from .._static import Frozen, Split, concrete_array, is_traced
+from .._static import Frozen, Split
 from .._types import typechecked
 from ._declared import conserved_by
 from ._guard import Guard
 from ._guarded import GuardedField
 from ._kinetics import RateLaws
+from ._network import (
+    ByName,
+    check_laws,
+    checked_matrix,
+    input_functions,
+    is_text,
+    matrix_of,
+    one_each,
+    reaction_of,
+    species_names,
+    species_of,
+)
 from ._rate_laws import AbstractRateLaw
-from ._reaction import Equation, Reaction, closest, parse, pointed
+from ._reaction import Reaction, closest, parse
 
 
 @final
@@ -62,15 +72,19 @@ class ReactionField(GuardedField):
     - `guard`: a [`Guard`][]; by default `Guard(lower=0.0)`.
     - `jacobian`: as in [`GuardedField`][].
 
+    **Attributes:** `stoichiometry` (N, a [`Frozen`][] array), `reactions` (a [`Reaction`][] for
+    each column of N), `species` and `inputs` (names), `conserved` and `laws`.
+
     **Raises:** `ValueError` for a text that is no reaction (it points at the place), a name that
     is neither species nor input, a law that does not fit its reaction.
     """
 
     stoichiometry: Frozen
     _kinetics: Split
-    _inputs: Split
+    _functions: Split  # of the inputs
     reactions: tuple[Reaction, ...] = eqx.field(static=True)
     species: tuple[str, ...] = eqx.field(static=True)
+    inputs: tuple[str, ...] = eqx.field(static=True)
 
     @typechecked
     def __init__(
@@ -83,32 +97,33 @@ class ReactionField(GuardedField):
         guard: Guard = Guard(lower=0.0),
         jacobian: Any = None,
     ):
-        functions = _input_functions(inputs)
+        functions = input_functions(inputs)
         if isinstance(stoichiometry, str):
             raise TypeError(
                 f'`stoichiometry` must be a list of texts, such as `["{stoichiometry}"]`.'
             )
-        if _is_text(stoichiometry):
+        if is_text(stoichiometry):
             equations = [parse(text, f"Reaction {i + 1}") for i, text in enumerate(stoichiometry)]
-            self.species = _species_of(equations, stoichiometry, species, tuple(functions))
+            self.species = species_of(equations, stoichiometry, species, tuple(functions))
             self.reactions = tuple(r for equation in equations for r in equation.reactions())
-            laws = rates if callable(rates) else _one_each(equations, stoichiometry, rates)
-            matrix = _matrix(self.reactions, self.species)
+            laws = rates if callable(rates) else one_each(equations, stoichiometry, rates)
+            matrix = matrix_of(self.reactions, self.species)
         else:
-            matrix = _checked_matrix(stoichiometry)
-            self.species = _names(species, len(matrix))
-            self.reactions = tuple(_reaction(column, self.species) for column in matrix.T)
+            matrix = checked_matrix(stoichiometry)
+            self.species = species_names(species, len(matrix))
+            self.reactions = tuple(reaction_of(column, self.species) for column in matrix.T)
             laws = rates
         clash = set(self.species) & set(functions)
         if clash:
             raise ValueError(f"`{min(clash)}` is a species and an input.")
         self.stoichiometry = Frozen(matrix)
-        self._inputs = Split(functions, "inputs")
+        self.inputs = tuple(functions)
+        self._functions = Split(tuple(functions.values()), "inputs")
         if callable(laws):
             kinetics = laws
         else:
-            _check_laws(laws, len(self.reactions))
-            kinetics = RateLaws(self.reactions, laws, (*self.species, *functions))
+            check_laws(laws, len(self.reactions))
+            kinetics = RateLaws(self.reactions, laws, (*self.species, *self.inputs))
         self._kinetics = Split(kinetics, "rates")
         self.guard = guard
         self.jacobian = as_jacobian(jacobian)
@@ -118,19 +133,22 @@ class ReactionField(GuardedField):
         """What computes the rates: the laws together, or the function that was given."""
         return self._kinetics.tree
 
-    @property
-    def inputs(self) -> dict[str, Callable]:
-        """The inputs, by name."""
-        return self._inputs.tree
-
     def rates(self, t: Any, y: Any, args: Any) -> Array:
-        """The rate v of each reaction at `(t, y, args)`, shape `(reactions,)`."""
-        if not isinstance(y, jax.Array) or y.shape != (len(self.species),):
-            shown = getattr(y, "shape", type(y).__name__)
+        """The rate v of each reaction.
+
+        **Arguments:**
+
+        - `t`, `y`, `args`: time, state and condition, as for a call of the field; unguarded.
+
+        **Returns:** an array of shape `(reactions,)`, in the order of `reactions`.
+        """
+        shown = getattr(y, "shape", type(y).__name__)
+        if shown != (len(self.species),):
             raise ValueError(
                 f"This `ReactionField` takes a state of shape ({len(self.species)},), got {shown}. "
                 "`field.state({...})` makes one from names."
             )
+        y = jnp.asarray(y)
         kinetics = self.kinetics
         if isinstance(kinetics, RateLaws):
             return kinetics(self._quantities(t, y, args))
@@ -146,12 +164,12 @@ class ReactionField(GuardedField):
         return jnp.asarray(self.stoichiometry.value, y.dtype) @ self.rates(t, y, args)
 
     def _quantities(self, t, y, args) -> Array:
-        functions = self.inputs
-        if not functions:
+        """The species and the inputs."""
+        if not self.inputs:
             return y
-        named = dict(zip(self.species, y, strict=True))
+        named = ByName(self.species, y)
         values = []
-        for name, function in functions.items():
+        for name, function in zip(self.inputs, self._functions.tree, strict=True):
             value = jnp.asarray(function(t, named, args), y.dtype)
             if value.shape != ():
                 raise ValueError(f"The input `{name}` must be a number, got shape {value.shape}.")
@@ -239,147 +257,3 @@ class ReactionField(GuardedField):
             return "\n".join([*lines, *(f"  {text}" for text in texts), f"  {self.kinetics!r}"])
         each = zip(texts, laws, strict=True)
         return "\n".join([*lines, *(f"  {text:{width}}  {law!r}" for text, law in each)])
-
-
-# --- what the constructor is given ------------------------------------------------------------
-
-
-def _is_text(stoichiometry: Any) -> bool:
-    return (
-        isinstance(stoichiometry, Sequence)
-        and len(stoichiometry) > 0
-        and all(isinstance(x, str) for x in stoichiometry)
-    )
-
-
-class _FromArgs(eqx.Module):
-    """Looks an input up in `args`."""
-
-    name: str = eqx.field(static=True)
-
-    def __call__(self, t, y, args):
-        try:
-            return args[self.name]
-        except (TypeError, KeyError, IndexError):
-            known = f"has {', '.join(map(repr, args))}" if isinstance(args, Mapping) else repr(args)
-            raise ValueError(
-                f"The input `{self.name}` is looked up in `args`, which must be a mapping such as "
-                f"`{{'{self.name}': 1.0}}`, and {'is ' if 'has' not in known else ''}{known}."
-            ) from None
-
-
-def _input_functions(inputs) -> dict[str, Callable]:
-    if isinstance(inputs, str):
-        raise TypeError(f'`inputs` must be a tuple of names, such as `("{inputs}",)`.')
-    if not isinstance(inputs, Mapping):
-        inputs = {name: _FromArgs(name) for name in inputs}
-    for name in inputs:
-        _check_name(name, "inputs")
-    return dict(inputs)
-
-
-def _check_name(name: Any, what: str) -> None:
-    if not (isinstance(name, str) and name.isidentifier()):
-        raise ValueError(f"`{what}` must be names of letters, digits and `_`, got {name!r}.")
-
-
-def _names(species: Sequence[str] | None, size: int) -> tuple[str, ...]:
-    names = tuple(f"y{i}" for i in range(size)) if species is None else tuple(species)
-    for name in names:
-        _check_name(name, "species")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`species` names `{twice}` twice.")
-    if len(names) != size:
-        raise ValueError(f"`species` has {len(names)} names, but N has {size} rows.")
-    return names
-
-
-def _species_of(
-    equations: Sequence[Equation], texts: Sequence[str], species, inputs: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The names of the species, and a check of every name in the reactions."""
-    if species is not None:
-        species = _names(species, len(species))
-    found: dict[str, None] = {}
-    for i, (equation, text) in enumerate(zip(equations, texts, strict=True)):
-        left = {term.name for term in equation.left}
-        for term in (*equation.left, *equation.right):
-            if term.name in inputs:
-                if term.name not in left:
-                    message = f"Reaction {i + 1}: the input `{term.name}` cannot be produced."
-                    raise ValueError(pointed(message, text, term.position))
-            elif species is None or term.name in species:
-                found[term.name] = None
-            else:
-                message = (
-                    f"Reaction {i + 1}: `{term.name}` is neither in `species` nor in `inputs`. "
-                    + closest(term.name, (*species, *inputs))
-                )
-                raise ValueError(pointed(message, text, term.position))
-    if not found and species is None:
-        raise ValueError("The reactions have no species: every name in them is an input.")
-    return tuple(found) if species is None else species
-
-
-def _one_each(equations, texts, rates: Sequence[Any]) -> list[Any]:
-    """One law for each direction."""
-    if len(rates) != len(equations):
-        raise ValueError(
-            f"`rates` has {len(rates)} rate laws for {len(equations)} reactions: one for each, "
-            "and a pair (forward, backward) for a reversible one."
-        )
-    laws = []
-    for i, (equation, text, rate) in enumerate(zip(equations, texts, rates, strict=True)):
-        pair = isinstance(rate, tuple | list)
-        if pair != equation.reversible or (pair and len(rate) != 2):
-            wanted = (
-                "is reversible: it needs a pair (forward, backward) of rate laws"
-                if equation.reversible
-                else "goes one way: it needs one rate law"
-            )
-            raise ValueError(f"Reaction {i + 1}, `{text}`, {wanted}, got {rate!r}.")
-        laws.extend(rate if pair else [rate])
-    return laws
-
-
-def _check_laws(laws: Sequence[Any], count: int) -> None:
-    if len(laws) != count:
-        raise ValueError(f"`rates` has {len(laws)} rate laws for {count} reactions.")
-    for i, law in enumerate(laws):
-        if not isinstance(law, AbstractRateLaw):
-            raise TypeError(
-                f"`rates[{i}]` must be a rate law, such as `MassAction(1.0)`, got {law!r}."
-            )
-
-
-def _matrix(reactions: Sequence[Reaction], species: tuple[str, ...]) -> np.ndarray:
-    matrix = np.zeros((len(species), len(reactions)))
-    for column, reaction in enumerate(reactions):
-        for sign, side in ((-1, reaction.reactants), (1, reaction.products)):
-            for name, coefficient in side:
-                if name in species:
-                    matrix[species.index(name), column] += sign * coefficient
-    return matrix
-
-
-def _checked_matrix(stoichiometry: Any) -> np.ndarray:
-    if is_traced(stoichiometry):
-        return concrete_array(stoichiometry, "stoichiometry")  # raises
-    try:
-        matrix = np.asarray(concrete_array(stoichiometry, "stoichiometry"), float)
-    except (TypeError, ValueError):
-        matrix = np.zeros(())
-    if matrix.ndim != 2 or 0 in matrix.shape or not np.isfinite(matrix).all():
-        raise ValueError(
-            "`stoichiometry` must be a list of reactions as text, or a finite matrix of shape "
-            f"(species, reactions), got {stoichiometry!r}."
-        )
-    return matrix
-
-
-def _reaction(column: np.ndarray, species: tuple[str, ...]) -> Reaction:
-    side = lambda sign: tuple(
-        (name, float(sign * n)) for name, n in zip(species, column, strict=True) if sign * n > 0
-    )
-    return Reaction(side(-1), side(1))
