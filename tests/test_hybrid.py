@@ -38,7 +38,7 @@ def hybrids() -> dict[str, Any]:
     keys = jr.split(jr.key(0), 3)
     known = network()
     return {
-        "additive": sx.HybridField(known, sx.MLPField(4, 8, 1, key=keys[0]), conserve=True),
+        "additive": sx.HybridField(known, Learned(4, 4, keys[0]), conserve=True),
         "additive_rates": sx.HybridField(
             known, Learned(4, 4, keys[1]), mode="additive_rates", gate=0.7
         ),

@@ -14,7 +14,9 @@ from ._declared import conserved_by
 from ._guard import Guard
 from ._guarded import GuardedField
 from ._kinetics import RateLaws
-from ._network import (
+from ._rate_laws import AbstractRateLaw
+from ._reaction import Reaction, closest, parse
+from ._reaction_input import (
     ByName,
     check_laws,
     checked_matrix,
@@ -26,8 +28,6 @@ from ._network import (
     species_names,
     species_of,
 )
-from ._rate_laws import AbstractRateLaw
-from ._reaction import Reaction, closest, parse
 
 
 @final
