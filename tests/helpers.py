@@ -97,6 +97,68 @@ FIELDS: dict[str, Case] = {
         sx.Guard(-2.0, 2.0),
         jnp.array([0.5, -0.5]),
     ),
+    "ReactionField": Case(
+        lambda guard: sx.ReactionField(
+            ["A + 2 B <-> C", "C + drug -> A", "B -> 0", "0 -> B", "A -> C"],
+            [
+                (sx.MassAction(2.0), sx.MassAction("off")),
+                sx.MassAction(sx.Frozen(0.3)) * sx.NeuralRate(("A", "drug"), key=jax.random.key(2)),
+                sx.MichaelisMenten(1.0, 0.5),
+                sx.Hill(0.4, 0.7, 2.5, of="C", represses=True),
+                sx.Hill(0.4, 0.7, 1.5) * sx.MassAction(1.0),
+            ],
+            inputs=("drug", "off"),
+            guard=guard,
+        ),
+        sx.Guard(0.0, np.array([10.0, np.inf, 20.0])),
+        jnp.array([0.5, 2.0, 0.3]),
+        args={"drug": jnp.array(0.7), "off": jnp.array(0.1)},
+    ),
+    "HybridField, dict state": Case(
+        lambda guard: sx.HybridField(
+            Pendulum(jnp.array([1.0, 2.0])),
+            lambda t, y, args: jax.tree.map(jnp.sin, y),
+            gate=0.5,
+            conserve=[[0.0, 1.0, -1.0]],
+            guard=guard,
+        ),
+        sx.Guard({"q": np.array([-3.0, -4.0]), "p": -5.0}, {"q": 4.0, "p": None}),
+        {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
+    ),
+    "HybridField, rates": Case(
+        lambda guard: sx.HybridField(
+            sx.ReactionField(["2 A <-> B"], [(sx.MassAction(2.0), sx.MassAction(0.3))]),
+            sx.MLPField(2, 4, 1, key=jax.random.key(3)),
+            mode="multiplicative_rates",
+            guard=guard,
+        ),
+        sx.Guard(0.0, np.array([10.0, np.inf])),
+        jnp.array([0.5, 2.0]),
+    ),
+    "LogField": Case(
+        lambda guard: sx.LogField(SquareRoot(jnp.array([1.5, 0.3])), guard=guard),
+        sx.Guard(np.array([-30.0, -np.inf]), 5.0),
+        jnp.array([-0.5, 2.0]),
+    ),
+    "LogField with an offset": Case(
+        lambda guard: sx.LogField(
+            SquareRoot(jnp.array([1.5, 0.3])), offset=np.array([0.1, 2.0]), guard=guard
+        ),
+        sx.Guard(0.0, 5.0),
+        jnp.array([0.5, 2.0]),
+    ),
+    "SoftplusField": Case(
+        lambda guard: sx.SoftplusField(SquareRoot(jnp.array([1.5, 0.3])), scale=0.5, guard=guard),
+        sx.Guard(-30.0, 5.0),
+        jnp.array([-0.5, 2.0]),
+    ),
+    "ScaledField, dict state": Case(
+        lambda guard: sx.ScaledField(
+            Pendulum(jnp.array([1.0, 2.0])), {"q": np.array([1.0, 2.0]), "p": 3.0}, guard=guard
+        ),
+        sx.Guard({"q": np.array([-3.0, -4.0]), "p": -5.0}, {"q": 4.0, "p": None}),
+        {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
+    ),
 }
 
 

@@ -93,7 +93,9 @@ def test_the_public_names_of_the_design():
     Dense Banded Sparse MatrixFree check_jacobian DiscreteAdjoint simulate_batch STATUS Newton
     PseudoTransient Integrate Chain AbstractSteadyMethod Attempt SteadyProblem conserved_quantities
     ConservedQuantities WarmStart diagnose check_gradient stiffness stiffness_along with_options
-    Cause StepLog GuardCounts SampleCounts Suggestion Diagnosis GradientCheck Stiffness plot"""
+    Cause StepLog GuardCounts SampleCounts Suggestion Diagnosis GradientCheck Stiffness plot
+    ReactionField AbstractRateLaw MassAction MichaelisMenten Hill
+    NeuralRate HybridField LogField SoftplusField ScaledField"""
     assert set(expected.split()) <= set(PUBLIC)
 
 

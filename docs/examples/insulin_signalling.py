@@ -223,7 +223,7 @@ def make_problem(key) -> Problem:
         log_k=np.log10(PUBLISHED),
         bounds=np.array([(-6.0, np.log10(5e5))] * len(RATES)),
     )
-    fine_ts, states = curves(problem, problem.log_k)
+    fine_ts, states = curves(problem, build_model(problem, problem.log_k))
     signal, _ = predict(problem, states[condition, np.searchsorted(fine_ts, t)])
     largest = np.array([np.max(signal, where=scale == s, initial=0) for s in range(len(series))])
     noise = NOISE * jr.normal(key, signal.shape)
@@ -303,14 +303,14 @@ def fine_doses(problem: Problem) -> np.ndarray:
     return np.append(0.0, np.geomspace(least / 4, most, 40))
 
 
-def curves(problem: Problem, log_k):
-    """The states at finely spaced times, in the problem's conditions and then at `fine_doses`:
-    `(times, states)`, of shapes `(times,)` and `(conditions, times, 9)`."""
+def curves(problem: Problem, model: sx.SteadyThenSimulate):
+    """The states of a model at finely spaced times, in the problem's conditions and then at
+    `fine_doses`: `(times, states)`, of shapes `(times,)` and `(conditions, times, 9)`."""
     ts = np.union1d(problem.ts, problem.ts[-1] * np.linspace(0, 1, 201) ** 2)
     fine = fine_doses(problem)[:, None] * [1.0, 0.0]
     doses, times = problem.insulin
     insulin = np.concatenate([doses, fine]), np.concatenate([times, np.zeros_like(fine)])
-    simulations = simulate(build_model(problem, log_k), problem.y0, ts, insulin, problem.steady)
+    simulations = simulate(model, problem.y0, ts, insulin, problem.steady)
     if not sx.is_successful(simulations).all():
         print(sx.explain(simulations))
     return ts, np.asarray(simulations.ys)
@@ -319,24 +319,31 @@ def curves(problem: Problem, log_k):
 STYLES = ({"color": "0.6", "ls": "--"}, {"color": "tab:blue", "lw": 2})
 
 
-def draw(problem: Problem, fits: dict[str, np.ndarray], path: Path) -> None:
-    """One panel for each series of data: measurements, and the curves of `fits`, which maps names
-    to rate constants."""
-    series = np.unique(np.stack([problem.scale, problem.observable], axis=1), axis=0)
-    height = math.ceil(len(series) / 2)
+def draw(problem: Problem, fits: dict[str, sx.SteadyThenSimulate], path: Path) -> None:
+    """Measurements and the curves of models, by name, in a figure."""
+    count = len(_series(problem))
+    height = math.ceil(count / 2)
     figure = Figure(figsize=(9.5, 3.4 * height), layout="constrained")
-    panels = figure.subplots(height, min(2, len(series)), squeeze=False).ravel()
-    for (name, log_k), style in zip(fits.items(), STYLES, strict=True):
-        ts, states = curves(problem, log_k)
+    panels = figure.subplots(height, min(2, count), squeeze=False).ravel()
+    draw_series(problem, fits, panels)
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def draw_series(problem: Problem, fits: dict[str, sx.SteadyThenSimulate], panels) -> None:
+    """One panel for each series of data: measurements, and the curves of models, by name."""
+    for (name, model), style in zip(fits.items(), STYLES, strict=True):
+        ts, states = curves(problem, model)
         at_data = states[problem.condition, np.searchsorted(ts, problem.ts[problem.time])]
         factors = np.asarray(predict(problem, at_data)[1])
-        for panel, (scale, index) in zip(panels, series, strict=False):
+        for panel, (scale, index) in zip(panels, _series(problem), strict=False):
             rows = (problem.scale == scale) & (problem.observable == index)
             for x, times, followed in _lines(problem, rows, ts, states):
                 offset, slope = observe(problem, index, followed, times)
                 panel.plot(x, offset + factors[scale] * slope, label=name, **style)
                 name = f"_{name}"  # one entry in the legend
-    for panel, (scale, index) in zip(panels, series, strict=False):
+    for panel, (scale, index) in zip(panels, _series(problem), strict=False):
         _draw_data(problem, (problem.scale == scale) & (problem.observable == index), panel)
         panel.set_ylabel(f"{problem.observables[index].name} [arbitrary units]")
         # The peak between the first measurements can be far above them.
@@ -344,9 +351,11 @@ def draw(problem: Problem, fits: dict[str, np.ndarray], path: Path) -> None:
         top = min(1.4 * measured.max(), panel.get_ylim()[1])
         panel.set_ylim(min(0.0, measured.min()) - 0.08 * top, top)
     panels[0].legend(frameon=False)
-    for panel in panels[len(series) :]:
-        panel.set_axis_off()
-    figure.savefig(path, dpi=110)
+
+
+def _series(problem: Problem) -> np.ndarray:
+    """The scaling factor and the observable of each series."""
+    return np.unique(np.stack([problem.scale, problem.observable], axis=1), axis=0)
 
 
 def _is_dose_response(problem: Problem, rows) -> bool:
@@ -416,7 +425,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{rows} measurements in {conditions} conditions; every rate constant up to 10x wrong")
     log_k, before, after = fit(problem, start, steps=steps)
     print(f"misfit before: {before:.4g}\nmisfit after:  {after:.4g}   (1 is noise alone)")
-    draw(problem, {"start": start, "fit": log_k}, args.output)
+    fits = {name: build_model(problem, k) for name, k in (("start", start), ("fit", log_k))}
+    draw(problem, fits, args.output)
     print(f"figure: {args.output}\ntime: {time.perf_counter() - began:.0f} s")
 
 

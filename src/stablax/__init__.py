@@ -20,11 +20,25 @@ from ._diagnostics import (
     stiffness_along as stiffness_along,
 )
 from ._fields import (
+    AbstractCoordinates as AbstractCoordinates,
+    AbstractRateLaw as AbstractRateLaw,
     Guard as Guard,
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
+    Hill as Hill,
+    HybridField as HybridField,
+    LogField as LogField,
+    MassAction as MassAction,
+    MichaelisMenten as MichaelisMenten,
     MLPField as MLPField,
+    NeuralRate as NeuralRate,
+    ProductRate as ProductRate,
+    Reaction as Reaction,
+    ReactionField as ReactionField,
+    ScaledField as ScaledField,
+    SoftplusField as SoftplusField,
+    rate_constant as rate_constant,
 )
 from ._linalg import (
     Banded as Banded,

@@ -1,4 +1,13 @@
 from ._activity import GuardActivity as GuardActivity
+from ._constants import rate_constant as rate_constant
+from ._coordinates import (
+    AbstractCoordinates as AbstractCoordinates,
+    LogField as LogField,
+    ScaledField as ScaledField,
+    SoftplusField as SoftplusField,
+    innermost as innermost,
+)
+from ._declared import declared_conserved as declared_conserved
 from ._gate import off_the_walls as off_the_walls
 from ._guard import Guard as Guard
 from ._guarded import (
@@ -9,4 +18,15 @@ from ._guarded import (
     evaluate_aside as evaluate_aside,
     evaluate_ungated as evaluate_ungated,
 )
+from ._hybrid import HybridField as HybridField
 from ._mlp import MLPField as MLPField
+from ._rate_laws import (
+    AbstractRateLaw as AbstractRateLaw,
+    Hill as Hill,
+    MassAction as MassAction,
+    MichaelisMenten as MichaelisMenten,
+    NeuralRate as NeuralRate,
+    ProductRate as ProductRate,
+)
+from ._reaction import Reaction as Reaction
+from ._reaction_field import ReactionField as ReactionField

@@ -42,7 +42,7 @@ def _number(x: Any, name: str) -> float:
     return float(value)
 
 
-def _broadcast(prefix: PyTree, full: PyTree) -> list | None:
+def broadcast_prefix(prefix: PyTree, full: PyTree) -> list | None:
     """The leaves of `prefix`, one for each leaf of `full`; None if it is not a prefix."""
     out: list = []
     try:
@@ -53,9 +53,9 @@ def _broadcast(prefix: PyTree, full: PyTree) -> list | None:
 
 
 def _check_order(lower: PyTree, upper: PyTree) -> None:
-    lowers, uppers = jtu.tree_leaves(lower), _broadcast(upper, lower)
+    lowers, uppers = jtu.tree_leaves(lower), broadcast_prefix(upper, lower)
     if uppers is None:
-        lowers, uppers = _broadcast(lower, upper), jtu.tree_leaves(upper)
+        lowers, uppers = broadcast_prefix(lower, upper), jtu.tree_leaves(upper)
     if lowers is None:
         raise ValueError(
             "`lower` and `upper` cannot belong to one state: their structures are "
@@ -166,7 +166,7 @@ class Guard:
         if bounds is None:
             fitted = [np.asarray(missing)] * len(leaves)
         else:
-            fitted = _broadcast(bounds, y)
+            fitted = broadcast_prefix(bounds, y)
         if fitted is None:
             hint = (
                 " A list or tuple is tree structure: for the components of an array, use "

@@ -163,6 +163,11 @@ def _parts(field: GuardedField | Guarded) -> tuple[Guard, VF, str]:
     return field.guard, field.vector_field, f"`{type(field).__name__}.vector_field`"
 
 
+def bare(field: VF) -> tuple[Guard, VF]:
+    """The guard of a field (the empty one if it has none), and the field without it."""
+    return _parts(as_guarded(field))[:2]
+
+
 def evaluate(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, rounding: float = 0.0
 ) -> PyTree:

@@ -8,4 +8,10 @@ from ._dense import (
 )
 from ._jacobian import AbstractJacobian as AbstractJacobian, Factored as Factored
 from ._matrix_free import MatrixFree as MatrixFree
+from ._null_space import (
+    combination as combination,
+    echelon as echelon,
+    left_null_space as left_null_space,
+    row_projector as row_projector,
+)
 from ._sparse import Sparse as Sparse

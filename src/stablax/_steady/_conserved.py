@@ -7,17 +7,17 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._fields import Guarded
+from .._fields import declared_conserved
+from .._linalg import row_projector
 from .._static import Frozen, concrete_array
 from ._detect import ConservedQuantities
-from ._null_space import left_null_space
 
 
 def as_conserved(conserved: Any, field: Any = None) -> Frozen | str | None:
     """`conserved` as a static value, so that equal rows share one compilation. Without it, what
     `field` declares."""
     if conserved is None:
-        return _of_field(field)
+        return declared_conserved(field)
     if isinstance(conserved, ConservedQuantities):
         return conserved.rows
     if isinstance(conserved, Frozen):
@@ -30,29 +30,6 @@ def as_conserved(conserved: Any, field: Any = None) -> Frozen | str | None:
             )
         return conserved
     return Frozen(concrete_array(conserved, "conserved"))
-
-
-def _of_field(field: Any) -> Frozen | None:
-    """Rows that a field declares as `conserved`, or that follow from its `stoichiometry`."""
-    if isinstance(field, Guarded):
-        field = field.fn
-    for name in ("conserved", "stoichiometry"):
-        declared = getattr(field, name, None)
-        if declared is None or callable(declared):
-            continue
-        if isinstance(declared, ConservedQuantities):
-            return declared.rows
-        what = f"{type(field).__name__}.{name}"
-        matrix = concrete_array(declared, what)
-        if name == "conserved":
-            return Frozen(matrix)
-        if matrix.ndim != 2 or not np.isfinite(matrix).all():
-            raise ValueError(
-                f"`{what}` has shape {matrix.shape}; it must be a finite matrix with one row for "
-                "each species and one column for each reaction."
-            )
-        return Frozen(left_null_space(matrix))
-    return None
 
 
 def declared_rows(conserved: Frozen, size: int) -> np.ndarray:
@@ -75,14 +52,7 @@ def declared_projector(conserved: Frozen | None, size: int) -> np.ndarray:
     """The orthogonal projector onto the rows of L."""
     if conserved is None:
         return np.zeros((size, size))
-    rows = declared_rows(conserved, size)
-    # Through the singular value decomposition, so that redundant rows are harmless.
-    scaled = rows / np.maximum(
-        np.abs(rows).max(axis=1, keepdims=True, initial=0), np.finfo(float).tiny
-    )
-    _, sizes, basis = np.linalg.svd(scaled, full_matrices=False)
-    basis = basis[sizes > 1e-10 * sizes.max(initial=0)]
-    return basis.T @ basis
+    return row_projector(declared_rows(conserved, size))
 
 
 def refuse_rows(conserved: Frozen, field, y0: Float[Array, " n"], clip) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
-from .._fields import as_guarded
+from .._fields import as_guarded, innermost
+from .._linalg import combination, echelon
 from .._states import as_args, as_state, component_names, state_dtype
 from .._static import Frozen, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._null_space import echelon
 
 
 def states_near(y0: Array, clip: Callable, count: int) -> Array:
@@ -109,20 +109,9 @@ class ConservedQuantities:
     def __repr__(self) -> str:
         if not len(self):
             return f"No conserved quantity among {len(self.names)} components."
-        lines = [_term_by_term(row, self.names) for row in self.rows.value]
+        lines = [combination(row, self.names) for row in self.rows.value]
         count = f"{len(self)} conserved quantit" + ("y" if len(self) == 1 else "ies")
         return "\n  ".join([f"{count} (gap {self.gap:.1g}):", *lines])
-
-
-def _term_by_term(row: np.ndarray, names: tuple[str, ...]) -> str:
-    text = ""
-    for weight, name in zip(row, names, strict=True):
-        if weight == 0:
-            continue
-        size = "" if abs(weight) == 1 else f"{abs(weight):.6g} "
-        sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
-        text += f"{sign}{size}{name}"
-    return text
 
 
 @typechecked
@@ -160,6 +149,7 @@ def conserved_quantities(
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
     args, t = as_args(args, dtype), jnp.asarray(t, dtype)
+    field, y0 = innermost(field, y0)
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     flat_field = lambda y: ravel_pytree(guarded(t, unravel(y), args))[0]

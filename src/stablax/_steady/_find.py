@@ -12,10 +12,18 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from .._failure import raise_if
-from .._fields import as_guarded, evaluate_ungated
+from .._fields import AbstractCoordinates, as_guarded, evaluate_ungated, innermost
 from .._linalg import Dense
 from .._results import RESULTS, is_okay, message
-from .._states import all_finite, as_args, as_state, component_names, state_dtype
+from .._states import (
+    all_finite,
+    as_args,
+    as_state,
+    component_names,
+    finite_or_zero,
+    select,
+    state_dtype,
+)
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._chain import Chain, as_chain, run_chain
@@ -140,6 +148,7 @@ def refuse_rows_of(steady: SteadyState, field: VF, y0, args: Args, t: Array, con
         return
     if not np.any(steady.result == RESULTS.not_conserved):
         return
+    field, y0 = innermost(field, y0)
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     refuse_rows(
@@ -196,6 +205,8 @@ def steady_state(
     guess: WarmStart | None,
 ) -> SteadyState:
     """[`find_steady_state`][] for checked inputs, inside `jit`."""
+    if isinstance(field, AbstractCoordinates):
+        return _in_coordinates(field, y0, args, t, options, conserved, guess)
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     # What the user's code closes over becomes an explicit input.
@@ -262,6 +273,29 @@ def steady_state(
         component=verdict.component,
         stable=verdict.stable if with_stability(flat_y0.size, options.stability) else None,
         stages=options.chain.names,
+    )
+
+
+def _in_coordinates(
+    field: AbstractCoordinates, y0, args, t, options, conserved, guess
+) -> SteadyState:
+    """Found in the coordinates of the field inside, where conserved quantities are linear."""
+    inside = field.from_(y0)
+    if guess is not None:
+        guess = eqx.tree_at(lambda g: g.y, guess, field.from_(guess.y))
+    steady = steady_state(field.field, inside, args, t, options, conserved, guess)
+    there = field.to(_stopped(steady.y))
+    result, finite = steady.result, all_finite(there)
+    result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)
+    guard = field.guard
+    if guard.reject:
+        contained = guard.contains(there, options.rtol, options.atol)
+        result = RESULTS.where(is_okay(result) & ~contained, RESULTS.left_bounds, result)
+    # A state without finite coordinates has no derivative either.
+    y = field.to(select(finite, steady.y, _stopped(inside)))
+    y = select(is_okay(result), y, finite_or_zero(_stopped(y)))
+    return eqx.tree_at(
+        lambda s: (s.y, s.result), steady, (y, result), is_leaf=lambda x: isinstance(x, RESULTS)
     )
 
 

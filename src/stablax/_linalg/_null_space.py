@@ -6,6 +6,16 @@ from fractions import Fraction
 import numpy as np
 
 
+def row_projector(rows: np.ndarray) -> np.ndarray:
+    """The orthogonal projector onto the span of `rows`, which may be redundant."""
+    scaled = rows / np.maximum(
+        np.abs(rows).max(axis=1, keepdims=True, initial=0), np.finfo(float).tiny
+    )
+    _, sizes, basis = np.linalg.svd(scaled, full_matrices=False)
+    basis = basis[sizes > 1e-10 * sizes.max(initial=0)]
+    return basis.T @ basis
+
+
 def left_null_space(matrix: np.ndarray) -> np.ndarray:
     """Rows L with L N = 0 for a stoichiometric matrix N, shape `(species, reactions)`.
 
@@ -92,3 +102,15 @@ def echelon(rows: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
         done += 1
     rows[np.abs(rows) <= tolerance * np.abs(rows).max(axis=1, keepdims=True, initial=0)] = 0
     return rows
+
+
+def combination(row: np.ndarray, names: tuple[str, ...]) -> str:
+    """A row in words: `A + 2 B - C`."""
+    text = ""
+    for weight, name in zip(row, names, strict=True):
+        if weight == 0:
+            continue
+        size = "" if abs(weight) == 1 else f"{abs(weight):.6g} "
+        sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+        text += f"{sign}{size}{name}"
+    return text

@@ -1,0 +1,347 @@
+"""The same dynamics in other coordinates."""
+
+import abc
+from types import ModuleType
+from typing import Any, final
+
+import equinox as eqx
+import jax.lax as lax
+import jax.nn as jnn
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._linalg import as_jacobian
+from .._states import as_state, same_shape_and_dtype
+from .._static import Split, Static, concrete_array, is_traced
+from .._types import VF, YLike, typechecked
+from ._guard import Guard, broadcast_prefix
+from ._guarded import GuardedField, bare
+
+
+class AbstractCoordinates(GuardedField):
+    """A field in other coordinates: u = to(y), du/dt = f(t, from_(u), args) du/dy, with an
+    increasing function of each component. Abstract; see [`LogField`][], [`SoftplusField`][] and
+    [`ScaledField`][].
+
+    The state of such a field is u: in `y0`, `ys`, guards and tolerances. `to` and `from_` convert
+    states, trajectories and batches.
+
+    ```python
+    logarithmic = sx.LogField(field)
+    simulation = sx.Simulate(logarithmic)(logarithmic.to(y0), ts)
+    ys = logarithmic.from_(simulation.ys)
+    ```
+
+    - **The guard** is that of the field inside, in the new coordinates: the same box (0 is -inf
+        as a logarithm), and the same `pull` to first order. How far a step may leave the box is
+        measured in the new coordinates. A number as `fill` is in units of dy/dt and cannot be
+        taken over. `guard=` gives another one, in the new coordinates.
+    - **Steady states and conserved quantities** are found in the coordinates of the field inside,
+        where conserved quantities are linear: what that field declares is kept, rows given as
+        `conserved=` are rows of its state, and so are `rtol` and `atol` of the search. `y0`,
+        `guess` and the state found are in the new coordinates.
+    """
+
+    _field: eqx.AbstractVar[Split]
+    size: eqx.AbstractVar[Static]  # numbers, a prefix of the state
+
+    @abc.abstractmethod
+    def _to(self, y: Any, size: np.ndarray, xp: ModuleType) -> Any:
+        """u for one leaf of a state; `xp` is numpy or jax.numpy."""
+
+    @abc.abstractmethod
+    def _from(self, u: Array, size: np.ndarray) -> Any:
+        """y for one leaf of a state."""
+
+    @abc.abstractmethod
+    def _slope(self, u: Array, size: np.ndarray) -> Any:
+        """du/dy for one leaf of a state."""
+
+    @abc.abstractmethod
+    def _representable(self, u: Array) -> Array:
+        """u, or the least u whose y and du/dy are numbers."""
+
+    @typechecked
+    def to(self, y: YLike) -> PyTree[Array]:
+        """The new coordinates.
+
+        **Arguments:**
+
+        - `y`: a state of the field inside, a trajectory (a leading axis), or a batch of them.
+
+        **Returns:** u, of the same structure and shapes.
+
+        **Raises:** `ValueError` for a value without such a coordinate, such as the logarithm of
+        0; where `y` is traced, the coordinate is not finite.
+        """
+        y = as_state(y, "y")
+        u = self._map(lambda leaf, size: self._to(leaf, size, jnp), y)
+        if not is_traced(u):
+            for (path, a), b in zip(
+                jtu.tree_flatten_with_path(y)[0], jtu.tree_leaves(u), strict=True
+            ):
+                if np.any(np.isfinite(a) & ~np.isfinite(b)):
+                    least = np.min(np.asarray(a), where=np.isfinite(a), initial=np.inf)
+                    raise ValueError(
+                        f"`y{jtu.keystr(path)}` holds {least:g}, which has no finite coordinate in "
+                        f"a `{type(self).__name__}`. `LogField(field, offset=...)` is finite at 0."
+                    )
+        return u
+
+    @typechecked
+    def from_(self, u: YLike) -> PyTree[Array]:
+        """The coordinates of the field inside.
+
+        **Arguments:**
+
+        - `u`: a state in the new coordinates, a trajectory (a leading axis), or a batch of them.
+
+        **Returns:** y, of the same structure and shapes.
+        """
+        return self._map(self._from, as_state(u, "u"))
+
+    def vector_field(self, t, y, args):
+        u = jtu.tree_map(self._representable, y)
+        guard, fn = bare(self.field)
+        inside = _moved_into(guard, self.from_(u))
+        speed = fn(t, inside, args)
+        same_shape_and_dtype(speed, inside, f"The field inside `{type(self).__name__}`")
+        return jtu.tree_map(jnp.multiply, speed, self._map(self._slope, u))
+
+    @property
+    def field(self) -> Any:
+        """The field inside, as it was given."""
+        return self._field.tree
+
+    @property
+    def species(self) -> tuple[str, ...] | None:
+        """The names of the components, if the field inside has them."""
+        return getattr(self.field, "species", None)
+
+    def _map(self, fn, tree: PyTree[Array]) -> PyTree[Array]:
+        leaves, treedef = jtu.tree_flatten(tree)
+        sizes = broadcast_prefix(self.size.tree, tree)
+        if sizes is None:
+            raise ValueError(
+                f"The sizes of this `{type(self).__name__}` have the structure "
+                f"{jtu.tree_structure(self.size.tree)}, the state has {treedef}."
+            )
+        fitted = [
+            np.broadcast_to(size.astype(leaf.dtype), leaf.shape)
+            for size, leaf in zip(sizes, leaves, strict=True)
+        ]
+        return jtu.tree_unflatten(treedef, list(map(fn, leaves, fitted)))
+
+    def _translated_guard(self) -> Guard:
+        guard, _ = bare(self.field)
+        if guard.fill not in (None, 0.0):
+            raise ValueError(
+                f"The guard of the field inside has fill={guard.fill:g}, in units of dy/dt, which "
+                f"cannot be taken over by `{type(self).__name__}`. Give it a `guard=` of its own."
+            )
+        lower, upper = self._bounds(guard.lower, "lower"), self._bounds(guard.upper, "upper")
+        return Guard(lower, upper, fill=guard.fill, pull=guard.pull, reject=guard.reject)
+
+    def _bounds(self, bounds: PyTree, name: str) -> PyTree:
+        if bounds is None:
+            return None
+        sizes, aligned = self.size.tree, broadcast_prefix(self.size.tree, bounds)
+        if aligned is None:
+            # Bounds for the whole state, and a size for each of its parts.
+            full = broadcast_prefix(bounds, sizes)
+            if full is None:
+                raise ValueError(
+                    f"`{name}` of the guard and the sizes cannot belong to one state: their "
+                    f"structures are {jtu.tree_structure(bounds)} and {jtu.tree_structure(sizes)}."
+                )
+            aligned, structure = jtu.tree_leaves(sizes), jtu.tree_structure(sizes)
+        else:
+            full, structure = jtu.tree_leaves(bounds), jtu.tree_structure(bounds)
+
+        def translate(bound, size):
+            with np.errstate(all="ignore"):
+                bound, size = np.broadcast_arrays(bound, size)
+                moved = self._to(bound, size, np)
+            if name == "upper" and np.any(np.isnan(moved) | (moved == -np.inf)):
+                raise ValueError(
+                    f"An upper bound of the field inside is {np.min(bound):g}: a "
+                    f"`{type(self).__name__}` has no state below it."
+                )
+            return np.where(np.isnan(moved), -np.inf, moved)  # below every state
+
+        return jtu.tree_unflatten(structure, list(map(translate, full, aligned)))
+
+
+def _moved_into(guard: Guard, y: PyTree[Array]) -> PyTree[Array]:
+    """`y` without what rounding of a coordinate on a bound leaves outside the box. Its derivative
+    is that of `y`: on a bound, a clip would lose it."""
+
+    def leaf(clipped, x):
+        return jnp.where(clipped == x, x, x + lax.stop_gradient(clipped - x))
+
+    return jtu.tree_map(leaf, guard.clip(y), y)
+
+
+def innermost(field: VF, y: PyTree) -> tuple[VF, PyTree]:
+    """The field inside all coordinates, and its state."""
+    while isinstance(field, AbstractCoordinates):
+        y = field.from_(y)
+        field = field.field
+    return field, y
+
+
+def _positive(sizes: Any, name: str) -> Static:
+    def leaf(path, x):
+        value = concrete_array(x, f"{name}{jtu.keystr(path)}")
+        if value.dtype == bool or not np.issubdtype(value.dtype, np.number):
+            raise TypeError(f"`{name}` must hold numbers, got {x!r}.")
+        value = value.astype(float)
+        if not (np.isfinite(value) & (value > 0)).all():
+            raise ValueError(f"`{name}` must be positive and finite, got {x!r}.")
+        return value
+
+    return Static(jtu.tree_map_with_path(leaf, sizes), name)
+
+
+def _not_below(u: Array) -> Array:
+    """Further down, exp(u) is no number of full precision, and soon exp(-u) none at all."""
+    least = np.log(np.finfo(u.dtype).tiny).astype(u.dtype)
+    return jnp.where(u < least, least, u)
+
+
+@final
+class LogField(AbstractCoordinates):
+    """A field in logarithms: u = log y, or with an `offset` s, u = log(1 + y / s).
+
+    For positive states over many orders of magnitude: y cannot become negative, and a tolerance of
+    u is a relative tolerance of y. Without offset, y must stay above 0, and a component that
+    falls to 0 goes to -inf, stiffly. With one, u is linear in y below s, logarithmic above, and
+    finite at y = 0. The chain rule is exp(-u) f(exp(u)), in `expm1` and `log1p` with an offset;
+    below the smallest normal number (1e-308; float32: 1e-38) f / y is what it is there.
+
+    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `offset`: `None`, or s > 0 in the units of y: a number, an array that broadcasts to a leaf of
+        the state, or a PyTree of them (a prefix of the state).
+    - `guard`: in the new coordinates; by default that of `field`, translated.
+    - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
+    """
+
+    _field: Split
+    size: Static
+    shifted: bool = eqx.field(static=True)
+
+    @typechecked
+    def __init__(
+        self,
+        field: VF,
+        *,
+        offset: Any = None,
+        guard: Guard | None = None,
+        jacobian: Any = None,
+    ):
+        self._field = Split(field, "field")
+        self.size = _positive(1.0 if offset is None else offset, "offset")
+        self.shifted = offset is not None
+        self.guard = self._translated_guard() if guard is None else guard
+        self.jacobian = as_jacobian(jacobian)
+
+    def _to(self, y, size, xp):
+        return xp.log1p(y / size) if self.shifted else xp.log(y)
+
+    def _from(self, u, size):
+        return size * jnp.expm1(u) if self.shifted else jnp.exp(u)
+
+    def _slope(self, u, size):
+        return jnp.exp(-u) / size if self.shifted else jnp.exp(-u)
+
+    def _representable(self, u):
+        return _not_below(u)
+
+
+@final
+class SoftplusField(AbstractCoordinates):
+    """A field in the inverse of softplus: y = s log(1 + exp u), u = log(exp(y / s) - 1).
+
+    For positive states: logarithmic where y is small against the `scale` s, and y itself, in
+    units of s, where it is large. The chain rule is (1 + exp(-u)) f / s. As with a [`LogField`][],
+    y must stay above 0.
+
+    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `scale`: s > 0 in the units of y, as `offset` of a [`LogField`][]; by default 1.
+    - `guard`, `jacobian`: as in [`LogField`][].
+    """
+
+    _field: Split
+    size: Static
+
+    @typechecked
+    def __init__(
+        self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
+    ):
+        self._field = Split(field, "field")
+        self.size = _positive(scale, "scale")
+        self.guard = self._translated_guard() if guard is None else guard
+        self.jacobian = as_jacobian(jacobian)
+
+    def _to(self, y, size, xp):
+        z = y / size
+        return z + xp.log(-xp.expm1(-z))  # log(expm1(z)) without overflow
+
+    def _from(self, u, size):
+        return size * jnn.softplus(u)
+
+    def _slope(self, u, size):
+        return (1 + jnp.exp(-u)) / size
+
+    def _representable(self, u):
+        return _not_below(u)
+
+
+@final
+class ScaledField(AbstractCoordinates):
+    """A field in other units: u = y / s.
+
+    For components of very different sizes: in units of their typical values, one tolerance suits
+    all, and so do the weights of a network.
+
+    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `scale`: s > 0, the typical size of y: a number, an array that broadcasts to a leaf of the
+        state, or a PyTree of them (a prefix of the state).
+    - `guard`, `jacobian`: as in [`LogField`][].
+    """
+
+    _field: Split
+    size: Static
+
+    @typechecked
+    def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
+        self._field = Split(field, "field")
+        self.size = _positive(scale, "scale")
+        self.guard = self._translated_guard() if guard is None else guard
+        self.jacobian = as_jacobian(jacobian)
+
+    def _to(self, y, size, xp):
+        return y / size
+
+    def _from(self, u, size):
+        return size * u
+
+    def _slope(self, u, size):
+        return jnp.asarray(1 / size)
+
+    def _representable(self, u):
+        return u

@@ -1,0 +1,275 @@
+"""Rate laws: how fast one reaction goes."""
+
+import abc
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from .._static import Frozen, Split
+from .._types import typechecked
+from ._constants import Named, rate_constant
+from ._reaction import Reaction
+
+
+class AbstractRateLaw(eqx.Module):
+    """The rate of one reaction as a function of species and inputs. Abstract: subclass it and
+    write `reads` and `rate`. Multiplied, two laws are a law.
+
+    ```python
+    class Inhibited(sx.AbstractRateLaw):
+        vmax: Any = eqx.field(converter=sx.rate_constant)
+        km: Any = eqx.field(converter=sx.rate_constant)
+        ki: Any = eqx.field(converter=sx.rate_constant)
+        inhibitor: Any = eqx.field(converter=sx.rate_constant)  # a name
+
+        def reads(self, reaction):
+            (substrate,) = reaction.names
+            return substrate
+
+        def rate(self, x):
+            return self.vmax * x / (self.km * (1 + self.inhibitor / self.ki) + x)
+
+    law = Inhibited(2.0, 0.5, 0.1, "drug")
+    ```
+
+    Laws of one kind are evaluated together, in one `vmap` over the reactions that have them.
+    """
+
+    @abc.abstractmethod
+    def reads(self, reaction: Reaction) -> Any:
+        """The names of the species and inputs that the rate depends on, in any PyTree (a tuple, a
+        dict).
+
+        **Arguments:**
+
+        - `reaction`: the [`Reaction`][] that has this law.
+        """
+
+    @abc.abstractmethod
+    def rate(self, x: Any) -> Any:
+        """The rate [amount/time], a scalar.
+
+        **Arguments:**
+
+        - `x`: the values of what `reads` names, in the same PyTree. Constants made by
+            [`rate_constant`][] are numbers here.
+        """
+
+    def __mul__(self, other: "AbstractRateLaw") -> "ProductRate":
+        if not isinstance(other, AbstractRateLaw):
+            raise TypeError(f"A rate law can be multiplied by a rate law, not by {other!r}.")
+        return ProductRate((self, other))
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.repr and getattr(self, f.name) is not None and getattr(self, f.name) is not False
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@final
+class ProductRate(AbstractRateLaw):
+    """The product of rate laws, which `*` makes: `MassAction(k) * Hill(...)`.
+
+    **Arguments:**
+
+    - `factors`: the rate laws.
+    """
+
+    factors: tuple[AbstractRateLaw, ...]
+
+    def reads(self, reaction):
+        return tuple(law.reads(reaction) for law in self.factors)
+
+    def rate(self, x):
+        rates = [law.rate(values) for law, values in zip(self.factors, x, strict=True)]
+        return functools.reduce(operator.mul, rates)
+
+    def __repr__(self) -> str:
+        return " * ".join(map(repr, self.factors))
+
+
+@final
+class MassAction(AbstractRateLaw):
+    """k times the product of all reactants, each as often as its coefficient says: `A + 2 B -> C`
+    goes at k A B^2. Without a combinatorial factor.
+
+    Exact, with finite derivatives of all orders, at zero too. The coefficients of the reactants
+    must be whole numbers.
+
+    **Arguments:**
+
+    - `k`: the rate constant; see [`rate_constant`][]. In units of amount^(1 - order)/time.
+    """
+
+    k: Any = eqx.field(converter=rate_constant)
+
+    def reads(self, reaction):
+        for name, n in reaction.reactants:
+            if n != int(n):
+                raise ValueError(
+                    f"mass action needs whole coefficients on the left, got {n:g} {name}. Scale "
+                    "the reaction, or write a rate law of your own."
+                )
+        return tuple(name for name, n in reaction.reactants for _ in range(int(n)))
+
+    def rate(self, x):
+        return functools.reduce(operator.mul, x, self.k)
+
+
+def _named(name: Any) -> Named | None:
+    if name is None or isinstance(name, Named):
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"Expected the name of a species or an input, got {name!r}.")
+    return Named(name)
+
+
+def _saturating(of: Named | None, reaction: Reaction, enzyme: Named | None = None) -> str:
+    """The quantity that a saturable law depends on: the one named, or the only reactant."""
+    if of is not None:
+        return of.name
+    names = [name for name in reaction.names if enzyme is None or name != enzyme.name]
+    if len(names) != 1:
+        raise ValueError(
+            f"this law needs one reactant, and there are {len(names)}: say which quantity it "
+            'depends on with `of="..."`.'
+        )
+    return names[0]
+
+
+@final
+class MichaelisMenten(AbstractRateLaw):
+    """vmax S / (km + S), and times E if there is an `enzyme` (`vmax` is then k_cat).
+
+    Michaelis and Menten (1913), Biochem. Z. 49, 333.
+
+    **Arguments:**
+
+    - `vmax`: the largest rate; see [`rate_constant`][].
+    - `km`: S at half of it.
+    - `of`: the name of S; by default the reaction's only reactant other than the enzyme.
+    - `enzyme`: the name of E.
+    """
+
+    vmax: Any = eqx.field(converter=rate_constant)
+    km: Any = eqx.field(converter=rate_constant)
+    of: Any = eqx.field(converter=_named, default=None, kw_only=True)
+    enzyme: Any = eqx.field(converter=_named, default=None, kw_only=True)
+
+    def reads(self, reaction):
+        substrate = _saturating(self.of, reaction, self.enzyme)
+        return (substrate,) if self.enzyme is None else (substrate, self.enzyme.name)
+
+    def rate(self, x):
+        substrate, *enzyme = x
+        return functools.reduce(operator.mul, enzyme, self.vmax) * (
+            substrate / (self.km + substrate)
+        )
+
+
+@final
+class Hill(AbstractRateLaw):
+    """vmax S^n / (k^n + S^n), or, if it `represses`, vmax k^n / (k^n + S^n).
+
+    For any n > 0 without overflow, with the exact derivative at S = 0 (infinite for n < 1, as
+    that of S^n is). Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
+
+    **Arguments:**
+
+    - `vmax`: the largest rate; see [`rate_constant`][]. `Frozen(1.0)` where it is a factor of a
+        product.
+    - `k`: S at half of it.
+    - `n`: the Hill coefficient.
+    - `of`: the name of S; by default the reaction's only reactant.
+    - `represses`: whether S represses the reaction.
+    """
+
+    vmax: Any = eqx.field(converter=rate_constant)
+    k: Any = eqx.field(converter=rate_constant)
+    n: Any = eqx.field(converter=rate_constant)
+    of: Any = eqx.field(converter=_named, default=None, kw_only=True)
+    represses: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    def reads(self, reaction):
+        return _saturating(self.of, reaction)
+
+    def rate(self, x):
+        relative = jnp.where(x < 0, 0, x) / self.k
+        above = relative > 1
+        # The power of a number in [0, 1], which cannot overflow.
+        small = jnp.where(above, 1 / jnp.where(above, relative, 1), relative) ** self.n
+        top = jnp.where(above != self.represses, 1, small)
+        return self.vmax * (top / (1 + small))
+
+
+@final
+class NeuralRate(AbstractRateLaw):
+    """A rate that is learned: scale softplus(MLP(arcsinh(x / size))), which is positive.
+
+    Most useful as a factor: `MassAction(k) * NeuralRate(("X",), key=key)` goes at k A g(X), is
+    zero where there is no A, and so cannot make a concentration negative. arcsinh is linear below
+    `size` and logarithmic above. At the start g is close to `scale`: the last layer's
+    weights are a tenth of the usual size.
+
+    **Arguments:**
+
+    - `of`: the names of what it depends on.
+    - `scale`: the rate that the network is relative to; see [`rate_constant`][]. By default 1,
+        held.
+    - `size`: > 0, what counts as large, in the units of `of`. By default 1.
+    - `width`, `depth`: of the network; by default one hidden layer of 8.
+    - `activation`: smooth, elementwise; by default `tanh`.
+    - `key`: a PRNG key for the initial weights.
+    - `dtype`: of the weights; by default jax's default floating-point type.
+    """
+
+    scale: Any
+    network: Split = eqx.field(repr=False)
+    of: tuple[Named, ...]
+    size: float = eqx.field(static=True)
+
+    @typechecked
+    def __init__(
+        self,
+        of: Sequence[str],
+        *,
+        key: PRNGKeyArray,
+        scale: Any = Frozen(1.0),
+        size: float = 1.0,
+        width: int = 8,
+        depth: int = 1,
+        activation: Callable = jnp.tanh,
+        dtype: Any = None,
+    ):
+        if isinstance(of, str) or not of:
+            raise ValueError(f'`of` must name one or more quantities, as `("A",)`, got {of!r}.')
+        if not size > 0:
+            raise ValueError(f"`size` must be above 0, got {size}.")
+        network = eqx.nn.MLP(len(of), "scalar", width, depth, activation, dtype=dtype, key=key)
+        last = network.layers[-1]
+        assert last.bias is not None
+        bias = jnp.full_like(last.bias, jnp.log(jnp.expm1(1.0)))  # softplus of it is 1
+        network = eqx.tree_at(
+            lambda m: (m.layers[-1].weight, m.layers[-1].bias), network, (last.weight / 10, bias)
+        )
+        self.scale = rate_constant(scale)
+        self.network = Split(network, "network")
+        self.of = tuple(Named(name) for name in of)
+        self.size = float(size)
+
+    def reads(self, reaction):
+        return tuple(name.name for name in self.of)
+
+    def rate(self, x):
+        features = jnp.arcsinh(jnp.stack(x) / self.size)
+        return self.scale * jax.nn.softplus(self.network.tree(features))
