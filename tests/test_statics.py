@@ -17,7 +17,7 @@ from jaxtyping import TypeCheckError
 import stablax as sx
 from stablax._static import Split, Static
 
-MODELS = [sx.Simulate, sx.SteadyThenSimulate]
+MODELS = [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases]
 CONSTANT = np.array([[1.0, 2.0], [3.0, 4.0]])
 OTHER = np.array([[0.5, 2.0], [1.0, 3.0]])
 
@@ -198,7 +198,9 @@ def test_frozen_is_no_leaf_and_shares_a_compilation():
     assert velocity.calls == 2
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, *MODELS], ids=["field", "Simulate", "Steady"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, *MODELS], ids=["field", "Simulate", "Steady", "Phases"]
+)
 def test_frozen_is_never_trained(wrap):
     model = wrap(reactions())
     decay = optax.adamw(1e-2, weight_decay=0.1)

@@ -18,9 +18,16 @@ from ._linalg import (
     check_jacobian as check_jacobian,
 )
 from ._models import (
+    AbstractDose as AbstractDose,
+    AddDose as AddDose,
     DiscreteAdjoint as DiscreteAdjoint,
+    DoseFunction as DoseFunction,
     GuardSummary as GuardSummary,
+    Phase as Phase,
+    ScaleDose as ScaleDose,
+    SetDose as SetDose,
     Simulate as Simulate,
+    SimulatePhases as SimulatePhases,
     Simulation as Simulation,
     SteadyThenSimulate as SteadyThenSimulate,
     explain as explain,

@@ -49,6 +49,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "`ts` must be finite and go in one direction from `t0` (all later, or all earlier and "
         "decreasing)."
     )
+    bad_phases = (
+        "The phases must end one after the other, in one direction from `t0`, and `ts` must lie "
+        "within them."
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."

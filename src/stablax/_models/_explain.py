@@ -57,19 +57,30 @@ def _paragraph(facts, names: list[str]) -> str:
     if index == _index(RESULTS.successful):
         return "Successful."
     steps, rejected = int(stats["num_steps"]), int(stats["num_rejected_steps"])
-    text = _budget_spent(steps, rejected) if index == _SPENT else message(result, index)
+    text = (
+        _budget_spent(stats, rejected / max(steps, 1))
+        if index == _SPENT
+        else message(result, index)
+    )
     if steps == 0:
         if steady is not None and _index(steady.result) != _index(RESULTS.successful):
             text = explain_steady(steady, names)
         return f"{text} The simulation was not started."
     text += (
-        f" The solve stopped at t = {float(stats['t']):.6g} of {float(last):.6g} after {steps} "
-        f"steps ({rejected} rejected), the last of size {float(stats['dt']):.3g}"
+        f" The solve stopped at t = {float(stats['t']):.6g} of {float(last):.6g}"
+        f"{_phase(stats)} after {steps} steps ({rejected} rejected), "
+        f"the last of size {float(stats['dt']):.3g}"
     )
     component = int(stats["component"])
     if component >= 0:
         text += f"; the worst component of its last rejected step is {names[component]}"
     return text + "."
+
+
+def _phase(stats) -> str:
+    """Which phase, if there was one before it."""
+    phase = int(stats.get("phase", 0))
+    return f" in phase {phase} (the first is 0)," if phase else ""
 
 
 def _index(result: Any) -> int:
@@ -79,10 +90,10 @@ def _index(result: Any) -> int:
 _SPENT = _index(RESULTS.max_steps_reached)
 
 
-def _budget_spent(steps: int, rejected: int) -> str:
-    """What spends a budget of steps, besides its being small."""
-    text = f"The budget of {steps} steps is spent (`max_steps`)."
-    if rejected > steps / 3:
+def _budget_spent(stats: dict[str, Any], rejected: float) -> str:
+    """What spends a budget of steps, besides its being small: a share of them was `rejected`."""
+    text = f"The budget of {int(stats['max_steps'])} steps is spent (`max_steps`)."
+    if rejected > 1 / 3:
         return text + (
             " Many steps were rejected: look for a discontinuity of the field (`jump_ts`), a "
             "tolerance near the dtype's resolution, a Jacobian that is wrong, or, with an implicit "
