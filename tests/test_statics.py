@@ -481,7 +481,8 @@ def test_ensembles_are_models_with_a_leading_axis(key, Model):
             np.testing.assert_array_equal(ours, theirs)
 
     def call(model):
-        return model(jnp.ones(2), jnp.array([0.5, 1.0]), throw=False).ys
+        phases = (sx.Phase(1.0),) if Model is sx.SimulatePhases else ()
+        return model(jnp.ones(2), jnp.array([0.5, 1.0]), *phases, throw=False).ys
 
     shape = eqx.filter_eval_shape(eqx.filter_vmap(call), ensemble)
     assert shape.shape == (3, 2, 2)

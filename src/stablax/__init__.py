@@ -1,5 +1,6 @@
 """stablax: stable neural-ODE model components for JAX."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
 
 from ._control import StiffPID as StiffPID
@@ -64,3 +65,10 @@ from ._steady import (
 from ._training import masked_mean as masked_mean, partition as partition
 
 __version__ = _version("stablax")
+
+
+def __getattr__(name: str):
+    """`stablax.problems` is imported when it is first used."""
+    if name == "problems":
+        return _importlib.import_module(".problems", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
