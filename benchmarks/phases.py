@@ -2,7 +2,7 @@
 
     python benchmarks/phases.py
 
-The time to compile is the median of `REPEATS` programs, each for a function that was not seen before,
+The time to compile is the median of `REPEATS` programs, each for a function not seen before, with
 1 and 100 doses in turn. The error is against the closed form, relative to the largest amount.
 """
 

@@ -32,8 +32,8 @@ TRUE = np.array([1.2, 0.15, 0.5, 0.1, 30.0])
 START = np.array([0.4, 0.4, 0.15, 0.3, 60.0])
 NOISE = 0.08  # standard deviation of the logarithm of a concentration
 
-# When each phase ends [h], and the dose at its start [mg]; the last is followed by nothing, or by
-# phases of length zero, which do nothing.
+# When each phase ends [h], and the dose at its start [mg]. A patient with fewer doses has phases of
+# length zero at the end, which do nothing.
 ENDS = np.array(
     [
         [12.0, 24.0, 36.0, 48.0, 60.0, 96.0],
