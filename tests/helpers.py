@@ -219,6 +219,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 MODELS: dict[str, Callable[..., Any]] = {
     "Simulate": sx.Simulate,
     "SteadyThenSimulate": sx.SteadyThenSimulate,
+    "SimulatePhases": sx.SimulatePhases,
 }
 
 

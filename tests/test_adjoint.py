@@ -18,6 +18,12 @@ def decay(t, y, k):
     return -k * y
 
 
+def test_rows_of_a_solve_without_steps_are_its_start():
+    model = sx.Simulate(decay, solver=diffrax.Tsit5())
+    row = lambda y0: model(y0, jnp.array([0.5, 0.5]), t0=0.5, args=1.5).ys
+    np.testing.assert_array_equal(jax.jacrev(row)(2.0), [1.0, 1.0])
+
+
 @pytest.mark.parametrize("solver", [sx.Rodas5P(), diffrax.Tsit5(), sx.kvaerno5()], ids=repr)
 @pytest.mark.parametrize("forth", [True, False], ids=["forth", "back"])
 def test_gradients_in_state_times_and_condition(solver, forth):

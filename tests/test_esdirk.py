@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 
 import stablax as sx
 from stablax._solvers import _esdirk, _patient_chord
+from stablax.problems import ROBERTSON
 
 SOLVERS = {"kvaerno3": sx.kvaerno3, "kvaerno5": sx.kvaerno5, "kencarp4": sx.kencarp4}
 
@@ -46,13 +47,7 @@ def _succeeded(solution):
     return bool(solution.result == diffrax.RESULTS.successful)
 
 
-def _robertson(t, y, k):
-    a, b, c = k[0] * y[0], k[1] * y[1] * y[2], k[2] * y[1] ** 2
-    return jnp.stack([-a + b, a - b - c, c])
-
-
-RATES = np.array([0.04, 1e4, 3e7])
-START = np.array([1.0, 0.0, 0.0])
+_robertson, RATES, START = ROBERTSON.field, ROBERTSON.args, ROBERTSON.y0
 
 
 def _robertson_reference(k):

@@ -17,7 +17,7 @@ from jaxtyping import TypeCheckError
 import stablax as sx
 from stablax._static import Split, Static
 
-MODELS = [sx.Simulate, sx.SteadyThenSimulate]
+MODELS = [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases]
 CONSTANT = np.array([[1.0, 2.0], [3.0, 4.0]])
 OTHER = np.array([[0.5, 2.0], [1.0, 3.0]])
 
@@ -198,7 +198,9 @@ def test_frozen_is_no_leaf_and_shares_a_compilation():
     assert velocity.calls == 2
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, *MODELS], ids=["field", "Simulate", "Steady"])
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, *MODELS], ids=["field", "Simulate", "Steady", "Phases"]
+)
 def test_frozen_is_never_trained(wrap):
     model = wrap(reactions())
     decay = optax.adamw(1e-2, weight_decay=0.1)
@@ -479,7 +481,8 @@ def test_ensembles_are_models_with_a_leading_axis(key, Model):
             np.testing.assert_array_equal(ours, theirs)
 
     def call(model):
-        return model(jnp.ones(2), jnp.array([0.5, 1.0]), throw=False).ys
+        phases = (sx.Phase(1.0),) if Model is sx.SimulatePhases else ()
+        return model(jnp.ones(2), jnp.array([0.5, 1.0]), *phases, throw=False).ys
 
     shape = eqx.filter_eval_shape(eqx.filter_vmap(call), ensemble)
     assert shape.shape == (3, 2, 2)

@@ -8,13 +8,14 @@ import optimistix as optx
 import pytest
 
 import stablax as sx
+from stablax.problems import ROBERTSON, SWITCH
 
 FINDERS = {"Newton": sx.Newton, "PseudoTransient": sx.PseudoTransient}
 
 
 def switch(t, y, args):
     """Bistable, with stable states 0.18350342 and 1.81649658 and a ridge at 1/3."""
-    return 0.05 + y**2 / (1 + y**2) - 0.45 * y
+    return SWITCH.field(t, y, SWITCH.args)
 
 
 def words(found, stage=0):
@@ -47,8 +48,7 @@ def test_in_an_implicit_solver(finder):
     """Robertson's problem at t = 40; the reference is that of Hairer and Wanner, section IV.1."""
 
     def robertson(t, y, args):
-        a, b, c = 0.04 * y[0], 1e4 * y[1] * y[2], 3e7 * y[1] ** 2
-        return jnp.stack([b - a, a - b - c, c])
+        return ROBERTSON.field(t, y, ROBERTSON.args)
 
     root_finder = diffrax.with_stepsize_controller_tols(FINDERS[finder])()
     solution = diffrax.diffeqsolve(

@@ -8,6 +8,7 @@ import pytest
 from helpers import all_finite, richardson
 
 import stablax as sx
+from stablax.problems import SWITCH, VAN_DER_POL
 
 
 def exchange(t, y, k):
@@ -17,11 +18,7 @@ def exchange(t, y, k):
 
 def switch(t, y, args):
     """Bistable, with stable states 0.18350342 and 1.81649658 and a ridge at 1/3."""
-    return 0.05 + y**2 / (1 + y**2) - 0.45 * y
-
-
-def van_der_pol(t, y, mu):
-    return jnp.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
+    return SWITCH.field(t, y, SWITCH.args)
 
 
 K, Y0 = jnp.array([2.0, 3.0]), jnp.array([1.0, 0.0])
@@ -109,7 +106,7 @@ def test_a_singular_steady_state_is_reported():
     ("field", "y0", "args", "words"),
     [
         (lambda t, y, args: jnp.ones(1), jnp.zeros(1), None, "No steady state was found"),
-        (van_der_pol, jnp.array([2.0, 0.0]), 5.0, "No steady state was found"),
+        (VAN_DER_POL.field, jnp.array([2.0, 0.0]), 5.0, "No steady state was found"),
         (lambda t, y, args: y**2 + 1.0, jnp.ones(1), None, "No steady state was found"),
         (lambda t, y, args: y * jnp.nan, jnp.ones(1), None, "No steady state was found"),
     ],

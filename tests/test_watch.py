@@ -145,3 +145,25 @@ def test_options_are_changed_by_name():
         sx.with_options(jnp.ones(2), max_steps=3)
     with pytest.raises(ValueError, match='"record", "print" or None'):
         sx.Simulate(_oscillator, trace="log")
+
+
+def test_phases_are_watched_as_one_solve():
+    """Two phases of different budgets, and two equal ones that are scanned."""
+    phases = [
+        sx.Phase(1.0, max_steps=100),
+        sx.Phase.repeat(2, 1.0, t0=1.0, dose={"q": jnp.array(-2.0), "p": jnp.array(0.0)}),
+    ]
+    model = sx.SimulatePhases(FLOOR, solver=diffrax.Tsit5(), max_steps=300)
+    watched = sx.with_options(model, telemetry=True, trace="record")
+    plain, simulation = (m(Y0, [0.5, 1.5, 3.0], phases) for m in (model, watched))
+    assert eqx.tree_equal(plain.ys, simulation.ys) and sx.is_successful(simulation)
+    log, counts = simulation.steps, simulation.guard.accepted
+    count = int(log.count)
+    assert count == int(simulation.stats["num_steps"])
+    t, dt = np.asarray(log.t)[:count], np.asarray(log.dt)[:count]
+    assert np.all(np.diff(t) >= 0) and t[0] == 0
+    ends = (t + dt)[np.asarray(log.accepted)[:count]]
+    assert set(ends) >= {1.0, 2.0, 3.0}
+    assert int(counts.clipped["q"]) > 0
+    assert 1.0 < float(counts.first_clipped["q"]) < 1.5
+    assert np.isinf(float(counts.first_clipped["p"]))

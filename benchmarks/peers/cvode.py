@@ -34,12 +34,12 @@ FIELDS = {
     "Brusselator 400": "brusselator_400",
 }
 NETWORKS = {
-    "HIRES": ("hires", problems.hires_network, [], []),
-    "E5": ("e5", problems.e5_network, [], []),
-    "POLLU": ("pollu", problems.pollu_network, [], []),
+    "HIRES": ("hires", problems.NETWORKS["HIRES"], [], []),
+    "E5": ("e5", problems.NETWORKS["E5"], [], []),
+    "POLLU": ("pollu", problems.NETWORKS["POLLU"], [], []),
     "insulin": (
         "insulin",
-        problems.insulin_network,
+        problems.NETWORKS["insulin"],
         [str(problems.INSULIN_DOSE), "y[8] / (1 + y[8])"],
         [{}, {8: "1 / ((1 + y[8]) * (1 + y[8]))"}],
     ),

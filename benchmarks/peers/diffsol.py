@@ -16,10 +16,10 @@ FIELDS = {
     "#368": f"(exp(k2 - y0 - y1) - 1)*exp(k0), (exp({problems.K_AFTER} - y1) - 1)*exp(k1)",
 }
 NETWORKS = {
-    "HIRES": (problems.hires_network, []),
-    "E5": (problems.e5_network, []),
-    "POLLU": (problems.pollu_network, []),
-    "insulin": (problems.insulin_network, [str(problems.INSULIN_DOSE), "(y8/(1 + y8))"]),
+    "HIRES": (problems.NETWORKS["HIRES"], []),
+    "E5": (problems.NETWORKS["E5"], []),
+    "POLLU": (problems.NETWORKS["POLLU"], []),
+    "insulin": (problems.NETWORKS["insulin"], [str(problems.INSULIN_DOSE), "(y8/(1 + y8))"]),
 }
 
 

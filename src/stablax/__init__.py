@@ -1,5 +1,6 @@
 """stablax: stable neural-ODE model components for JAX."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
 
 from . import plot as plot
@@ -48,9 +49,16 @@ from ._linalg import (
     check_jacobian as check_jacobian,
 )
 from ._models import (
+    AbstractDose as AbstractDose,
+    AddDose as AddDose,
     DiscreteAdjoint as DiscreteAdjoint,
+    DoseFunction as DoseFunction,
     GuardSummary as GuardSummary,
+    Phase as Phase,
+    ScaleDose as ScaleDose,
+    SetDose as SetDose,
     Simulate as Simulate,
+    SimulatePhases as SimulatePhases,
     Simulation as Simulation,
     SteadyThenSimulate as SteadyThenSimulate,
     explain as explain,
@@ -92,3 +100,10 @@ from ._training import (
 )
 
 __version__ = _version("stablax")
+
+
+def __getattr__(name: str):
+    """`stablax.problems` is imported when it is first used."""
+    if name == "problems":
+        return _importlib.import_module(".problems", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

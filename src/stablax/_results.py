@@ -63,6 +63,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "the field (`stablax.Guarded`), and look at the loss itself: the derivative of `sqrt` and "
         "`log` at 0 is infinite. `stablax.check_gradient` tells where."
     )
+    bad_phases = (
+        "The phases must end one after the other, in one direction from `t0`, and `ts` must lie "
+        "within them."
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
@@ -95,8 +99,8 @@ _NAMES = """
 successful max_steps_reached singular breakdown stagnation conlim nonfinite_input
 nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
-unstable_steady_state not_finite not_conserved bad_times step_budget_spent tolerance_out_of_reach
-gradient_not_finite left_bounds masked step_underflow stages_unsolved
+unstable_steady_state not_finite not_conserved bad_times bad_phases step_budget_spent
+tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow stages_unsolved
 """.split()
 
 

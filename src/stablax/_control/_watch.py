@@ -2,7 +2,7 @@
 absent from the compiled program."""
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -63,6 +63,19 @@ class StepLog(eqx.Module):
         numbers, indices = jnp.zeros(capacity, dtype), jnp.zeros(capacity, jnp.int32)
         return StepLog(numbers, numbers, numbers, indices, indices, jnp.zeros((), jnp.int32))
 
+    @staticmethod
+    def joined(logs: Sequence["StepLog"]) -> "StepLog":
+        """One log of several with a leading axis each, the phases in their order."""
+        seen = [jnp.arange(log.t.shape[1])[None] < log.count[:, None] for log in logs]
+        there = jnp.concatenate([jnp.ravel(x) for x in seen])
+        order = jnp.argsort(~there, stable=True)
+
+        def join(name):
+            return jnp.concatenate([jnp.ravel(getattr(log, name)) for log in logs])[order]
+
+        columns = {name: join(name) for name in ("t", "dt", "error", "cause", "component")}
+        return StepLog(**columns, count=jnp.sum(there).astype(jnp.int32))
+
     def add(self, step: "Step") -> "StepLog":
         at = self.count
         return StepLog(
@@ -97,6 +110,16 @@ class GuardCounts(eqx.Module):
         none = jtu.tree_map(lambda y: jnp.zeros(y.shape, jnp.int32), y0)
         never = jtu.tree_map(lambda y: jnp.full(y.shape, jnp.inf, dtype), y0)
         return GuardCounts(none, none, never, never)
+
+    def over_phases(self) -> "GuardCounts":
+        """Of counts with a leading axis, the phases in their order: those of all together."""
+
+        def earliest(times):
+            place = jnp.argmax(jnp.isfinite(times), axis=0)
+            return jnp.take_along_axis(times, place[None], axis=0)[0]
+
+        total = jtu.tree_map(lambda x: jnp.sum(x, axis=0), (self.clipped, self.masked))
+        return GuardCounts(*total, *jtu.tree_map(earliest, (self.first_clipped, self.first_masked)))
 
     def add(self, t: Array, clipped: PyTree[Array], masked: PyTree[Array]) -> "GuardCounts":
         def count(old, flag):

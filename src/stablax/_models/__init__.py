@@ -1,7 +1,16 @@
 from ._adjoint import DiscreteAdjoint as DiscreteAdjoint
 from ._batch import simulate_batch as simulate_batch
+from ._dose import (
+    AbstractDose as AbstractDose,
+    AddDose as AddDose,
+    DoseFunction as DoseFunction,
+    ScaleDose as ScaleDose,
+    SetDose as SetDose,
+)
 from ._explain import explain as explain, is_successful as is_successful
+from ._phase import Phase as Phase
 from ._simulate import Simulate as Simulate
+from ._simulate_phases import SimulatePhases as SimulatePhases
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation
 from ._solve import steps_of as steps_of
 from ._steady_then_simulate import SteadyThenSimulate as SteadyThenSimulate

@@ -105,6 +105,10 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
 
     d_rows = _materialise(grads.rows, inputs.y0, inputs.ts.shape)
     d_last = _materialise(grads.last, inputs.y0, ())
+    # Rows of a solve without steps are its start.
+    d_last = jtu.tree_map(
+        lambda d, rows: d + jnp.where(trace.count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
+    )
     zero_time = jnp.zeros_like(inputs.t0)
 
     def cond(carry):

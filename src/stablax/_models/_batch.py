@@ -16,10 +16,11 @@ from .._states import as_args, as_state, state_dtype
 from .._types import typechecked
 from ._explain import raise_on_failed_lanes
 from ._simulate import Simulate, explain_forward_mode
+from ._simulate_phases import SimulatePhases
 from ._simulation import Simulation
 from ._steady_then_simulate import SteadyThenSimulate
 
-Model = Simulate | SteadyThenSimulate
+Model = Simulate | SteadyThenSimulate | SimulatePhases
 
 
 @typechecked
@@ -48,7 +49,7 @@ def simulate_batch(
 
     **Arguments:**
 
-    - `model`: a [`Simulate`][] or a [`SteadyThenSimulate`][].
+    - `model`: a [`Simulate`][], a [`SteadyThenSimulate`][] or a [`SimulatePhases`][].
     - `inputs`: what differs between the samples: arguments of the model's call by name, such as
         `dict(y0=..., args=...)`, PyTrees whose arrays all have a leading axis of the same size,
         the samples.

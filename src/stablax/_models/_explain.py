@@ -83,10 +83,10 @@ def _paragraph(facts: _Facts, about: About) -> str:
     t, dt = float(facts.stats["t"]), float(facts.stats["dt"])
     if index == _index(RESULTS.step_budget_spent):
         left = abs(float(facts.end) - t) / dt if dt > 0 else np.inf
-        text = _budget_spent(steps, rejected, left, about.family)
+        text = _budget_spent(facts.stats, rejected / steps, left, about.family)
     text += (
-        f" The solve stopped at t = {t:.6g} of {float(facts.end):.6g} after {steps} steps "
-        f"({rejected} rejected), the last of size {dt:.3g}"
+        f" The solve stopped at t = {t:.6g} of {float(facts.end):.6g}{_phase(facts.stats)} after "
+        f"{steps} steps ({rejected} rejected), the last of size {dt:.3g}"
     )
     component = int(facts.stats["component"])
     if component >= 0:
@@ -106,20 +106,27 @@ def _paragraph(facts: _Facts, about: About) -> str:
     return text
 
 
+def _phase(stats) -> str:
+    """Which phase, if there was one before it."""
+    phase = int(stats.get("phase", 0))
+    return f" in phase {phase} (the first is 0)," if phase else ""
+
+
 def _index(result: Any) -> int:
     return int(jax.tree.leaves(result)[0])
 
 
-def _budget_spent(steps: int, rejected: int, left: float, family: str) -> str:
-    """What spends a budget of steps, besides its being small."""
-    text = f"The budget of {steps} steps (`max_steps`) is spent before the end"
+def _budget_spent(stats: dict[str, Any], rejected: float, left: float, family: str) -> str:
+    """What spends a budget of steps, besides its being small: a share of them was `rejected`, and
+    about so many are `left` to do."""
+    text = f"The budget of {int(stats['max_steps'])} steps (`max_steps`) is spent before the end"
     text += f"; at the last step size the rest would take {left:.2g} more." if left < 1e15 else "."
     if family == "explicit":
         return text + (
             " The solver is explicit, and on a stiff system stability keeps its steps short, "
             "whatever the tolerance: use an implicit one, `solver=stablax.Rodas5P()`."
         )
-    if rejected > steps / 3:
+    if rejected > 1 / 3:
         return text + (
             " Many steps were rejected: look for a discontinuity of the field (`jump_ts`), a "
             "tolerance near the dtype's resolution, a Jacobian that is wrong, or, with an implicit "

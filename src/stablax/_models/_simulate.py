@@ -201,4 +201,4 @@ class Simulate(eqx.Module):
 
 @eqx.filter_jit
 def _simulate(model: Simulate, y0, ts, t0, args) -> Simulation:
-    return integrate(model.field, model.options, y0, ts, t0, args)
+    return integrate(model.field, model.options, y0, ts, t0, args)[0]

@@ -10,7 +10,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
@@ -167,8 +167,11 @@ def integrate(
     t0: Array,
     args: Args,
     active: Bool[Array, ""] | None = None,
-) -> Simulation:
-    """Solves from `y0` at `t0` to `ts[-1]`, saving at `ts`. Where not `active`, takes no step."""
+    t1: Array | None = None,
+) -> tuple[Simulation, PyTree[Array]]:
+    """Solves from `y0` at `t0` to `t1`, by default `ts[-1]`, saving at `ts`; a caller that gives
+    `t1` has looked at the times, and the last of its `ts` may be nan, which are not reached. Where
+    not `active`, takes no step. Returns the last state, too."""
     dtype = state_dtype(y0)
     guarded = as_guarded(field)
     guard = guarded.guard
@@ -198,11 +201,14 @@ def integrate(
         )
         masks = _mask_detector(options, bare, dtype)
         outputs_masked = functools.partial(_outputs_masked, bare)
-    ordered = times_are_ordered(t0, ts)
+    if t1 is None:
+        ordered, t1 = times_are_ordered(t0, ts), ts[-1]
+    else:
+        ordered = jnp.array(True)
     active = ordered if active is None else active & ordered
     # Without a step to take the solve is from `t0` to `t0`.
-    end = jnp.where(active, ts[-1], t0)
-    save = jnp.where(active, ts, t0)
+    end = jnp.where(active, t1, t0)
+    save = jnp.where(active | jnp.isnan(ts), ts, t0)
     names = names_of(field, y0)
     watch = _watch(options, guard, outputs_masked, names)
     controller = steps_of(options, guard, dtype, masks, watch)
@@ -216,9 +222,11 @@ def integrate(
     about = About(names, family_of(options.solver))
     simulation = _summarise(outputs, controller, guard, about, y0, ts, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
-    return eqx.tree_at(
+    simulation = eqx.tree_at(
         lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
     )
+    last = finite_or_zero(outputs.last)
+    return simulation, select(is_okay(result), last, lax.stop_gradient(last))
 
 
 def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:

@@ -4,26 +4,14 @@ from typing import Any, final
 
 import diffrax
 import equinox as eqx
-import jax.lax as lax
 
-from .._results import RESULTS, is_okay
-from .._states import as_args, select, state_dtype
-from .._static import Static
-from .._steady import (
-    Chain,
-    SteadyOptions,
-    as_chain,
-    as_conserved,
-    as_guess,
-    refuse_rows_of,
-    steady_state,
-)
+from .._steady import Chain
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._explain import raise_on_failure
 from ._options import SolveOptions
-from ._simulate import Simulate, check_call, explain_forward_mode
+from ._phase import Phase, as_stacks
+from ._simulate import check_call
+from ._simulate_phases import SimulatePhases, solve_phases
 from ._simulation import Simulation
-from ._solve import integrate
 
 
 @final
@@ -36,7 +24,8 @@ class SteadyThenSimulate(eqx.Module):
     ```
 
     The steady state is found by [`find_steady_state`][] and differentiated implicitly; the
-    trajectory is a [`Simulate`][] of the same field. Gradients flow through both, in the field's
+    trajectory is a [`Simulate`][] of the same field: a [`SimulatePhases`][] with one phase, that
+    begins at a steady state. Gradients flow through both, in the field's
     parameters, `args`, `steady_args` and, through conserved quantities, `y0`.
 
     **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event`,
@@ -47,8 +36,7 @@ class SteadyThenSimulate(eqx.Module):
         `max_steps` and `stability` there.
     """
 
-    simulate: Simulate
-    _steady: Static
+    _phases: SimulatePhases
 
     @typechecked
     def __init__(
@@ -70,9 +58,7 @@ class SteadyThenSimulate(eqx.Module):
         steady_max_steps: int = 256,
         stability: bool | None = None,
     ):
-        if steady_max_steps < 1:
-            raise ValueError(f"`steady_max_steps` must be at least 1, got {steady_max_steps}.")
-        self.simulate = Simulate(
+        self._phases = SimulatePhases(
             field,
             solver=solver,
             controller=controller,
@@ -83,20 +69,23 @@ class SteadyThenSimulate(eqx.Module):
             progress_meter=progress_meter,
             telemetry=telemetry,
             trace=trace,
-        )
-        self._steady = Static(
-            SteadyOptions(as_chain(method), steady_rtol, steady_atol, steady_max_steps, stability)
+            steady=True,
+            method=method,
+            steady_rtol=steady_rtol,
+            steady_atol=steady_atol,
+            steady_max_steps=steady_max_steps,
+            stability=stability,
         )
 
     @property
     def field(self) -> Any:
         """The field, as it was given."""
-        return self.simulate.field
+        return self._phases.field
 
     @property
     def options(self) -> SolveOptions:
         """As [`Simulate.options`][]."""
-        return self.simulate.options
+        return self._phases.options
 
     @typechecked
     def __call__(
@@ -129,34 +118,5 @@ class SteadyThenSimulate(eqx.Module):
         **Raises:** as [`Simulate`][] and [`find_steady_state`][].
         """
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
-        dtype = state_dtype(y0)
-        steady_args = as_args(steady_args, dtype)
-        conserved = as_conserved(conserved, self.field)
-        guess = as_guess(guess, y0)
-        options = self._steady.tree.for_dtype(dtype)
-        with explain_forward_mode():
-            simulation = _steady_then_simulate(
-                self, y0, ts, t0, args, steady_args, options, conserved, guess
-            )
-        assert simulation.steady is not None
-        refuse_rows_of(simulation.steady, self.field, y0, steady_args, t0, conserved)
-        return raise_on_failure(simulation) if throw else simulation
-
-
-@eqx.filter_jit
-def _steady_then_simulate(
-    model: SteadyThenSimulate, y0, ts, t0, args, steady_args, options, conserved, guess
-) -> Simulation:
-    steady = steady_state(model.field, y0, steady_args, t0, options, conserved, guess)
-    found = is_okay(steady.result)
-    simulation = integrate(model.field, model.options, steady.y, ts, t0, args, active=found)
-    result = RESULTS.where(found, simulation.result, steady.result)
-    # A failed sample has no gradient at all, whichever part failed.
-    start = select(is_okay(result), steady.y, lax.stop_gradient(steady.y))
-    steady = eqx.tree_at(lambda s: s.y, steady, start)
-    return eqx.tree_at(
-        lambda s: (s.steady, s.result),
-        simulation,
-        (steady, result),
-        is_leaf=lambda x: x is None or isinstance(x, RESULTS),
-    )
+        stacks = as_stacks(Phase(ts[-1], args), ts.dtype)
+        return solve_phases(self._phases, y0, ts, t0, stacks, steady_args, conserved, guess, throw)

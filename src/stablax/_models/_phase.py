@@ -1,0 +1,212 @@
+"""`Phase`: a stretch of time under one condition, and schedules of them."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._states import as_args
+from .._static import Static
+from .._types import Args, ScalarLike, typechecked
+from ._dose import AbstractDose, as_dose
+
+
+class Overrides(eqx.Module):
+    """What a phase solves with instead of what its model has; `None`: what the model has."""
+
+    solver: Any
+    controller: Any
+    max_steps: int | None
+    dt0: float | None
+
+
+@final
+class Phase(eqx.Module):
+    """A stretch of time under one condition, which may begin with a dose. It starts where the
+    phase before it ends, the first at `t0`.
+
+    Phases are data of a call of [`SimulatePhases`][]: their arrays are traced, batched and
+    differentiable, and no leaves of the model.
+
+    ```python
+    phases = [
+        sx.Phase(4.0, args=low),                                 # without a dose
+        sx.Phase(9.0, args=high, dose=jnp.array([10.0, 0.0])),   # 10 is added to y[0] at t = 4
+    ]
+    ```
+
+    A phase whose `t1` is a vector is a *stack* of phases, one after the other, with all arrays of
+    `args` and `dose` stacked in the same way; such are compiled once, however many there are.
+    [`Phase.repeat`][] makes one for repeated dosing, `jax.vmap` makes one of any kind:
+    `jax.vmap(lambda t1, amount: sx.Phase(t1, dose=amount))(t1s, amounts)`.
+
+    A phase of length zero takes no step: it is its dose alone, or nothing. So schedules of
+    different length are padded with phases that end where the last one did.
+
+    **Arguments:**
+
+    - `t1`: the time at which it ends, shape `()`; or the ends of a stack of phases, shape
+        `(phases,)`.
+    - `args`: the condition, passed to the field.
+    - `dose`: how the state jumps at the start: an array or PyTree of arrays is added
+        ([`AddDose`][]), a function `fn(t, y, args) -> y` is applied ([`DoseFunction`][]); or
+        [`ScaleDose`][], [`SetDose`][]; `None` for no jump. The step size starts anew in any case.
+    - `solver`, `controller`, `max_steps`, `dt0`: as [`Simulate`][], for this phase; by default
+        those of the model.
+
+    **Raises:** `ValueError` or `TypeError` for a `t1` that is no time; when the model is called,
+    for what does not fit the state or the other phases, with the number of the phase.
+    """
+
+    t1: Array
+    args: Args
+    dose: AbstractDose | None
+    _overrides: Static
+
+    @typechecked
+    def __init__(
+        self,
+        t1: Any,
+        args: Args = None,
+        dose: Any = None,
+        *,
+        solver: Any = None,
+        controller: Any = None,
+        max_steps: int | None = None,
+        dt0: float | None = None,
+    ):
+        try:
+            t1 = jnp.asarray(t1, float)
+        except (TypeError, ValueError):
+            raise TypeError(f"`t1` must be a time, got {t1!r}.") from None
+        if t1.ndim > 1 or t1.size == 0:
+            raise ValueError(
+                f"`t1` must be one time, or a vector of the ends of one or more phases, got shape "
+                f"{t1.shape}."
+            )
+        self.t1 = t1
+        self.args = args
+        self.dose = as_dose(dose)
+        self._overrides = Static(Overrides(solver, controller, max_steps, dt0), "phase")
+
+    @property
+    def overrides(self) -> Overrides:
+        """The options that were given for this phase."""
+        return self._overrides.tree
+
+    @staticmethod
+    @typechecked
+    def repeat(
+        n: int,
+        period: ScalarLike,
+        *,
+        t0: ScalarLike = 0.0,
+        args: Args = None,
+        dose: Any = None,
+        **options: Any,
+    ) -> "Phase":
+        """`n` equal phases in a stack: the same dose under the same condition every `period`.
+
+        **Arguments:**
+
+        - `n`: how many; >= 1.
+        - `period`: the length of each [time]; differentiable.
+        - `t0`: when the first begins, at which its dose is given.
+        - `args`, `dose`, `**options`: of every phase, as [`Phase`][].
+
+        **Returns:** a `Phase` with `t1` of shape `(n,)`.
+        """
+        if n < 1:
+            raise ValueError(f"`n` must be at least 1, got {n}.")
+        one = Phase(t0, args, dose, **options)
+        is_array = lambda x: eqx.is_array(x) or isinstance(x, np.ndarray | np.generic)
+        stacked = jtu.tree_map(
+            lambda x: jnp.repeat(jnp.asarray(x)[None], n, 0) if is_array(x) else x, one
+        )
+        t1 = one.t1 + period * jnp.arange(1, n + 1)
+        return eqx.tree_at(lambda p: p.t1, stacked, t1)
+
+
+class Stack(eqx.Module):
+    """Phases that are one program: their arrays with a leading axis, the phases; what is no array
+    is the same in all of them. `first` counts the phases before them."""
+
+    t1: Array
+    arrays: PyTree[Array]
+    rest: Static
+    overrides: Static
+    first: int = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        return self.t1.shape[0]
+
+    def one(self, arrays: PyTree[Array]) -> tuple[Args, AbstractDose | None]:
+        """`args` and `dose` of one of them, of which these are the arrays."""
+        return eqx.combine(arrays, self.rest.tree)
+
+
+def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
+    """The schedule as few stacks: consecutive phases of equal structure are one."""
+    if isinstance(phases, Phase):
+        phases = [phases]
+    if not isinstance(phases, Sequence) or not phases:
+        raise TypeError(f"`phases` must be a `Phase` or a sequence of one or more, got {phases!r}.")
+    stacks: list[list[Stack]] = []
+    first = 0
+    for k, phase in enumerate(phases):
+        if not isinstance(phase, Phase):
+            raise TypeError(f"`phases[{k}]` is a {type(phase).__name__}, not a `Phase`.")
+        stack = _stack(phase, f"phases[{k}]", dtype, first)
+        first += stack.size
+        if stacks and _kind(stacks[-1][0]) == _kind(stack):
+            stacks[-1].append(stack)
+        else:
+            stacks.append([stack])
+    return tuple(_join(alike) for alike in stacks)
+
+
+def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:
+    t1 = phase.t1.astype(dtype)
+    n = t1.shape[0] if t1.ndim else None
+
+    def number(x):  # the same in all phases of a stack
+        is_number = isinstance(x, int | float) and not isinstance(x, bool)
+        return np.full(n, x) if is_number and n is not None else x
+
+    def leaf(path, x):
+        if n is None:
+            return x[None]
+        if x.ndim == 0 or x.shape[0] != n:
+            where = ("args", "dose")[path[0].idx] + jtu.keystr(path[1:])
+            raise ValueError(
+                f"`{name}` is a stack of {n} phases, but its `{where}` has shape {x.shape}: every "
+                "array of a stack has a leading axis, the phases."
+            )
+        return x
+
+    args = as_args(jtu.tree_map(number, phase.args), dtype)
+    arrays, rest = eqx.partition((args, phase.dose), eqx.is_array)
+    arrays = jtu.tree_map_with_path(leaf, arrays)
+    t1 = jnp.atleast_1d(t1)
+    return Stack(t1, arrays, Static(rest, name), phase._overrides, first)
+
+
+def _kind(stack: Stack):
+    """Equal for stacks that can be one."""
+    leaves, treedef = jtu.tree_flatten(stack.arrays)
+    return treedef, [(x.shape[1:], x.dtype) for x in leaves], stack.rest, stack.overrides
+
+
+def _join(alike: list[Stack]) -> Stack:
+    if len(alike) == 1:
+        return alike[0]
+    first = alike[0]
+    t1, arrays = jtu.tree_map(
+        lambda *xs: jnp.concatenate(xs), *((stack.t1, stack.arrays) for stack in alike)
+    )
+    return Stack(t1, arrays, first.rest, first.overrides, first.first)

@@ -1,0 +1,190 @@
+"""Phases one after the other: each a solve, from where the one before it ended."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree
+
+from .._control import StepLog
+from .._results import RESULTS, is_okay
+from .._solvers import family_of
+from .._states import select
+from .._steady import SteadyState
+from .._types import VF
+from ._adjoint import DiscreteAdjoint
+from ._options import SolveOptions
+from ._phase import Stack
+from ._simulation import About, GuardSummary, Simulation
+from ._solve import integrate, names_of, times_are_ordered
+
+
+class _Progress(eqx.Module):
+    """How far the phases have come."""
+
+    t: Array
+    y: PyTree[Array]
+    going: Bool[Array, ""]  # no phase has failed, or ended at an event
+    rows: PyTree[Array]
+    reached: Bool[Array, " times"]
+
+
+class _Outcome(eqx.Module):
+    """How one phase ended, or, with a leading axis, all of them."""
+
+    ran: Bool[Array, ""]
+    result: RESULTS
+    stats: dict[str, Any]
+    guard: GuardSummary
+    steps: StepLog | None
+
+
+def ends_of(stacks: tuple[Stack, ...]) -> Array:
+    return jnp.concatenate([stack.t1 for stack in stacks])
+
+
+def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
+    """Whether the phases end one after the other, and `ts` is within them."""
+    low, high = jnp.minimum(t0, ends[-1]), jnp.maximum(t0, ends[-1])
+    return times_are_ordered(t0, ends) & jnp.all((low <= ts) & (ts <= high))
+
+
+def run_phases(
+    field: VF,
+    options: tuple[SolveOptions, ...],
+    start: PyTree[Array],
+    steady: SteadyState | None,
+    ts: Array,
+    t0: Array,
+    stacks: tuple[Stack, ...],
+    before: bool,
+) -> Simulation:
+    """Solves one phase after the other from `start`, which may be `steady`. `options` are those of
+    each stack; a save time on a boundary belongs to the phase `before` it, or after it."""
+    ends = ends_of(stacks)
+    found = jnp.array(True) if steady is None else is_okay(steady.result)
+    ordered, fits = times_are_ordered(t0, ts), phases_fit(t0, ts, ends)
+    going = found & ordered & fits
+    progress = _Progress(
+        t0,
+        start,
+        going,
+        jtu.tree_map(lambda x: jnp.broadcast_to(x[None], (ts.size, *x.shape)), start),
+        going & (ts == t0) if before else jnp.zeros(ts.shape, bool),
+    )
+    backwards = ends[-1] < t0
+    outcomes, logs = [], []
+    for stack, how in zip(stacks, options, strict=True):
+        step = functools.partial(_step, field, how, stack, ts, backwards, before, ends.size)
+        places = stack.first + jnp.arange(stack.size)
+        inputs = (stack.t1, stack.arrays, places)
+        if stack.size == 1:
+            progress, outcome = step(progress, jtu.tree_map(lambda x: x[0], inputs))
+            outcome = jtu.tree_map(lambda x: jnp.asarray(x)[None], outcome)
+        else:
+            progress, outcome = lax.scan(step, progress, inputs)
+        logs.append(outcome.steps)  # of different length, if phases have budgets of their own
+        outcomes.append(eqx.tree_at(lambda o: o.steps, outcome, None, is_leaf=_is_none))
+    outcome = jtu.tree_map(lambda *xs: jnp.concatenate(xs), *outcomes)
+
+    last = jnp.maximum(jnp.sum(outcome.ran) - 1, 0)
+    ended = jtu.tree_map(lambda x: x[last], outcome)
+    result = RESULTS.where(fits, ended.result, RESULTS.bad_phases)
+    result = RESULTS.where(ordered, result, RESULTS.bad_times)
+    if steady is not None:
+        result = RESULTS.where(found, result, steady.result)
+
+    def rest(row, y):
+        return jnp.where(progress.reached.reshape(-1, *[1] * y.ndim), row, y[None])
+
+    ys = jtu.tree_map(rest, progress.rows, progress.y)
+    # A failed sample has no gradient at all, whichever part failed.
+    okay = is_okay(result)
+    ys = select(okay, ys, lax.stop_gradient(ys))
+    if steady is not None:
+        y = select(okay, steady.y, lax.stop_gradient(steady.y))
+        steady = eqx.tree_at(lambda s: s.y, steady, y)
+    counts = {k: jnp.sum(x) for k, x in outcome.stats.items() if k.startswith("num_")}
+    stats = {**ended.stats, **counts, "phase": last}
+    accepted = outcome.guard.accepted
+    guard = jtu.tree_map(
+        jnp.sum, eqx.tree_at(lambda g: g.accepted, outcome.guard, None, is_leaf=_is_none)
+    )
+    if accepted is not None:
+        guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=_is_none)
+    log = None if options[0].trace != "record" else StepLog.joined(logs)
+    about = About(names_of(field, start), family_of(options[0].solver))
+    return Simulation(ts, ys, progress.reached, steady, result, stats, guard, log, about)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _step(
+    field: VF,
+    options: SolveOptions,
+    stack: Stack,
+    ts: Array,
+    backwards: Bool[Array, ""],
+    before: bool,
+    count: int,
+    progress: _Progress,
+    inputs: tuple[Array, PyTree[Array], Array],
+) -> tuple[_Progress, _Outcome]:
+    """One phase: its dose, and its solve."""
+    t1, arrays, place = inputs
+    args, dose = stack.one(arrays)
+    t, y, going = progress.t, progress.y, progress.going
+    start = y if dose is None else select(going, _apply(dose, t, y, args, stack.first), y)
+
+    own = going & _own(ts, t, t1, backwards, before, place == count - 1)
+    if count == 1:
+        save, back = ts, jnp.arange(ts.size)
+    else:
+        # Its own rows first, since those that no step reaches cost nothing at the end.
+        forth = (jnp.arange(ts.size) + jnp.argmax(own)) % ts.size
+        back = (jnp.arange(ts.size) - jnp.argmax(own)) % ts.size
+        # diffrax's adjoints would take the derivative at them; those are saved at the end, twice.
+        never = jnp.nan if isinstance(options.adjoint, DiscreteAdjoint) else t1
+        save = jnp.where(own[forth], ts[forth], never)
+    simulation, last = integrate(field, options, start, save, t, args, going, t1)
+    # Where there is no way on after the dose, the last state is that before it.
+    stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)
+    last = select(stuck, lax.stop_gradient(y), last)
+
+    new = own & simulation.reached[back]
+
+    def put(row, old):
+        return jnp.where(new.reshape(-1, *[1] * (old.ndim - 1)), row[back], old)
+
+    rows = jtu.tree_map(put, simulation.ys, progress.rows)
+    outcome = _Outcome(
+        going, simulation.result, simulation.stats, simulation.guard, simulation.steps
+    )
+    progress = _Progress(
+        jnp.where(going, t1, t),
+        last,
+        going & (simulation.result == RESULTS.successful),
+        rows,
+        progress.reached | new,
+    )
+    return progress, outcome
+
+
+def _own(ts, t0, t1, backwards, before: bool, is_last) -> Bool[Array, " times"]:
+    """Which save times belong to the phase from `t0` to `t1`."""
+    earlier = lambda a, b: jnp.where(backwards, a > b, a < b)
+    if before:
+        return earlier(t0, ts) & ~earlier(t1, ts)
+    return ~earlier(ts, t0) & (earlier(ts, t1) | is_last & ~earlier(t1, ts))
+
+
+def _apply(dose, t, y, args, first: int) -> PyTree[Array]:
+    try:
+        return dose(t, y, args)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"The dose of phase {first} (the first is 0): {error}") from error

@@ -1,0 +1,281 @@
+"""`SimulatePhases`: one condition after the other, with doses between them."""
+
+from typing import Any, Literal, final
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._results import RESULTS, message
+from .._states import as_args, state_dtype
+from .._static import Static, is_traced
+from .._steady import (
+    Chain,
+    SteadyOptions,
+    as_chain,
+    as_conserved,
+    as_guess,
+    refuse_rows_of,
+    steady_state,
+)
+from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._explain import raise_on_failure
+from ._options import SolveOptions, solve_options
+from ._phase import Overrides, Stack, as_stacks
+from ._run_phases import ends_of, phases_fit, run_phases
+from ._simulate import Simulate, check_call, explain_forward_mode
+from ._simulation import Simulation
+
+
+@final
+class SimulatePhases(eqx.Module):
+    """One phase after the other, each under its own condition, with doses between them; from a
+    given state, or from a steady state.
+
+    ```python
+    model = sx.SimulatePhases(field)
+    simulation = model(y0, ts, [sx.Phase(4.0, args=low), sx.Phase(9.0, args=high, dose=amount)])
+    ```
+
+    The phases are data of the call: gradients flow in doses, end times and `args` as in the
+    field's parameters and `y0`. Every phase is a [`Simulate`][] of the same field, with a step
+    size that starts anew. Consecutive phases of equal structure (and those of a stack, see
+    [`Phase`][]) are compiled once and scanned. Under `vmap`, schedules of different length are
+    padded with phases of length zero.
+
+    `max_steps` is the budget of each phase. With [`DiscreteAdjoint`][], memory is that of one
+    solve for each phase: `max_steps * (n + 1)` numbers for a state of n components. A phase of
+    length zero has no derivative in the length it does not have; and reverse mode through diffrax's
+    `RecursiveCheckpointAdjoint` or `DirectAdjoint` has none in the ends of a phase in which a step
+    is not finite (it is nan there).
+
+    **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` (which
+    ends the phase and all that follow), `progress_meter`, `telemetry` and `trace` as
+    [`Simulate`][]; and
+
+    - `boundary`: to which side a save time at the start of a phase belongs: `"after"` (the
+        default), the state after the dose; `"before"`, the state at the end of the phase before
+        (at `t0`: the state it starts from). At the end of the last phase both are the same.
+    - `steady`: start from the steady state that the dynamics reach from `y0` under `steady_args`,
+        instead of `y0`.
+    - `method`, `steady_rtol`, `steady_atol`, `steady_max_steps`, `stability`: as
+        [`SteadyThenSimulate`][], for `steady=True`.
+
+    **Raises:** as [`Simulate`][]; `ValueError` for options of a steady state without `steady=True`.
+    """
+
+    simulate: Simulate
+    _boundary: Static
+    _steady: Static
+
+    @typechecked
+    def __init__(
+        self,
+        field: VF,
+        *,
+        solver: Any = None,
+        controller: Any = None,
+        adjoint: Any = None,
+        max_steps: int = 4096,
+        dt0: float | None = None,
+        event: diffrax.Event | None = None,
+        progress_meter: diffrax.AbstractProgressMeter | None = None,
+        telemetry: bool = False,
+        trace: str | None = None,
+        boundary: Literal["after", "before"] = "after",
+        steady: bool = False,
+        method: Any = None,
+        steady_rtol: float | None = None,
+        steady_atol: float | None = None,
+        steady_max_steps: int | None = None,
+        stability: bool | None = None,
+    ):
+        search = dict(
+            method=method,
+            steady_rtol=steady_rtol,
+            steady_atol=steady_atol,
+            steady_max_steps=steady_max_steps,
+            stability=stability,
+        )
+        if not steady:
+            _refuse(search, "add `steady=True`")
+        most = 256 if steady_max_steps is None else steady_max_steps
+        if most < 1:
+            raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
+        self.simulate = Simulate(
+            field,
+            solver=solver,
+            controller=controller,
+            adjoint=adjoint,
+            max_steps=max_steps,
+            dt0=dt0,
+            event=event,
+            progress_meter=progress_meter,
+            telemetry=telemetry,
+            trace=trace,
+        )
+        self._boundary = Static(boundary)
+        chain = as_chain(Chain() if method is None else method)
+        options = SteadyOptions(chain, steady_rtol, steady_atol, most, stability)
+        self._steady = Static(options if steady else None)
+
+    @property
+    def field(self) -> Any:
+        """The field, as it was given."""
+        return self.simulate.field
+
+    @property
+    def options(self) -> SolveOptions:
+        """As [`Simulate.options`][]."""
+        return self.simulate.options
+
+    @typechecked
+    def __call__(
+        self,
+        y0: YLike,
+        ts: Any,
+        phases: Any,
+        *,
+        t0: ScalarLike = 0.0,
+        steady_args: Args = None,
+        conserved: Any = None,
+        guess: Any = None,
+        throw: bool = True,
+    ) -> Simulation:
+        """Solves one phase after the other.
+
+        **Arguments:**
+
+        - `y0`: the state at `t0`, before the dose of the first phase; with `steady=True`, where
+            the search for the steady state starts, and what fixes its conserved totals.
+        - `ts`: times to save at, shape `(times,)`, in one direction from `t0` and within the
+            phases.
+        - `phases`: a [`Phase`][] or a sequence of them. The first starts at `t0`, each of the
+            others where the one before it ends.
+        - `t0`: the start.
+        - `steady_args`, `conserved`, `guess`: as [`SteadyThenSimulate`][], for `steady=True`.
+        - `throw`: raise an error if a phase fails, or return the reason as `result`.
+
+        **Returns:** a [`Simulation`][]. `result` is the first failure in time order; the phases
+        after it are not run, and their rows are marked in `reached`. The numbers of steps are
+        summed over the phases, and `stats["phase"]` is the last one that was run (the first is 0).
+
+        **Raises:** `ValueError` or `TypeError` for phases that are out of order, save times outside
+        them, a dose that does not fit the state; and as [`SteadyThenSimulate`][].
+        """
+        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None)
+        stacks = as_stacks(phases, state_dtype(y0))
+        _check_times(t0, ts, ends_of(stacks))
+        return solve_phases(self, y0, ts, t0, stacks, steady_args, conserved, guess, throw)
+
+
+def _refuse(given: dict[str, Any], remedy: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is for a start from a steady state: {remedy}.")
+
+
+def solve_phases(
+    model: SimulatePhases,
+    y0: PyTree[Array],
+    ts: Array,
+    t0: Array,
+    stacks: tuple[Stack, ...],
+    steady_args: Args,
+    conserved: Any,
+    guess: Any,
+    throw: bool,
+) -> Simulation:
+    """The call of a model, with times that are checked."""
+    search: SteadyOptions | None = model._steady.tree
+    if search is None:
+        given = dict(steady_args=steady_args, conserved=conserved, guess=guess)
+        _refuse(given, "make the model with `steady=True`")
+    else:
+        dtype = state_dtype(y0)
+        search = search.for_dtype(dtype)
+        steady_args = as_args(steady_args, dtype)
+        conserved = as_conserved(conserved, model.field)
+        guess = as_guess(guess, y0)
+    with explain_forward_mode():
+        simulation = _simulate_phases(
+            model, search, y0, ts, t0, stacks, steady_args, conserved, guess
+        )
+    if simulation.steady is not None:
+        refuse_rows_of(simulation.steady, model.field, y0, steady_args, t0, conserved)
+    return raise_on_failure(simulation) if throw else simulation
+
+
+@eqx.filter_jit
+def _simulate_phases(
+    model: SimulatePhases,
+    search: SteadyOptions | None,
+    y0,
+    ts,
+    t0,
+    stacks: tuple[Stack, ...],
+    steady_args,
+    conserved,
+    guess,
+) -> Simulation:
+    if search is None:
+        start, steady = y0, None
+    else:
+        steady = steady_state(model.field, y0, steady_args, t0, search, conserved, guess)
+        start = steady.y
+    options = tuple(_options_of(model, stack) for stack in stacks)
+    before = model._boundary.tree == "before"
+    return run_phases(model.field, options, start, steady, ts, t0, stacks, before)
+
+
+def _options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
+    """The options of a stack: those of the model, where it has none of its own."""
+    own: Overrides = stack.overrides.tree
+    ours = model.options
+    if all(x is None for x in (own.solver, own.controller, own.max_steps, own.dt0)):
+        return ours
+    choose = lambda a, b: b if a is None else a
+    try:
+        return solve_options(
+            model.field,
+            choose(own.solver, ours.solver),
+            choose(own.controller, ours.controller),
+            ours.adjoint,
+            choose(own.max_steps, ours.max_steps),
+            choose(own.dt0, ours.dt0),
+            ours.event,
+            ours.progress_meter,
+            ours.telemetry,
+            ours.trace,
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
+
+
+def _check_times(t0: Array, ts: Array, ends: Array) -> None:
+    """Raises where the phases do not fit each other, or `ts`, and values are concrete."""
+    if is_traced((t0, ts, ends)):
+        return
+    with jax.ensure_compile_time_eval():
+        if phases_fit(t0, ts, ends):
+            return
+    starts = np.concatenate([[t0], ends[:-1]])
+    lengths = np.asarray(ends) - starts
+    whole = f"{message(RESULTS.bad_phases)} "
+    if not np.isfinite(lengths).all():
+        k = int(np.argmin(np.isfinite(lengths)))
+        raise ValueError(
+            f"{whole}Phase {k} (the first is 0) goes from {starts[k]:g} to {ends[k]:g}."
+        )
+    if (lengths < 0).any() and (lengths > 0).any():
+        k = int(np.argmax(lengths * np.sign(ends[-1] - t0) < 0))
+        raise ValueError(
+            f"{whole}Phase {k} (the first is 0) ends at {float(ends[k]):g}, but starts at "
+            f"{float(starts[k]):g}."
+        )
+    raise ValueError(
+        f"{whole}The phases go from {float(t0):g} to {float(ends[-1]):g}, `ts` goes from "
+        f"{float(ts[0]):g} to {float(ts[-1]):g}."
+    )
