@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import CONTROLLERS, Counted, all_finite, dt0_for
+from helpers import CONTROLLERS, FIELDS, Counted, all_finite, dt0_for
 
 import stablax as sx
 
@@ -462,3 +462,28 @@ def test_what_a_model_holds_is_no_leaf(key, Model, options):
     model = Model(field, **options)
     assert_same_leaves(model, field)
     assert jax.tree.structure(model) == jax.tree.structure(Model(field, **options))
+
+
+# --- every field of the zoo
+
+
+@pytest.mark.parametrize("name", ["clip and adamw", "MultiSteps in apply_if_finite"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_a_parameter_tree(field, name):
+    case = FIELDS[field]
+    model = sx.Simulate(case.make(case.guard))
+    gradient, bare = some_gradient(model), jax.tree.leaves(model)
+    if not bare:
+        pytest.skip("a function without parameters")
+    transformation = OPTIMISERS[name]()
+    states = [transformation.init(x) for x in (model, bare)]
+    trained = model
+    for _ in range(STEPS.get(name, 2)):
+        updates, states[0] = transformation.update(gradient, states[0], trained)
+        trained = optax.apply_updates(trained, updates)
+        updates, states[1] = transformation.update(jax.tree.leaves(gradient), states[1], bare)
+        bare = optax.apply_updates(bare, updates)
+    assert_same_leaves(trained, bare)
+    assert not same_leaves(trained, model)
+    assert jax.tree.structure(trained) == jax.tree.structure(model)
+    assert all_finite(trained.field(0.5, case.y, case.args))

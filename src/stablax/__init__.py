@@ -4,11 +4,20 @@ from importlib.metadata import version as _version
 
 from ._control import StiffPID as StiffPID
 from ._fields import (
+    AntisymmetricField as AntisymmetricField,
+    ContractingField as ContractingField,
+    DampedField as DampedField,
+    GradientFlowField as GradientFlowField,
     Guard as Guard,
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
+    LyapunovField as LyapunovField,
     MLPField as MLPField,
+    PortHamiltonianField as PortHamiltonianField,
+    QuasiPositiveField as QuasiPositiveField,
+    ScaledNeuralField as ScaledNeuralField,
+    Scales as Scales,
 )
 from ._linalg import (
     Banded as Banded,

@@ -1,5 +1,9 @@
 from ._activity import GuardActivity as GuardActivity
+from ._antisymmetric import AntisymmetricField as AntisymmetricField
+from ._contracting import ContractingField as ContractingField
+from ._damped import DampedField as DampedField
 from ._gate import off_the_walls as off_the_walls
+from ._gradient_flow import GradientFlowField as GradientFlowField
 from ._guard import Guard as Guard
 from ._guarded import (
     Guarded as Guarded,
@@ -9,4 +13,8 @@ from ._guarded import (
     evaluate_aside as evaluate_aside,
     evaluate_ungated as evaluate_ungated,
 )
+from ._lyapunov import LyapunovField as LyapunovField
 from ._mlp import MLPField as MLPField
+from ._port_hamiltonian import PortHamiltonianField as PortHamiltonianField
+from ._quasi_positive import QuasiPositiveField as QuasiPositiveField
+from ._scaled import ScaledNeuralField as ScaledNeuralField, Scales as Scales
