@@ -91,7 +91,8 @@ def test_the_public_names_of_the_design():
     Frozen masked_mean RESULTS is_successful explain Rodas5P Rodas4 Rosenbrock23 kvaerno3 kencarp4
     Dense Banded Sparse MatrixFree check_jacobian DiscreteAdjoint simulate_batch STATUS Newton
     PseudoTransient Integrate Chain AbstractSteadyMethod Attempt SteadyProblem conserved_quantities
-    ConservedQuantities WarmStart"""
+    ConservedQuantities WarmStart Scales ScaledNeuralField DampedField ContractingField
+    LyapunovField GradientFlowField PortHamiltonianField AntisymmetricField QuasiPositiveField"""
     assert set(expected.split()) <= set(PUBLIC)
 
 

@@ -160,10 +160,10 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
     is above max(h.u, 0), and smooth for w > 0. w = u . `decay`, which is what V falls by anyway,
     has the units of a rate of y and is 0 at the equilibrium only.
     """
-    square = slope @ slope
-    at_rest = square == 0
+    steepness = slope @ slope
+    at_rest = steepness == 0
     # Each root is kept from 0, where it has no derivative.
-    unit = slope / jnp.sqrt(jnp.where(at_rest, 1, square))
+    unit = slope / jnp.sqrt(jnp.where(at_rest, 1, steepness))
     climb, width = unit @ h, unit @ decay
     radicand = climb**2 + width**2
     root = jnp.sqrt(jnp.where(radicand == 0, 1, radicand))

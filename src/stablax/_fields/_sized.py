@@ -45,8 +45,8 @@ class AbstractSizedField(GuardedField):
     def _flat(self, y: Y) -> tuple[Array, Callable]:
         y = as_state(y, "y")
         x, unravel = ravel_pytree(y)
-        is_array = jtu.treedef_is_leaf(jtu.tree_structure(y))
-        if x.size != self.size or (is_array and y.ndim == 1 and y.shape != (self.size,)):
+        if x.size != self.size:
+            is_array = jtu.treedef_is_leaf(jtu.tree_structure(y))
             given = y.shape if is_array else f"a PyTree of {x.size} in total"
             raise ValueError(
                 f"`{type(self).__name__}(size={self.size})` takes a state of shape "
