@@ -219,6 +219,14 @@ def test_lyapunov_field_ends_at_its_equilibrium():
     assert jnp.all(start > 0) and field.lyapunov(jnp.asarray(goal)) == 0
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_slope_of_the_convex_network_is_its_gradient(depth):
+    convex = sx.LyapunovField(3, 8, depth, key=jr.key(18)).convex
+    x = jnp.array([0.4, -2.0, 1.0])
+    np.testing.assert_allclose(convex.value_and_slope(x)[1], jax.grad(convex)(x), rtol=1e-12)
+    assert jnp.linalg.eigvalsh(jax.hessian(convex)(x))[0] > 0
+
+
 def test_a_learned_equilibrium_is_a_leaf():
     field = sx.LyapunovField(2, 4, 1, key=jr.key(0))
     moved = eqx.tree_at(lambda f: f.equilibrium, field, jnp.array([3.0, 4.0]))

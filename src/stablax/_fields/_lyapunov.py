@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
-import jax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
@@ -35,18 +34,32 @@ class _Convex(eqx.Module):
         self.last = jnp.zeros(width, dtype)
 
     def __call__(self, x: Array) -> Array:
+        return self.value_and_slope(x)[0]
+
+    def value_and_slope(self, x: Array) -> tuple[Array, Array]:
+        """The value and its gradient: by hand, since the field is made of the gradient, and solvers
+        differentiate it once more."""
         first, *others = self.inputs
-        z = _rectifier(first(x))
-        for layer, weight in zip(others, self.between, strict=True):
-            z = _rectifier(_positive(weight) @ z + layer(x))
-        return jnp.sum(_positive(self.last) * z)
+        between = [_positive(weight) for weight in self.between]
+        z, bend = _rectifier(first(x))
+        bends = [bend]
+        for layer, weight in zip(others, between, strict=True):
+            z, bend = _rectifier(weight @ z + layer(x))
+            bends.append(bend)
+
+        last = _positive(self.last)
+        back = bends[-1] * last
+        slope = self.inputs[-1].weight.T @ back
+        for i in range(len(others) - 1, -1, -1):
+            back = bends[i] * (between[i].T @ back)
+            slope = slope + self.inputs[i].weight.T @ back
+        return jnp.sum(last * z), slope
 
 
-def _rectifier(x: Array) -> Array:
-    """Squareplus (Barron 2021): smooth, and cheaper to differentiate than softplus. Written out,
-    since `jax.nn.squareplus` is compiled as a whole even when called eagerly: then its value has
-    another last bit where it is differentiated."""
-    return (x + jnp.sqrt(x**2 + 4)) / 2
+def _rectifier(x: Array) -> tuple[Array, Array]:
+    """Squareplus (Barron 2021) and its derivative: smooth, convex and rising."""
+    root = jnp.sqrt(x**2 + 4)
+    return (x + root) / 2, (1 + x / root) / 2
 
 
 def _positive(weight: Array) -> Array:
@@ -123,11 +136,10 @@ class LyapunovField(AbstractSizedField):
     def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
         origin = self._origin(x)
         away = x - origin
-        points = jnp.stack([x, origin])
-        here, there = jax.vmap(self.network)(points)
-        slope, slope_there = jax.vmap(jax.grad(self.convex))(points)
-        slope = slope - slope_there + self.convexity * away
-        return _without_climbing(here - there, slope, self.rate * away) - self.rate * away
+        learned = self.network(x) - self.network(origin)
+        slope = self.convex.value_and_slope(x)[1] - self.convex.value_and_slope(origin)[1]
+        slope = slope + self.convexity * away
+        return _without_climbing(learned, slope, self.rate * away) - self.rate * away
 
     def lyapunov(self, y: Y) -> Float[Array, ""]:
         """V(y): 0 at the equilibrium, positive elsewhere, convex, and falling along every
@@ -135,7 +147,7 @@ class LyapunovField(AbstractSizedField):
         x = self.vector(y)
         origin = self._origin(x)
         away = x - origin
-        value, slope = jax.value_and_grad(self.convex)(origin)
+        value, slope = self.convex.value_and_slope(origin)
         return self.convex(x) - value - slope @ away + self.convexity * away @ away / 2
 
     def _origin(self, x: Array) -> Array:
@@ -160,11 +172,12 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
     is above max(h.u, 0), and smooth for w > 0. w = u . `decay`, which is what V falls by anyway,
     has the units of a rate of y and is 0 at the equilibrium only.
     """
-    steepness = slope @ slope
+    steepness = jnp.sum(slope**2)
     at_rest = steepness == 0
     # Each root is kept from 0, where it has no derivative.
-    unit = slope / jnp.sqrt(jnp.where(at_rest, 1, steepness))
-    climb, width = unit @ h, unit @ decay
+    # A product: XLA makes one of the quotient where this is differentiated, with another last bit.
+    unit = slope * (1 / jnp.sqrt(jnp.where(at_rest, 1, steepness)))
+    climb, width = jnp.sum(unit * h), jnp.sum(unit * decay)
     radicand = climb**2 + width**2
     root = jnp.sqrt(jnp.where(radicand == 0, 1, radicand))
     excess = (climb + jnp.where(radicand == 0, jnp.abs(climb), root)) / 2
