@@ -173,10 +173,11 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
     has the units of a rate of y and is 0 at the equilibrium only.
     """
     steepness = jnp.sum(slope**2)
-    at_rest = steepness == 0
+    # At the equilibrium the differences that `h` and `slope` are may be rounded to other than 0.
+    at_rest = jnp.all(decay == 0) | (steepness == 0)
     # Each root is kept from 0, where it has no derivative.
     # A product: XLA makes one of the quotient where this is differentiated, with another last bit.
-    unit = slope * (1 / jnp.sqrt(jnp.where(at_rest, 1, steepness)))
+    unit = slope * (1 / jnp.sqrt(jnp.where(steepness == 0, 1, steepness)))
     climb, width = jnp.sum(unit * h), jnp.sum(unit * decay)
     radicand = climb**2 + width**2
     root = jnp.sqrt(jnp.where(radicand == 0, 1, radicand))
