@@ -71,7 +71,9 @@ def report(title: str, fns: dict) -> None:
 
 def main():
     print("| what | | time | ratio | first call | ratio |\n|---|---|---|---|---|---|")
-    field = sx.MLPField(4, 64, 2, key=jax.random.key(0), guard=sx.Guard(-10.0, 10.0))
+    field = sx.MLPField(
+        4, 64, 2, key=jax.random.key(0), initial_scale=1.0, guard=sx.Guard(-10.0, 10.0)
+    )
     y0 = jnp.array([1.0, -1.0, 0.5, 0.0])
 
     for solver in (diffrax.Tsit5(), sx.kvaerno5()):

@@ -69,6 +69,45 @@ class Case(NamedTuple):
     bare: Callable[[Any], Callable] = lambda field: field.vector_field
 
 
+# The fields of the zoo that are made of networks: each makes a field of three components.
+NETWORK_FIELDS: dict[str, Callable[..., Any]] = {
+    "MLPField": lambda key, **kw: sx.MLPField(3, 8, 2, key=key, initial_scale=1.0, **kw),
+    "DampedField": lambda key, **kw: sx.DampedField(3, 8, 1, key=key, rate=0.5, **kw),
+    "ContractingField": lambda key, **kw: sx.ContractingField(3, 8, 1, key=key, rate=0.1, **kw),
+    "GradientFlowField": lambda key, **kw: sx.GradientFlowField(3, 8, 1, key=key, **kw),
+    "LyapunovField": lambda key, **kw: sx.LyapunovField(3, 8, 1, key=key, rate=0.1, **kw),
+    "PortHamiltonianField": lambda key, **kw: sx.PortHamiltonianField(3, 8, 1, key=key, **kw),
+    "AntisymmetricField": lambda key, **kw: sx.AntisymmetricField(3, key=key, **kw),
+    "QuasiPositiveField": lambda key, **kw: sx.QuasiPositiveField(3, 8, 1, key=key, **kw),
+    "ScaledNeuralField": lambda key, guard=sx.Guard(), **kw: sx.ScaledNeuralField(
+        sx.MLPField(3, 8, 1, key=key, initial_scale=1.0, **kw),
+        sx.Scales(np.array([1.0, 1e-5, 2.0]), 100.0),
+        guard=guard,
+    ),
+}
+
+
+def _vector_case(name: str) -> Case:
+    def make(guard):
+        return NETWORK_FIELDS[name](jax.random.key(1), guard=guard)
+
+    return Case(make, sx.Guard(0.0, np.array([2.0, 3.0, 4.0])), jnp.array([0.5, 1.5, 1.0]))
+
+
+def _tree_case(name: str, args: Any = None, **options: Any) -> Case:
+    """A state that is a tree; `args` are inputs of the network."""
+
+    def make(guard):
+        return NETWORK_FIELDS[name](jax.random.key(2), guard=guard, **options)
+
+    return Case(
+        make,
+        sx.Guard({"a": np.array([-1.0, -2.0]), "b": None}, {"a": 4.0, "b": 5.0}),
+        {"a": jnp.array([0.5, -1.5]), "b": jnp.array(1.0)},
+        args,
+    )
+
+
 FIELDS: dict[str, Case] = {
     "subclass": Case(
         lambda guard: Overflowing(jnp.array([0.5, -1.0]), guard=guard),
@@ -92,10 +131,12 @@ FIELDS: dict[str, Case] = {
         args=jnp.array([1.0, 3.0]),
         bare=lambda field: field.fn,
     ),
-    "MLPField": Case(
-        lambda guard: sx.MLPField(2, 8, 2, key=jax.random.key(1), guard=guard),
-        sx.Guard(-2.0, 2.0),
-        jnp.array([0.5, -0.5]),
+    "MLPField": _vector_case("MLPField"),
+    "MLPField with inputs": _tree_case(
+        "MLPField",
+        {"dose": jnp.array([0.5, 2.0]), "temperature": jnp.array(0.3)},
+        time=True,
+        args_size=3,
     ),
     "ReactionField": Case(
         lambda guard: sx.ReactionField(
@@ -159,6 +200,14 @@ FIELDS: dict[str, Case] = {
         sx.Guard({"q": np.array([-3.0, -4.0]), "p": -5.0}, {"q": 4.0, "p": None}),
         {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
     ),
+    "DampedField": _tree_case("DampedField", jnp.array(0.5), time=True, args_size=1),
+    "ContractingField": _vector_case("ContractingField"),
+    "GradientFlowField": _tree_case("GradientFlowField"),
+    "LyapunovField": _vector_case("LyapunovField"),
+    "PortHamiltonianField": _tree_case("PortHamiltonianField", jnp.array(0.7), args_size=1),
+    "AntisymmetricField": _tree_case("AntisymmetricField", jnp.array(0.7), args_size=1),
+    "QuasiPositiveField": _vector_case("QuasiPositiveField"),
+    "ScaledNeuralField": _vector_case("ScaledNeuralField"),
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import CONTROLLERS, Counted, all_finite, dt0_for
+from helpers import CONTROLLERS, FIELDS, Counted, all_finite, dt0_for
 
 import stablax as sx
 
@@ -462,3 +462,22 @@ def test_what_a_model_holds_is_no_leaf(key, Model, options):
     model = Model(field, **options)
     assert_same_leaves(model, field)
     assert jax.tree.structure(model) == jax.tree.structure(Model(field, **options))
+
+
+# --- every field of the zoo
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_a_parameter_tree(field):
+    case = FIELDS[field]
+    model = sx.Simulate(case.make(case.guard))
+    gradient, bare = some_gradient(model), jax.tree.leaves(model)
+    if not bare:
+        pytest.skip("a function without parameters")
+    optimiser = optimiser_of("MultiSteps(1)")
+    trained, state = optimiser.step(gradient, optimiser.init(model), model)
+    bare, _ = optimiser.step(jax.tree.leaves(gradient), optimiser.init(bare), bare)
+    assert_same_leaves(trained, bare)
+    assert not same_leaves(trained, model)
+    assert jax.tree.structure(trained) == jax.tree.structure(model)
+    assert trained.field.guard == case.guard

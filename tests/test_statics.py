@@ -466,7 +466,7 @@ def test_construction_without_values(key, Model):
 def test_fields_without_values_and_compiled(key, make):
     shapes = eqx.filter_eval_shape(make, 2, 4, 1, key=key)
     assert [x.shape for x in jax.tree.leaves(shapes)] == [(4, 2), (4,), (2, 4), (2,)]
-    assert make(2, 4, 1, key=key).activation is jnp.tanh
+    assert make(2, 4, 1, key=key).network.activation is jnp.tanh
 
 
 @pytest.mark.parametrize("Model", MODELS)

@@ -53,7 +53,7 @@ def test_a_part_of_a_model_is_trained(key, name):
     """The parameters are reached through `model.field`, in specifications as in models."""
     model = trees(key)[name]
     nothing = jax.tree.map(lambda _: False, model)
-    spec = eqx.tree_at(lambda m: m.field.layers[1].bias, nothing, True)
+    spec = eqx.tree_at(lambda m: m.field.network.layers[1].bias, nothing, True)
     params, static = eqx.partition(model, spec)
     assert len(jax.tree.leaves(params)) == 1
     optimiser = optax.adamw(1e-2, weight_decay=0.1)

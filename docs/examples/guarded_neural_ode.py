@@ -44,7 +44,9 @@ class NeuralField(sx.GuardedField):
 
 
 def make_model(key) -> sx.Simulate:
-    network = sx.MLPField(size=3, width=16, depth=2, key=key, activation=jnp.sinh)
+    network = sx.MLPField(
+        size=3, width=16, depth=2, key=key, activation=jnp.sinh, initial_scale=1.0
+    )
     linear = sx.Frozen([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [RATE, 0.0, -RATE]])
     field = NeuralField(network, linear, guard=sx.Guard(lower=-20.0, upper=20.0))
     return sx.Simulate(field, controller=sx.StiffPID.preset("fast"))

@@ -1,5 +1,7 @@
 from ._activity import GuardActivity as GuardActivity
+from ._antisymmetric import AntisymmetricField as AntisymmetricField
 from ._constants import rate_constant as rate_constant
+from ._contracting import ContractingField as ContractingField
 from ._coordinates import (
     AbstractCoordinates as AbstractCoordinates,
     LogField as LogField,
@@ -7,8 +9,10 @@ from ._coordinates import (
     SoftplusField as SoftplusField,
     innermost as innermost,
 )
+from ._damped import DampedField as DampedField
 from ._declared import declared_conserved as declared_conserved
 from ._gate import off_the_walls as off_the_walls
+from ._gradient_flow import GradientFlowField as GradientFlowField
 from ._guard import Guard as Guard
 from ._guarded import (
     Guarded as Guarded,
@@ -19,7 +23,10 @@ from ._guarded import (
     evaluate_ungated as evaluate_ungated,
 )
 from ._hybrid import HybridField as HybridField
+from ._lyapunov import LyapunovField as LyapunovField
 from ._mlp import MLPField as MLPField
+from ._port_hamiltonian import PortHamiltonianField as PortHamiltonianField
+from ._quasi_positive import QuasiPositiveField as QuasiPositiveField
 from ._rate_laws import (
     AbstractRateLaw as AbstractRateLaw,
     Hill as Hill,
@@ -30,3 +37,4 @@ from ._rate_laws import (
 )
 from ._reaction import Reaction as Reaction
 from ._reaction_field import ReactionField as ReactionField
+from ._scaled import ScaledNeuralField as ScaledNeuralField, Scales as Scales

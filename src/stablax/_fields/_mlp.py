@@ -1,41 +1,59 @@
-"""Neural vector fields."""
+"""A neural vector field."""
 
+import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._types import typechecked
+from .._static import Frozen
+from .._types import Args, typechecked
 from ._guard import Guard
-from ._guarded import GuardedField
+from ._network import Network
+from ._sized import AbstractSizedField, like, positive_vector
 
 
 @final
-class MLPField(GuardedField):
-    """A multilayer perceptron as an autonomous vector field: dy/dt = MLP(y).
+class MLPField(AbstractSizedField):
+    """A multilayer perceptron as a vector field: dy/dt = output_scale * MLP(y, [t], [args]).
 
-    Its only PyTree leaves are weights and biases; the activation is static. Inside the
-    `vector_field` of another guarded field, use `network.vector_field(t, y, args)`: one guard is
-    enough.
+    The last layer starts small, so that training starts near y' = 0, where every solve is cheap
+    and no trajectory runs away. Its only PyTree leaves are weights and biases; the activation is
+    static. Inside the `vector_field` of another guarded field, use
+    `network.vector_field(t, y, args)`: one guard is enough.
+
+    Guarantee: none about where trajectories go. Choose it where data cover all that will be asked
+    of it; for long extrapolation choose a field that is stable by construction; for states of
+    different sizes put it into a [`ScaledNeuralField`][].
 
     **Arguments:**
 
-    - `size`: number of components of the state, a vector of shape `(size,)`; >= 1.
+    - `size`: number of components of the state, >= 1: a vector of shape `(size,)`, or a PyTree of
+        `size` components in total.
     - `width`: neurons in each hidden layer; >= 1.
     - `depth`: number of hidden layers; >= 0 (0: a linear field).
     - `key`: a PRNG key for the initial weights (uniform in +-1/sqrt(inputs), as `eqx.nn.Linear`).
     - `activation`: smooth, elementwise; by default `tanh`, whose bounded output keeps a stiff
-        solver's steps sane.
+        solver's steps sane. `jax.nn.gelu` and `jax.nn.softplus` are smooth as well; the kinks of
+        `relu` cost a solver rejected steps.
+    - `time`: whether `t` is an input; by default not: the field is autonomous.
+    - `args_size`: how many numbers `args` (any PyTree) holds in total, all of them inputs; by
+        default 0: `args` is not looked at.
+    - `output_scale`: > 0, the size of dy/dt [state/time]: a number, or one for each component.
+        Static.
+    - `initial_scale`: >= 0; the last layer's initial weights and biases are multiplied by it.
     - `dtype`: of the weights; by default jax's default floating-point type.
     - `guard`: a [`Guard`][]; keyword-only.
+
+    **Raises:** `ValueError` for a number out of range, a state of another size, or `args` with
+    another number of numbers.
     """
 
-    layers: tuple[eqx.nn.Linear, ...]
-    activation: Callable = eqx.field(static=True)
+    network: Network
+    output_scale: Frozen
+    size: int = eqx.field(static=True)
 
     @typechecked
     def __init__(
@@ -46,29 +64,30 @@ class MLPField(GuardedField):
         *,
         key: PRNGKeyArray,
         activation: Callable = jnp.tanh,
+        time: bool = False,
+        args_size: int = 0,
+        output_scale: Any = 1.0,
+        initial_scale: float = 0.01,
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
     ):
-        for name, value, least in (("size", size, 1), ("width", width, 1), ("depth", depth, 0)):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-        sizes = [size, *[width] * depth, size]
-        keys = jr.split(key, len(sizes) - 1)
-        self.layers = tuple(
-            eqx.nn.Linear(n_in, n_out, key=k, dtype=dtype)
-            for n_in, n_out, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+        if not (math.isfinite(initial_scale) and initial_scale >= 0):
+            raise ValueError(f"`initial_scale` must be finite and >= 0, got {initial_scale!r}.")
+        self.network = Network(
+            size,
+            size,
+            width,
+            depth,
+            key=key,
+            activation=activation,
+            dtype=dtype,
+            initial_scale=initial_scale,
+            time=time,
+            args_size=args_size,
         )
-        self.activation = activation
+        self.output_scale = positive_vector(output_scale, size, "output_scale")
+        self.size = size
         self.guard = guard
 
-    def vector_field(self, t, y: Float[Array, " size"], args) -> Float[Array, " size"]:
-        size = self.layers[0].in_features
-        if not isinstance(y, jax.Array) or y.shape != (size,):
-            shown = getattr(y, "shape", type(y).__name__)
-            raise ValueError(
-                f"`MLPField(size={size})` takes a state of shape ({size},), got {shown}."
-            )
-        *hidden, last = self.layers
-        for layer in hidden:
-            y = self.activation(layer(y))
-        return last(y)
+    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+        return like(self.output_scale, x) * self.network(x, t, args)
