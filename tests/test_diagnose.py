@@ -209,6 +209,27 @@ def test_walls_of_a_tree_state_are_found_on_their_side():
     assert 1.9 < float(upper["b"][0]) <= 2.0
 
 
+def test_each_phase_is_looked_at_under_its_own_condition():
+    """The second of three phases is stiff, and the third ends at a wall."""
+
+    def field(t, y, args):
+        return jnp.where(y < args["wall"], args["rate"] * (1.0 - y) + args["flow"], jnp.nan)
+
+    def phase(t1, rate, flow, wall):
+        names = ("rate", "flow", "wall")
+        args = dict(zip(names, map(jnp.asarray, (rate, flow, wall)), strict=True))
+        return sx.Phase(t1, args=args)
+
+    phases = [phase(1.0, 1.0, 0.0, 9.0), phase(2.0, 1e4, 0.0, 9.0), phase(5.0, 0.0, 1.0, 2.5)]
+    report = sx.diagnose(sx.SimulatePhases(field), ONE * 0.5, [5.0], phases)
+    assert report.result == "not_finite" and report.causes[0] == "field_not_finite"
+    assert "y[0] is above 2.5" in report.suggestions[0].why
+    times, fastest = report.stiffness.times, report.stiffness.fastest
+    np.testing.assert_allclose(fastest[times < 1], 1.0)
+    np.testing.assert_allclose(fastest[(times >= 1) & (times < 2)], 1e4)
+    np.testing.assert_allclose(fastest[times >= 2], 0.0)
+
+
 def test_the_guard_is_looked_at():
     field = sx.Guarded(lambda t, y, a: jnp.stack([y[1], -y[0]]), sx.Guard(-0.5, reject=False))
     report = sx.diagnose(sx.Simulate(field), jnp.array([1.0, 0.0]), [6.0])

@@ -307,11 +307,11 @@ def _jacobian(seen: Observation) -> Iterator[Suggestion]:
     if declared is None:
         return
     place = len(seen.times) // 2
+    t = float(seen.times[place])
     y = seen.unravel(seen.states[place] + 1e-3 * (seen.atol + np.abs(seen.states[place])))
+    args = seen.conditions.args[int(seen.conditions.at(t))]
     try:
-        check_jacobian(
-            seen.model.field, float(seen.times[place]), y, seen.inputs["args"], jacobian=declared
-        )
+        check_jacobian(seen.model.field, t, y, args, jacobian=declared)
     except ValueError as error:
         yield Suggestion(
             "wrong_jacobian",
@@ -366,7 +366,8 @@ def _longest_step(seen: Observation) -> Iterator[Suggestion]:
 def _steady(seen: Observation, condition: float | None) -> Iterator[Suggestion]:
     if seen.simulation.steady is None:
         return
-    call = "simulation = model(y0, ts, {}, throw=False)"
+    phases = "phases, " if "phases" in seen.inputs else ""
+    call = f"simulation = model(y0, ts, {phases}{{}}, throw=False)"
     if ended_with(seen, RESULTS.singular_steady_state):
         yield Suggestion(
             "conserved_quantities_not_declared",

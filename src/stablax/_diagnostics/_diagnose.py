@@ -161,7 +161,7 @@ def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
 
     **Arguments:**
 
-    - `model`: a [`Simulate`][] or a [`SteadyThenSimulate`][].
+    - `model`: a [`Simulate`][], a [`SteadyThenSimulate`][] or a [`SimulatePhases`][].
     - `inputs`, `keywords`: those of a call of the model; `throw` does not matter.
 
     **Returns:** a [`Diagnosis`][].

@@ -14,12 +14,20 @@ from jax.flatten_util import ravel_pytree
 
 from .._control import Cause
 from .._fields import Guarded, as_guarded
-from .._models import Simulate, Simulation, SteadyThenSimulate, steps_of, with_options
+from .._models import (
+    Phase,
+    Simulate,
+    SimulatePhases,
+    Simulation,
+    SteadyThenSimulate,
+    steps_of,
+    with_options,
+)
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from ._stiffness import Stiffness, stiffness_along
 
-Model = Simulate | SteadyThenSimulate
+Model = Simulate | SteadyThenSimulate | SimulatePhases
 _QUANTILES = 20  # of the accepted steps, at whose starts the trajectory is looked at
 
 
@@ -29,6 +37,7 @@ class Observation:
 
     model: Model
     inputs: dict[str, Any]
+    conditions: "Conditions"
     simulation: Simulation
     names: tuple[str, ...]
     dtype: np.dtype
@@ -59,12 +68,39 @@ class Observation:
         """The state at the observed time next to `t`."""
         return self.states[int(np.argmin(np.abs(self.times - t)))]
 
-    def field(self, t: Any, flat: Any) -> np.ndarray:
+    def field(self, t: Any, flat: np.ndarray) -> np.ndarray:
         """The bare field, for a batch of times and flat states."""
-        args = self.inputs["args"]
-        return np.asarray(
-            _bare(self.model.field, args, self.like, jnp.asarray(t), jnp.asarray(flat))
-        )
+
+        def under(args, t, flat):
+            t, flat = jnp.asarray(t, self.dtype), jnp.asarray(flat)
+            return _bare(self.model.field, args, self.like, t, flat)
+
+        return self.conditions.apply(under, np.asarray(t), flat)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """The `args` of each phase, and the times at which they end; of a model without phases, one."""
+
+    ends: np.ndarray
+    args: tuple[Any, ...]
+
+    def at(self, t: Any) -> np.ndarray:
+        """The phase of each time."""
+        way = -1.0 if len(self.ends) > 1 and self.ends[-1] < self.ends[0] else 1.0
+        places = np.searchsorted(way * self.ends, way * np.asarray(t), side="right")
+        return np.minimum(places, len(self.args) - 1)
+
+    def apply(self, fn: Any, t: np.ndarray, states: Any) -> Any:
+        """`fn(args, t, states)` for times and states with a leading axis, each under its own."""
+        places = self.at(t)
+        groups = [np.flatnonzero(places == place) for place in np.unique(places)]
+        parts = [
+            fn(self.args[places[group[0]]], t[group], jtu.tree_map(lambda y, g=group: y[g], states))
+            for group in groups
+        ]
+        back = np.argsort(np.concatenate(groups))
+        return jtu.tree_map(lambda *xs: np.concatenate([np.asarray(x) for x in xs])[back], *parts)
 
 
 @eqx.filter_jit
@@ -88,8 +124,22 @@ def bind(model: Model, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any
     dtype = state_dtype(named["y0"])
     named["ts"] = jnp.asarray(named["ts"], dtype)
     named["t0"] = jnp.asarray(named["t0"], dtype)
-    named["args"] = as_args(named["args"], dtype)
     return named
+
+
+def conditions_of(inputs: dict[str, Any]) -> Conditions:
+    dtype = state_dtype(inputs["y0"])
+    if "phases" not in inputs:
+        return Conditions(np.array([np.inf]), (as_args(inputs["args"], dtype),))
+    phases = inputs["phases"]
+    ends, conditions = [], []
+    for phase in (phases,) if isinstance(phases, Phase) else phases:
+        args = as_args(phase.args, dtype)
+        for place, end in enumerate(np.atleast_1d(phase.t1)):
+            ends.append(float(end))
+            pick = lambda x, k=place: x[k] if eqx.is_array(x) else x
+            conditions.append(jtu.tree_map(pick, args) if np.ndim(phase.t1) else args)
+    return Conditions(np.array(ends), tuple(conditions))
 
 
 def observe(model: Model, inputs: dict[str, Any]) -> Observation:
@@ -123,12 +173,18 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
         begin = inputs["y0"] if simulation.steady is None else simulation.steady.y
         times, states = np.array([start]), np.asarray(ravel_pytree(begin)[0])[None]
     unravel = jax.vmap(ravel_pytree(inputs["y0"])[1])
-    profile = stiffness_along(model.field, times, unravel(jnp.asarray(states)), inputs["args"])
+    conditions = conditions_of(inputs)
+    profile = conditions.apply(
+        lambda args, ts, ys: stiffness_along(model.field, ts, unravel(jnp.asarray(ys)), args),
+        times,
+        states,
+    )
     dtype = state_dtype(inputs["y0"])
     controller = steps_of(model.options, as_guarded(model.field).guard, dtype)
     return Observation(
         model,
         inputs,
+        conditions,
         simulation,
         simulation.about.names,
         dtype,
@@ -140,7 +196,7 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
         component,
         times,
         states,
-        jtu.tree_map(np.asarray, profile),
+        profile,
     )
 
 
