@@ -60,6 +60,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "ConstantStepSize": lambda: sx.SteadyThenSimulate(
         flows(), solver=diffrax.Heun(), controller=diffrax.ConstantStepSize(), dt0=0.02
     ),
+    "phases": lambda: sx.SimulatePhases(flows(), solver=diffrax.Tsit5()),
 }
 
 Y0 = jnp.array([0.5, 0.2])
@@ -79,9 +80,13 @@ def fit_of(controller: str) -> Fit:
     model = MODELS[controller]()
     steady = {"steady_args": 1.0} if isinstance(model, sx.SteadyThenSimulate) else {}
 
+    inputs: Any = dict(args=2.0, **steady)
+    if isinstance(model, sx.SimulatePhases):
+        inputs = dict(phases=[sx.Phase(0.5, args=2.0), sx.Phase(1.0, args=1.0, dose=Y0)])
+
     @Counted
     def loss(model, y0):
-        return jnp.mean(model(y0, TS, args=2.0, **steady).ys ** 2)
+        return jnp.mean(model(y0, TS, **inputs).ys ** 2)
 
     gradient = eqx.filter_jit(eqx.filter_grad(loss))
     return Fit(model, lambda model: gradient(model, Y0), loss)
@@ -326,7 +331,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {jtu.keystr(path): leaf for path, leaf in jtu.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate])
+@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases])
 @pytest.mark.parametrize("controller", CONTROLLERS)
 def test_controllers_change_nothing_in_parameters_or_optimiser_state(controller, Model):
     def build(controller):
@@ -402,7 +407,7 @@ class Decay(eqx.Module):
 
 
 # https://github.com/patrick-kidger/diffrax/issues/521
-@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate])
+@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases])
 def test_diffrax_521_controller_in_a_model_under_multi_steps(Model):
     field = Decay(jnp.array([1.5, 0.5]))
     raw = Holder(field, pid())
@@ -425,7 +430,7 @@ class NetworkField(eqx.Module):
 
 # https://github.com/patrick-kidger/equinox/issues/590
 # https://github.com/patrick-kidger/equinox/issues/853
-@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate])
+@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases])
 def test_equinox_590_853_activation_of_a_field_under_multi_steps(key, Model):
     field = sx.Guarded(NetworkField(eqx.nn.MLP(2, 2, 4, 1, key=key)))
     assert any(callable(leaf) for leaf in jax.tree.leaves(field))  # the MLP's activations
@@ -442,7 +447,7 @@ def test_equinox_590_853_activation_of_a_field_under_multi_steps(key, Model):
 
 
 # The same for all else that may be put into a model.
-@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate])
+@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases])
 @pytest.mark.parametrize(
     "options",
     [
