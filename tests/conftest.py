@@ -1,5 +1,7 @@
 """Strict numerics for every test: float64, and no silent broadcasting of ranks."""
 
+import gc
+
 import jax
 import pytest
 
@@ -10,3 +12,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """A compiled program keeps tens of memory maps, of which Linux grants a process 65,530; XLA
+    aborts without them. No other file asks for what one file compiled."""
+    yield
+    jax.clear_caches()
+    gc.collect()
