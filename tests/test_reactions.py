@@ -14,26 +14,22 @@ import pytest
 from helpers import ROOT, richardson
 
 import stablax as sx
+from stablax import problems
 
 ONE = sx.Frozen(1.0)
 
 
-def _module(folder, name):
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(folder))
-
-
-@pytest.fixture(scope="module")
-def problems():
-    return _module(ROOT / "benchmarks", "problems")
+DOSE = 100.0  # of the problem [nM]
 
 
 @pytest.fixture(scope="module")
 def example():
-    return _module(ROOT / "docs" / "examples", "insulin_signalling")
+    folder = str(ROOT / "docs" / "examples")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("insulin_signalling")
+    finally:
+        sys.path.remove(folder)
 
 
 # --- the insulin model ------------------------------------------------------------------------
@@ -63,12 +59,12 @@ def insulin(k, inputs: Any = ("insulin",)) -> sx.ReactionField:
     return sx.ReactionField(INSULIN, laws, species=SPECIES, inputs=inputs)
 
 
-def test_the_insulin_model_of_the_benchmarks(problems):
+def test_the_insulin_model_of_the_problems():
     problem = problems.INSULIN
 
     @jax.jit
     def both(k, y):
-        ours = insulin(k)(0.0, y, {"insulin": problems.INSULIN_DOSE})
+        ours = insulin(k)(0.0, y, {"insulin": DOSE})
         return ours, problem.field(0.0, y, k)
 
     keys = jr.split(jr.key(0), 100)
@@ -94,7 +90,7 @@ def test_the_insulin_model_of_the_example(example):
     assert {tuple(row) for row in ours.conserved.value} == {tuple(x) for x in example.CONSERVED}
 
 
-def test_the_insulin_model_brings_its_totals(problems):
+def test_the_insulin_model_brings_its_totals():
     """No `conserved=` anywhere; the rest is the published state without insulin."""
     field = insulin(problems.INSULIN.args)
     y0 = field.state({"IR": 10.0, "IRS": 10.0, "X": 10.0})
@@ -346,9 +342,9 @@ def test_a_law_by_a_third_party():
 # --- the field --------------------------------------------------------------------------------
 
 
-def test_rates_are_computed_together(problems):
-    """POLLU: 25 reactions are as many operations as 4, and its field is that of the benchmarks."""
-    network = problems.pollu_network
+def test_rates_are_computed_together():
+    """POLLU: 25 reactions are as many operations as 4, and its field is that of the problems."""
+    network = problems.NETWORKS["POLLU"]
 
     def made(k):
         names = [f"s{i}" for i in range(20)]
