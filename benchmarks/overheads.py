@@ -123,18 +123,12 @@ def main():
 
 def instruments() -> None:
     """Telemetry and the log of steps, forward, beside the same model without."""
-    robertson = lambda t, y, k: jnp.stack(
-        [
-            -k[0] * y[0] + k[1] * y[1] * y[2],
-            k[0] * y[0] - k[1] * y[1] * y[2] - k[2] * y[1] ** 2,
-            k[2] * y[1] ** 2,
-        ]
-    )
-    k, start = jnp.array([0.04, 1e4, 3e7]), jnp.array([1.0, 0.0, 0.0])
+    problem = sx.problems.ROBERTSON
+    start, k = jnp.asarray(problem.y0), jnp.asarray(problem.args)
     network = sx.MLPField(4, 64, 2, key=jax.random.key(0))
     bounds = {"box": sx.Guard(-10.0, 10.0), "box and fill": sx.Guard(-10.0, 10.0, fill=0.0)}
     for name, field, y0, args, ts in (
-        ("Robertson", robertson, start, k, jnp.geomspace(1e-2, 1e5, 15)),
+        ("Robertson", problem.field, start, k, jnp.asarray(problem.ts)),
         ("MLP", network.vector_field, jnp.array([1.0, -1.0, 0.5, 0.0]), None, TS),
     ):
         for guard_name, guard in bounds.items():

@@ -85,15 +85,9 @@ def test_issue_143(solver, guard):
 # --- the heat equation in float32, where Kvaerno5 with diffrax's defaults gives up
 
 
-def _heat(t, u, k):
-    edge = jnp.zeros(1, u.dtype)
-    padded = jnp.concatenate([edge, u, edge])
-    return k * (len(u) + 1) ** 2 * (padded[2:] - 2 * u + padded[:-2])
-
-
 def test_heat_equation_in_single_precision():
     def loss(k, dtype, controller):
-        model = sx.Simulate(_heat, controller=controller)
+        model = sx.Simulate(sx.problems.HEAT.field, controller=controller)
         times = jnp.array([0.05, 0.5], dtype)
         simulation = model(jnp.ones(60, dtype), times, args=k, throw=False)
         return jnp.mean(jnp.abs(simulation.ys)), simulation

@@ -50,12 +50,8 @@ def test_where_the_jacobian_is_not_finite_the_rates_are_nan():
 
 def test_along_a_trajectory():
     """Robertson: the start misleads."""
-
-    def robertson(t, y, k):
-        a, b, c = k[0] * y[0], k[1] * y[1] * y[2], k[2] * y[1] ** 2
-        return jnp.stack([b - a, a - b - c, c])
-
-    k, y0 = jnp.array([0.04, 1e4, 3e7]), jnp.array([1.0, 0.0, 0.0])
+    problem = sx.problems.ROBERTSON
+    robertson, k, y0 = problem.field, problem.args, problem.y0
     ts = jnp.array([1e-4, 1.0, 1e4])
     simulation = sx.Simulate(robertson)(y0, ts, args=k)
     profile = sx.stiffness_along(robertson, ts, simulation.ys, k)

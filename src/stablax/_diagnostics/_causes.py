@@ -75,11 +75,11 @@ def _preset(seen: Observation, **changes: str) -> str:
 def _stiff_for_an_explicit_solver(seen: Observation) -> Iterator[Suggestion]:
     if family_of(seen.model.options.solver) != "explicit":
         return
-    starts = seen.t[seen.accepted]
-    sizes = np.abs(seen.dt[seen.accepted])
+    order = np.argsort(seen.t[seen.accepted])
+    starts, sizes = (x[seen.accepted][order] for x in (seen.t, np.abs(seen.dt)))
     if not len(starts):
         return
-    places = np.minimum(np.searchsorted(np.sort(starts), seen.times), len(starts) - 1)
+    places = np.minimum(np.searchsorted(starts, seen.times), len(starts) - 1)
     held = seen.stiffness.fastest * sizes[places]
     typical = float(np.nanmedian(held))
     if typical > 1.0:

@@ -51,7 +51,7 @@ def check_gradient(
     An adaptive solver makes the loss scatter by about its tolerance, and a difference over a small
     step is that scatter, magnified. It is measured, and part of the uncertainty of a difference;
     where it hides the derivative the verdict is `"undecided"`, and a smaller tolerance of the
-    solver decides. For debugging, outside `jit`: about 40 evaluations a direction, and one
+    solver decides. For debugging, outside `jit`: about 75 evaluations a direction, and one
     compilation for each adjoint.
 
     **Arguments:**
@@ -73,7 +73,7 @@ def check_gradient(
     **Returns:** a [`GradientCheck`][].
 
     **Raises:** `ValueError` if there is nothing to differentiate, or the loss itself is no finite
-    real number; `TypeError` under `jit`.
+    real number; `TypeError` under `jit`, or for a loss that no mode differentiates.
     """
     if is_traced((model, inputs)):
         raise TypeError("`check_gradient` looks at values: call it outside `jit` and `grad`.")
@@ -102,9 +102,11 @@ def check_gradient(
         exact = differentiate(lambda s, move=move: check.along(move, s), check.eps, rtol)
         reverse = _dot(gradient, move)
         forward = check.forward(model if forward_model is None else forward_model, move)
-        verdict = check.judge(exact, *(x for x in (reverse, forward) if x is not None))
+        derivatives = [x for x in (reverse, forward) if x is not None]
+        if not derivatives:
+            raise TypeError(f"`fn` has neither reverse nor forward mode: {check.missing}")
+        verdict = check.judge(exact, *derivatives)
         found.append((name, exact, reverse, forward, verdict))
-    # Where nothing but the noise is left, the largest derivative is the scale.
     checks = tuple(
         DirectionCheck(
             name,

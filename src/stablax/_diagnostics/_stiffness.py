@@ -40,8 +40,8 @@ def stiffness(field: VF, t: ScalarLike, y: YLike, args: Args = None) -> Stiffnes
     """How stiff a field is at one state. For a dense Jacobian of up to a few hundred components;
     works under `jit` and `vmap`.
 
-    The start of a trajectory misleads (Robertson's stiffness ratio is 2e3 there and passes 1e9
-    later): look along it with [`stiffness_along`][].
+    The start of a trajectory misleads (Robertson's stiffness ratio is 1 there, and later above
+    1e6): look along it with [`stiffness_along`][].
 
     **Arguments:**
 
