@@ -77,9 +77,13 @@ def _reduced(rows: list[list[Fraction]]) -> list[list[Fraction]]:
 
 
 def _integers(rows: list[list[Fraction]]) -> np.ndarray:
-    scaled = [
-        [float(x * math.lcm(*(entry.denominator for entry in row))) for x in row] for row in rows
-    ]
+    scaled = []
+    for row in rows:
+        factor = Fraction(math.lcm(*(entry.denominator for entry in row)))
+        # What no float can hold is taken relative to the largest.
+        largest = max(abs(x) for x in row) * factor
+        factor = factor if largest < 2**1000 else factor / largest
+        scaled.append([float(x * factor) for x in row])
     return np.array(scaled)
 
 
