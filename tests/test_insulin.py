@@ -208,6 +208,7 @@ MALFORMED = {
     "a huge measurement": (_set("measurements", 3, "measurement", HUGE), "is no finite number"),
     "a huge dose": (_set("conditions", "Dose_10", "insulin_dose_1", HUGE), "is no finite number"),
     "a huge start": (_set("y0", 0, HUGE), "'y0': 1000.* is no finite number"),
+    "a truth for a number": (_set("constants", "cyt", True), "'cyt': True is no finite number"),
     "a long number": (_set("measurements", 3, "measurement", LONG), "999.* is no finite number"),
     "a long formula": (_set("observables", 0, "formula", f"IRp + x{LONG}"), "unknown name 'x999"),
     "a long name": (_set("measurements", 0, "observableId", LONG), "has no '999"),

@@ -280,7 +280,7 @@ def _get(container: Any, key: str, kind: type, where: str = "the file", default:
 
 def _number(text: Any, where: str) -> float:
     try:
-        value = float(text)
+        value = math.nan if isinstance(text, bool) else float(text)
     except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):

@@ -137,7 +137,7 @@ class MassAction(AbstractRateLaw):
     @typechecked
     def __init__(self, k: Any, *, orders: Mapping[str, Any] | None = None):
         for name, n in (orders or {}).items():
-            if not (isinstance(n, Real) and 0 <= n <= _HIGHEST_ORDER):
+            if not (isinstance(n, Real) and 0 <= float(n) <= _HIGHEST_ORDER):
                 raise ValueError(
                     f"`orders[{short(name)}]` must be a number from 0 to {_HIGHEST_ORDER}, got "
                     f"{short(n)}."
@@ -199,7 +199,10 @@ def _check_orders(reaction: Reaction) -> None:
 
 def _power(x, n: float):
     """x^n for a static n >= 0, of x below zero what it is at zero unless n is whole."""
-    return x ** int(n) if n % 1 == 0 else jnp.where(x < 0, 0, x) ** n
+    if n % 1 == 0:
+        return x ** int(n)
+    below = x < 0
+    return jnp.where(below, 0, jnp.where(below, 1, x) ** n)
 
 
 def _named(name: Any) -> Named | None:
