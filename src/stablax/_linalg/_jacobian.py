@@ -26,6 +26,10 @@ class AbstractJacobian(eqx.Module):
         """J as a full matrix."""
 
     @abc.abstractmethod
+    def scale(self, stored: PyTree, factor: Array) -> PyTree:
+        """`factor * J`, as this structure stores it."""
+
+    @abc.abstractmethod
     def multiply(self, stored: PyTree, x: Array) -> Array:
         """`J @ x`, linear in `stored` and in `x`."""
 
