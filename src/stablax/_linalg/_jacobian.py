@@ -77,6 +77,10 @@ class Factored(eqx.Module):
             lambda _, b: self.structure.apply(self.factors, b, transpose=True),
         )
 
+    def solve_frozen(self, b: Array) -> Array:
+        """`solve(b)`. Not differentiated, and quicker to trace."""
+        return self.structure.apply(self.factors, b, transpose=False)
+
     def solve_transposed(self, b: Array) -> Array:
         """`(shift I - J)^-T b`. Not differentiated."""
         return self.structure.apply(self.factors, b, transpose=True)

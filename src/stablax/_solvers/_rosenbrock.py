@@ -90,13 +90,15 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
 
         def take(step: Step, y0, handed):
             start = ravel_pytree(y0)[0]
-            known = at_start(step, self.structure, start, *handed)
+            known = at_start(step, self.structure, start, handed)
             (end, error, u), known = take_step(self.tableau, self.structure, step, start, known)
             out = step.unravel(end), step.unravel(error), jax.vmap(step.unravel)(u)
             return out, None if solver_state is None else known
 
         step = step_of(terms, self.structure, args, t0, t1, y0, closed=True)
-        (y1, error, stages), known = gated(take, (step, y0), (solver_state, made_jump))
+        known = solver_state is not None and made_jump is not True
+        handed = (solver_state, made_jump) if known else None
+        (y1, error, stages), known = gated(take, (step, y0), handed)
         ok = all_finite((y1, error, stages))
         # To be rejected by any controller; diffrax's own would lock up on a state of inf.
         y1_or_nan = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.nan), y1)

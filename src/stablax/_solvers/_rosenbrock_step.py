@@ -161,32 +161,31 @@ def second_look(
     **Returns:** also what the next step starts from.
     """
     known = step.known(structure, step.t1, end)
-    defect = step.size * known.value - _combine(tableau.end_slope, u)
+    defect = (step.size * known.value - _combine(tableau.end_slope, u)) / tableau.gamma
     factored = step.factored(tableau, structure, known.stored)
-    missed = factored.solve(defect) / tableau.gamma
-    before = jnp.abs(at_start.factored.solve(defect) / tableau.gamma)
+    missed = jnp.where(factored.is_singular(), jnp.nan, factored.solve_frozen(defect))
+    by_start = jnp.abs(at_start.factored.solve_frozen(defect))
     most = 1 / jnp.finfo(step.dtype).eps
-    size = jnp.abs(missed)
-    ratio = jnp.where(most * before > size, size / before, most)
-    missed = missed * jnp.maximum(ratio, 1)
-    return jnp.where(factored.is_singular(), jnp.nan, missed), known
+    fallen = jnp.abs(missed) / jnp.maximum(by_start, jnp.finfo(step.dtype).tiny)
+    return missed * jnp.clip(fallen, 1, most), known
 
 
 def at_start(
-    step: Step, structure: AbstractJacobian, start: Array, handed: Known | None, jumped: Any
+    step: Step, structure: AbstractJacobian, start: Array, handed: tuple[Known, Any] | None
 ) -> Known:
-    """What the last step `handed` on, or what is evaluated: where there is nothing, and where the
-    field has `jumped` since."""
-    if handed is None or jumped is True:
+    """What the last step handed on, or what is evaluated: where there is nothing, and where the
+    field has jumped since."""
+    if handed is None:
         return step.known(structure, step.t0, start)
+    known, jumped = handed
     if jumped is False:
-        return handed
+        return known
 
-    def evaluate(carry):
-        return step.known(structure, step.t0, start), jnp.zeros_like(jumped)
+    def evaluate(_):
+        return step.known(structure, step.t0, start), jnp.array(False)
 
     # Not `cond`: in a batch a loop costs an evaluation only in the step in which a lane has jumped.
-    return lax.while_loop(lambda carry: carry[1], evaluate, (handed, jumped))[0]
+    return lax.while_loop(lambda carry: carry[1], evaluate, (known, jnp.asarray(jumped)))[0]
 
 
 def _stop(tree: PyTree) -> PyTree:
