@@ -139,9 +139,8 @@ def take_step(
     end = end_of(tableau, at_start, u)
     error = _combine(tableau.e, u)
     missed, at_end = second_look(tableau, structure, *_stop((step, at_start, end, u)))
-    missed = SECOND_LOOK * missed
-    # The comparison is false for nan, which must not get lost.
-    error = jnp.where(jnp.abs(missed) <= jnp.abs(error), error, missed)
+    # Written so that nan does not get lost.
+    error = jnp.where(SECOND_LOOK * missed <= jnp.abs(error), error, SECOND_LOOK * missed)
     return (end, error, u), at_end
 
 
@@ -153,21 +152,24 @@ def second_look(
     end: Array,
     u: Array,
 ) -> tuple[Array, Known]:
-    """(I - h gamma J)^-1 h (f - y'), with f and J at the end of a step and y' of its dense output
-    there: by how much the step misses the field that it arrives at, filtered by what is stiff
-    there. The stages, and with them the embedded error, are filtered by the J of the start: where
-    that is huge and soon is not, they agree on next to nothing.
+    """By how much a step misses the field that it arrives at, and what is known of the field there.
 
-    **Returns:** also what the next step starts from.
+    The stages, and with them the embedded error, are filtered by the Jacobian at the start: where
+    that is huge and soon is not, they agree on next to nothing. Here the defect of the dense
+    output at the end, h (f - y'), is filtered by the Jacobian at the end. Where that lets through
+    more than the one at the start, the stiffness falls with the state, and by as much again over
+    the correction: the result is extrapolated, at most to the defect as it is.
+
+    Not finite where the matrix is singular: a smaller step brings it closer to the identity.
     """
     known = step.known(structure, step.t1, end)
-    defect = (step.size * known.value - _combine(tableau.end_slope, u)) / tableau.gamma
+    defect = step.size * known.value - _combine(tableau.end_slope, u)
     factored = step.factored(tableau, structure, known.stored)
-    missed = jnp.where(factored.is_singular(), jnp.nan, factored.solve_frozen(defect))
-    by_start = jnp.abs(at_start.factored.solve_frozen(defect))
-    most = 1 / jnp.finfo(step.dtype).eps
-    fallen = jnp.abs(missed) / jnp.maximum(by_start, jnp.finfo(step.dtype).tiny)
-    return missed * jnp.clip(fallen, 1, most), known
+    missed = factored.solve_frozen(defect / tableau.gamma)
+    missed = jnp.where(factored.is_singular(), jnp.nan, jnp.abs(missed))
+    before = jnp.abs(at_start.factored.solve_frozen(defect / tableau.gamma))
+    fallen = missed / jnp.maximum(before, jnp.finfo(step.dtype).tiny)
+    return jnp.maximum(missed, jnp.minimum(missed * fallen, jnp.abs(defect))), known
 
 
 def at_start(
