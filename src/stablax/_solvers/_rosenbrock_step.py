@@ -156,20 +156,29 @@ def second_look(
 
     The stages, and with them the embedded error, are filtered by the Jacobian at the start: where
     that is huge and soon is not, they agree on next to nothing. Here the defect of the dense
-    output at the end, h (f - y'), is filtered by the Jacobian at the end. Where that lets through
-    more than the one at the start, the stiffness falls with the state, and by as much again over
-    the correction: the result is extrapolated, at most to the defect as it is.
+    output at the end, h (f - y'), is filtered by the Jacobian at the end, J1, and without another
+    factorisation: with W = I / gamma - h J0, the solution is the sum over k of
 
-    Not finite where the matrix is singular: a smaller step brings it closer to the identity.
+        W^-1 (h J1 - h J0) ... W^-1 (h J1 - h J0) W^-1 defect / gamma      (k changes of J)
+
+    which is taken for a geometric series in each component. Where it converges slowly, J1 filters
+    less than J0: then stiffness falls with the state, and is taken to fall by as much again over
+    the correction, so that nothing is smaller than it looks. Where it diverges, and at most, it is
+    the defect as it is.
     """
     known = step.known(structure, step.t1, end)
     defect = step.size * known.value - _combine(tableau.end_slope, u)
-    factored = step.factored(tableau, structure, known.stored)
-    missed = factored.solve_frozen(defect / tableau.gamma)
-    missed = jnp.where(factored.is_singular(), jnp.nan, jnp.abs(missed))
-    before = jnp.abs(at_start.factored.solve_frozen(defect / tableau.gamma))
-    fallen = missed / jnp.maximum(before, jnp.finfo(step.dtype).tiny)
-    return jnp.maximum(missed, jnp.minimum(missed * fallen, jnp.abs(defect))), known
+    by_start = at_start.factored
+    first = by_start.solve_frozen(defect / tableau.gamma)
+    change = step.size * structure.multiply(known.stored, first)
+    change = change - structure.multiply(by_start.stored, first)
+    second = by_start.solve_frozen(change)
+    rest = 1 - second / jnp.where(first == 0, 1, first)
+    first, defect = jnp.abs(first), jnp.abs(defect)
+    converges = rest > jnp.finfo(step.dtype).eps
+    less = jnp.where(converges, first / jnp.where(converges, rest, 1) ** 2, defect)
+    less = jnp.maximum(first, jnp.minimum(less, defect))
+    return jnp.where(rest >= 1, first / rest, less), known
 
 
 def at_start(
