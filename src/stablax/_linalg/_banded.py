@@ -111,6 +111,9 @@ class Banded(AbstractJacobian):
         full = full.at[row, column + self.lower].set(stored, unique_indices=True)
         return full[:, self.lower : self.lower + size]
 
+    def scale(self, stored, factor):
+        return factor * stored
+
     def multiply(self, stored, x):
         return _multiply(stored, x, self.lower)
 

@@ -51,6 +51,9 @@ class Dense(AbstractJacobian):
     def multiply(self, stored, x):
         return _product(stored, x)
 
+    def scale(self, stored, factor):
+        return factor * stored
+
     def as_matrix(self, stored):
         return stored
 
@@ -87,6 +90,9 @@ class Equilibrated(AbstractJacobian):
 
     def linearise(self, fn, y):
         return Dense().linearise(fn, y)
+
+    def scale(self, stored, factor):
+        return factor * stored
 
     def as_matrix(self, stored):
         return stored

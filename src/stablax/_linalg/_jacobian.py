@@ -26,6 +26,10 @@ class AbstractJacobian(eqx.Module):
         """J as a full matrix."""
 
     @abc.abstractmethod
+    def scale(self, stored: PyTree, factor: Array) -> PyTree:
+        """`factor * J`, as this structure stores it."""
+
+    @abc.abstractmethod
     def multiply(self, stored: PyTree, x: Array) -> Array:
         """`J @ x`, linear in `stored` and in `x`."""
 
@@ -72,6 +76,10 @@ class Factored(eqx.Module):
             lambda _, b: self.structure.apply(self.factors, b, transpose=False),
             lambda _, b: self.structure.apply(self.factors, b, transpose=True),
         )
+
+    def solve_frozen(self, b: Array) -> Array:
+        """`solve(b)`. Not differentiated, and quicker to trace."""
+        return self.structure.apply(self.factors, b, transpose=False)
 
     def solve_transposed(self, b: Array) -> Array:
         """`(shift I - J)^-T b`. Not differentiated."""

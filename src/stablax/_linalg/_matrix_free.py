@@ -5,6 +5,7 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
 
 from .._static import Static
@@ -59,6 +60,9 @@ class MatrixFree(AbstractJacobian):
         eye = jnp.eye(stored.like.shape[0], dtype=stored.like.dtype)
         return jax.vmap(stored.push, out_axes=1)(eye)
 
+    def scale(self, stored, factor):
+        return _Product(jtu.Partial(_scaled, stored.push, factor), stored.like)
+
     def multiply(self, stored, x):
         return stored.push(x)
 
@@ -93,6 +97,10 @@ class MatrixFree(AbstractJacobian):
     def _default(dtype: Any) -> lx.AbstractLinearSolver:
         tolerance = 1e-8 if jnp.finfo(dtype).bits > 32 else 1e-5
         return lx.GMRES(rtol=tolerance, atol=tolerance)
+
+
+def _scaled(push, factor, x):
+    return factor * push(x)
 
 
 class _Product(eqx.Module):

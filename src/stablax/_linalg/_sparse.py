@@ -217,6 +217,9 @@ class Sparse(AbstractJacobian):
             indices_are_sorted=True,
         )
 
+    def scale(self, stored, factor):
+        return factor * stored
+
     def factorise(self, shift, stored):
         if self._is_dense:
             return Dense().factorise(shift, self.as_matrix(stored))

@@ -21,35 +21,35 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def gated(step: Callable, inputs: tuple) -> Any:
-    """`step(*inputs)`. Where a floating-point array of the result is not finite, its derivative
-    is zero; elsewhere it is untouched. Costs nothing unless it is differentiated, and then no
-    second evaluation."""
-    # What the field closes over would bypass the gate, so it becomes an explicit input.
-    return _gated(eqx.filter_closure_convert(step, *inputs), inputs)
+def gated(step: Callable, inputs: tuple, known: Any) -> Any:
+    """`step(*inputs, known)`, which returns arrays with a derivative and what has none. `known` is
+    a value without a derivative that `step` finds by itself where it is given None, and then with
+    one. Where the result is not finite, its derivative is zero; elsewhere it is untouched.
+
+    What `step` closes over would bypass the gate: it belongs into `inputs`."""
+    return _gated(step, inputs, known)
 
 
 @eqx.filter_custom_jvp
-def _gated(closed, inputs):
-    return closed(*inputs)
+def _gated(step, inputs, known):
+    return step(*inputs, known)
 
 
 @_gated.def_jvp
 def _gated_jvp(primals, tangents):
-    (closed, inputs), tangents = primals, tuple(tangents)
+    (step, inputs, _), (_, tangents, _) = primals, tangents
     moving = jtu.tree_map(lambda _, x: x is not None, tangents, tangents, is_leaf=_is_none)
-    moved, still = eqx.partition((closed, inputs), moving)
+    moved, still = eqx.partition(inputs, moving)
 
     def evaluate(moved):
-        closed, inputs = eqx.combine(moved, still)
-        return eqx.partition(closed(*inputs), eqx.is_inexact_array)
+        return step(*eqx.combine(moved, still), None)
 
     # One evaluation gives the value, whether it is finite, and the linear map.
-    out, push, rest = jax.linearize(evaluate, moved, has_aux=True)
+    out, push, aside = jax.linearize(evaluate, moved, has_aux=True)
     ok = lax.stop_gradient(all_finite(out))
 
     def select(x):
         return jnp.where(ok, x, jnp.zeros_like(x))
 
     out_dot = jtu.tree_map(select, push(jtu.tree_map(select, tangents)))
-    return eqx.combine(out, rest), eqx.combine(out_dot, jtu.tree_map(lambda _: None, rest))
+    return (out, aside), (out_dot, jtu.tree_map(lambda _: None, aside))

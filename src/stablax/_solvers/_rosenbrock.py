@@ -7,15 +7,18 @@ from typing import Any, ClassVar, final
 
 import diffrax
 import equinox as eqx
+import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .._linalg import AbstractJacobian, Dense, as_jacobian
+from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
 from .._states import all_finite
 from ._gate import gated
 from ._rosenbrock_reverse import replay_step
-from ._rosenbrock_step import take_step
+from ._rosenbrock_step import Step, at_start, step_of, take_step
 from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
 
 _Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
@@ -71,23 +74,37 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         size = sum(x.size for x in jtu.tree_leaves(y0))
         self.structure.check(size)
+        # A product with J is a function, which diffrax's loop cannot carry.
+        if isinstance(self.structure, MatrixFree):
+            return None
+        step = step_of(terms, self.structure, args, t0, t1, y0)
+        known = step.known(self.structure, t0, ravel_pytree(y0)[0])
+        return jtu.tree_map(lax.stop_gradient, known)
 
     def func(self, terms, t0, y0, args):
         return terms.vf(t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        del solver_state, made_jump
+        """`solver_state` is what is known of the field at the start of the step, as a value: its
+        derivative is that of an evaluation there. Without one, it is evaluated."""
 
-        def step(t0, t1, y0, args):
-            return take_step(self.tableau, self.structure, terms, t0, t1, y0, args)
+        def take(step: Step, y0, handed):
+            start = ravel_pytree(y0)[0]
+            known = at_start(step, self.structure, start, handed)
+            (end, error, u), known = take_step(self.tableau, self.structure, step, start, known)
+            out = step.unravel(end), step.unravel(error), jax.vmap(step.unravel)(u)
+            return out, None if solver_state is None else known
 
-        y1, error, stages = gated(step, (t0, t1, y0, args))
+        step = step_of(terms, self.structure, args, t0, t1, y0, closed=True)
+        known = solver_state is not None and made_jump is not True
+        handed = (solver_state, made_jump) if known else None
+        (y1, error, stages), known = gated(take, (step, y0), handed)
         ok = all_finite((y1, error, stages))
         # To be rejected by any controller; diffrax's own would lock up on a state of inf.
         y1_or_nan = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.nan), y1)
         error = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.inf), error)
         dense_info = dict(y0=y0, y1=y1, stages=stages)
-        return y1_or_nan, error, dense_info, None, diffrax.RESULTS.successful
+        return y1_or_nan, error, dense_info, known, diffrax.RESULTS.successful
 
     def replay(self, system, moving, t0, t1, y0):
         """An accepted step, and its derivative in reverse mode; see `replay_step`."""

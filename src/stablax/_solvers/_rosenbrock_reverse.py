@@ -22,16 +22,16 @@ import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from .._linalg import AbstractJacobian, Dense
+from .._linalg import AbstractJacobian
 from ._rosenbrock_step import (
     UNROLLED,
     AtStart,
     Step,
     at_start_of,
     end_of,
-    form_of,
     padded,
     scanned,
+    step_of,
     unrolled,
 )
 from ._tableaus import Tableau
@@ -51,28 +51,28 @@ def replay_step(
     **Returns:** the dense output's `y0`, `y1` and `stages`, and a function from the cotangents of
     the new state and of the dense output to those of `(moving, t0, t1, y0)`.
     """
-    unravel, dtype = form_of(y0)
     flat = lambda tree: ravel_pytree(tree)[0]
     inputs = (moving, t0, t1)
 
-    def step_of(inputs):
+    def step_at(inputs):
         moving, t0, t1 = inputs
         terms, args = system(moving)
-        return Step(terms, args, t0, t1, unravel, dtype)
+        return step_of(terms, structure, args, t0, t1, y0)
 
-    step = step_of(inputs)
-    at_start = at_start_of(tableau, structure, step, y0)
+    step, start = step_at(inputs), flat(y0)
+    unravel, dtype = step.unravel, step.dtype
+    at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
     few = sum(x.size for x in jtu.tree_leaves(moving)) <= _FEW_PARAMETERS
     replay = _replay_unrolled if few and at_start.start.size <= UNROLLED else _replay_scanned
-    u, transpose = replay(tableau, step_of, inputs, at_start)
+    u, transpose = replay(tableau, step_at, inputs, at_start)
     dense = dict(y0=y0, y1=unravel(end_of(tableau, at_start, u)), stages=jax.vmap(unravel)(u))
 
     def linear_part(inputs, start, m):
         """What depends on J and df/dt at the start."""
-        step = step_of(inputs)
+        step = step_at(inputs)
         bend = _products(tableau, structure, step, start, u)
         d_drift = jnp.asarray(tableau.d, dtype) @ m
-        return jnp.sum(m * bend) + jnp.sum(d_drift * step.drift(start))
+        return jnp.sum(m * bend) + jnp.sum(d_drift * step.size**2 * step.drift(step.t0, start))
 
     def pull(d_end, d_dense):
         d_end = flat(d_end) + flat(d_dense["y1"])
@@ -88,23 +88,23 @@ def replay_step(
 
 def _products(tableau: Tableau, structure: AbstractJacobian, step: Step, start, u):
     """h J u_i at the start, with as few columns of h J as there are."""
-    by_hand = isinstance(structure, Dense) and structure.fn is not None
-    if start.size > tableau.stages and not by_hand:
-        push = jax.linearize(lambda flat: step.slope(step.t0, flat), start)[1]
-        return jax.vmap(push)(u)
-    stored = step.linearise(structure, start)[1]
-    return jax.vmap(functools.partial(structure.multiply, stored))(u)
+    if start.size > tableau.stages and step.jacobian is None:
+        multiply = jax.linearize(functools.partial(step.value, step.t0), start)[1]
+    else:
+        stored = step.linearise(structure, step.t0, start)[1]
+        multiply = functools.partial(structure.multiply, stored)
+    return step.size * jax.vmap(multiply)(u)
 
 
 # Both return the stages, and a function from their cotangents to the products m, and to the
 # cotangents of the start and of the inputs by way of f(Y_i).
 
 
-def _replay_unrolled(tableau: Tableau, step_of: Callable, inputs: PyTree, at_start: AtStart):
+def _replay_unrolled(tableau: Tableau, step_at: Callable, inputs: PyTree, at_start: AtStart):
     pulls = []
 
     def slope(c, point):
-        at = lambda inputs, point: step_of(inputs).slope_at(c, point)
+        at = lambda inputs, point: step_at(inputs).slope_at(c, point)
         value, pull = jax.vjp(at, inputs, point)
         pulls.append(pull)
         return value
@@ -130,9 +130,9 @@ def _replay_unrolled(tableau: Tableau, step_of: Callable, inputs: PyTree, at_sta
     return u, transpose
 
 
-def _replay_scanned(tableau: Tableau, step_of: Callable, inputs: PyTree, at_start: AtStart):
+def _replay_scanned(tableau: Tableau, step_at: Callable, inputs: PyTree, at_start: AtStart):
     dtype = at_start.start.dtype
-    slope = step_of(inputs).slope_at
+    slope = step_at(inputs).slope_at
     u = scanned(tableau, slope, at_start)
     A, C = padded(tableau.A, dtype), padded(tableau.C, dtype)
     c = jnp.asarray(tableau.c, dtype)
@@ -149,7 +149,7 @@ def _replay_scanned(tableau: Tableau, step_of: Callable, inputs: PyTree, at_star
         rows = (jnp.arange(tableau.stages), A.T, C.T, c, points, d_stages)
         zeros = jnp.zeros_like(points)
         (m, d_points), _ = lax.scan(stage, (zeros, zeros), rows, reverse=True)
-        along = lambda inputs: jnp.sum(m * jax.vmap(step_of(inputs).slope_at)(c, points))
+        along = lambda inputs: jnp.sum(m * jax.vmap(step_at(inputs).slope_at)(c, points))
         return m, jnp.sum(d_points, axis=0), jax.grad(along)(inputs)
 
     return u, transpose

@@ -37,6 +37,11 @@ class Tableau:
     def stages(self) -> int:
         return len(self.b)
 
+    @property
+    def end_slope(self) -> tuple[float, ...]:
+        """h y' of the dense output at the end of the step is the sum of these times u_i."""
+        return tuple(float(x) for x in np.asarray(self.b) - np.sum(self.H, axis=0))
+
 
 # G. Steinebach, Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks within
 # the Julia Differential Equations package, BIT Numerical Mathematics 63, 27 (2023).
