@@ -123,7 +123,7 @@ class GuardCounts(eqx.Module):
 
     def add(self, t: Array, clipped: PyTree[Array], masked: PyTree[Array]) -> "GuardCounts":
         def count(old, flag):
-            return old + flag
+            return old + flag.astype(old.dtype)
 
         def first(old, flag):
             return jnp.where(flag & ~jnp.isfinite(old), t, old)
