@@ -1,5 +1,7 @@
 """`Simulate` and `SteadyThenSimulate`: inputs, outputs, transformations, failures in words."""
 
+import signal
+
 import diffrax
 import equinox as eqx
 import jax
@@ -172,6 +174,34 @@ def test_other_solvers_of_diffrax(solver):
 def test_a_progress_meter_can_be_used():
     model = sx.Simulate(_linear, progress_meter=diffrax.TextProgressMeter(minimum_increase=0.5))
     assert sx.is_successful(model(1.0, TS, args=2.0))
+
+
+class Interrupted(diffrax.AbstractProgressMeter):
+    """Ctrl-C after the first step."""
+
+    def init(self):
+        return jnp.array(0)
+
+    def step(self, state, progress):
+        def interrupt(count):
+            updates.append(int(count))
+            signal.raise_signal(signal.SIGINT)
+
+        jax.debug.callback(interrupt, state)
+        return state + 1
+
+    def close(self, state):
+        pass
+
+
+updates: list[int] = []
+
+
+def test_ctrl_c_stops_a_solve_with_a_progress_meter():
+    model = sx.Simulate(_linear, solver=diffrax.Tsit5(), progress_meter=Interrupted())
+    with pytest.raises((jax.errors.JaxRuntimeError, KeyboardInterrupt), match="KeyboardInterrupt"):
+        jax.block_until_ready(model(1.0, TS, args=2.0, throw=False))
+    assert updates == [0]
 
 
 # --- transformations
@@ -391,7 +421,7 @@ def test_rates_beyond_the_digits_of_the_dtype_neither_raise_nor_lie():
         sim = model(jnp.array([1.0, 0.0]), TS, args=k, throw=False)
         return jnp.sum(sim.ys**2), sim
 
-    k = jnp.outer(10.0 ** jnp.array([1, 5, 16, 25, 50, 100, 300]), BEFORE)
+    k = jnp.outer(10.0 ** jnp.array([1.0, 5, 16, 25, 50, 100, 300]), BEFORE)
     gradient, sims = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(k)
     ok = np.asarray(sx.is_successful(sims))
     assert ok[:2].all() and all_finite((gradient, sims.ys))
