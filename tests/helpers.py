@@ -303,6 +303,12 @@ def richardson(fn: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1
     return gradient
 
 
+def updated(optimiser: Any, *args: Any, **kwargs: Any) -> Any:
+    """`optimiser.update(...)`: optax raises floats to the power of an integer counter."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optimiser.update(*args, **kwargs)
+
+
 class Counted:
     """A callable that counts how often Python runs it: once for each trace."""
 

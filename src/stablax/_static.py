@@ -78,9 +78,12 @@ class Static(Generic[_T]):
     def __eq__(self, other: object) -> bool:
         return type(other) is Static and self._key == other._key
 
-    # The key of a copy belongs to the objects of that copy.
     def __reduce__(self):
+        # The key is made anew: it may belong to the objects of this process.
         return Static, (jtu.tree_map(by_name, self.tree),)
+
+    def __copy__(self) -> "Static":
+        return self
 
     def __deepcopy__(self, memo: dict) -> "Static":
         return self
