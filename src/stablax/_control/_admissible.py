@@ -132,7 +132,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         dt = lax.stop_gradient(next_t1 - next_t0)
         resolution = 4 * jnp.finfo(jnp.result_type(dt)).eps * jnp.abs(next_t0)
         underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt)) & (next_t0 < state.end)
-        underflow &= ~(keep & self._meets_given_time(next_t0, next_t1, resolution))
+        underflow &= ~(keep & (dt > 0) & self._meets_given_time(next_t0, next_t1, resolution))
         stop = unshrinkable | underflow | state.starts_outside
         ok = result == diffrax.RESULTS.successful
         result = diffrax.RESULTS.where(ok & stop, diffrax.RESULTS.dt_min_reached, result)
