@@ -1,4 +1,5 @@
-"""Strict numerics for every test: float64, and no silent broadcasting of ranks."""
+"""Strict numerics for every test: float64, and no silent broadcasting of ranks or promotion of
+dtypes."""
 
 import gc
 
@@ -7,6 +8,7 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture

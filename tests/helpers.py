@@ -59,6 +59,14 @@ class Overflowing(sx.GuardedField):
         return jnp.expm1(self.p - y) * jnp.exp(self.p) + t
 
 
+def logarithmic(t, y, args):
+    return -args * jnp.log(y)
+
+
+def swing(t, y, args):
+    return jax.tree.map(jnp.sin, y)
+
+
 class Case(NamedTuple):
     """A field, where it is admissible, and what it is evaluated with."""
 
@@ -125,7 +133,7 @@ FIELDS: dict[str, Case] = {
         {"q": jnp.array([0.1, 0.2]), "p": jnp.array(0.3)},
     ),
     "wrapped function": Case(
-        lambda guard: sx.Guarded(lambda t, y, args: -args * jnp.log(y), guard),
+        lambda guard: sx.Guarded(logarithmic, guard),
         sx.Guard(1e-8, np.array([10.0, 20.0])),
         jnp.array([0.5, 2.0]),
         args=jnp.array([1.0, 3.0]),
@@ -158,7 +166,7 @@ FIELDS: dict[str, Case] = {
     "HybridField, dict state": Case(
         lambda guard: sx.HybridField(
             Pendulum(jnp.array([1.0, 2.0])),
-            lambda t, y, args: jax.tree.map(jnp.sin, y),
+            swing,
             gate=0.5,
             conserve=[[0.0, 1.0, -1.0]],
             guard=guard,
@@ -293,6 +301,12 @@ def richardson(fn: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1
 
         gradient[i] = (4 * difference(step / 2) - difference(step)) / 3
     return gradient
+
+
+def updated(optimiser: Any, *args: Any, **kwargs: Any) -> Any:
+    """`optimiser.update(...)`: optax raises floats to the power of an integer counter."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optimiser.update(*args, **kwargs)
 
 
 class Counted:

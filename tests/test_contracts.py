@@ -34,7 +34,7 @@ def _assert_same_inside(case, y, bitwise):
     field = case.make(case.guard)
     bare = case.bare(field)
     t = jnp.array(0.5)
-    tangent = jax.tree.map(lambda x: jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape), y)
+    tangent = jax.tree.map(lambda x: jnp.sin(jnp.arange(1.0, x.size + 1)).reshape(x.shape), y)
     same = np.testing.assert_array_equal if bitwise else np.testing.assert_allclose
 
     def pair(fn):

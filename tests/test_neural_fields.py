@@ -8,7 +8,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import all_finite, richardson
+from helpers import all_finite, richardson, updated
 
 import stablax as sx
 
@@ -247,7 +247,7 @@ def test_a_scaled_field_learns_where_an_unscaled_one_cannot():
         def step(carry, _):
             model, state = carry
             value, gradient = jax.value_and_grad(loss)(model)
-            updates, state = optimiser.update(gradient, state, model)
+            updates, state = updated(optimiser, gradient, state, model)
             return (optax.apply_updates(model, updates), state), value
 
         (model, _), values = jax.lax.scan(step, (model, optimiser.init(model)), length=150)

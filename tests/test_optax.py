@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from helpers import CONTROLLERS, FIELDS, Counted, all_finite, dt0_for
+from helpers import CONTROLLERS, FIELDS, Counted, all_finite, dt0_for, updated
 
 import stablax as sx
 
@@ -151,7 +151,7 @@ def optimiser_of(name: str) -> Optimiser:
 
     @jax.jit
     def step(gradient, state, params):
-        updates, state = transformation.update(gradient, state, params)
+        updates, state = updated(transformation, gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     return Optimiser(jax.jit(transformation.init), step)
@@ -284,7 +284,7 @@ def test_weight_decay_moves_nothing_but_parameters(fit):
 def test_averages_and_evaluation_points_are_models(fit):
     """What optax makes of parameters besides updates can be called as the model can."""
     ema = optax.ema(0.9)
-    average, _ = ema.update(fit.model, ema.init(fit.model))
+    average, _ = updated(ema, fit.model, ema.init(fit.model))
     free = optimiser_of("schedule_free")
     trained, state = free.step(fit.gradient(fit.model), free.init(fit.model), fit.model)
     evaluated = optax.contrib.schedule_free_eval_params(state, trained)
@@ -311,8 +311,8 @@ def test_lbfgs_searches_along_a_whole_model():
     @jax.jit
     def step(model, state):
         value, gradient = jax.value_and_grad(loss)(model)
-        updates, state = optimiser.update(
-            gradient, state, model, value=value, grad=gradient, value_fn=loss
+        updates, state = updated(
+            optimiser, gradient, state, model, value=value, grad=gradient, value_fn=loss
         )
         return optax.apply_updates(model, updates), state
 
@@ -382,7 +382,7 @@ def accumulate(model: Any, gradient: Any) -> Any:
     optimiser = optax.MultiSteps(optax.sgd(1e-2), 2)
     state = optimiser.init(eqx.filter(model, eqx.is_array))
     for _ in range(2):
-        updates, state = optimiser.update(gradient, state, model)
+        updates, state = updated(optimiser, gradient, state, model)
         model = eqx.apply_updates(model, updates)
     return model
 

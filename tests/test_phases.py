@@ -163,7 +163,7 @@ def test_phases_of_equal_structure_are_one_stack(plain):
     y0 = jnp.zeros(2)
     repeat = plain(y0, ts, sx.Phase.repeat(4, 2.0, args=K, dose=AMOUNT))
     listed = [sx.Phase(2.0 * (i + 1), args=K, dose=AMOUNT) for i in range(4)]
-    mapped = jax.vmap(lambda t1: sx.Phase(t1, args=K, dose=AMOUNT))(2.0 * jnp.arange(1, 5))
+    mapped = jax.vmap(lambda t1: sx.Phase(t1, args=K, dose=AMOUNT))(2.0 * jnp.arange(1.0, 5.0))
     for phases in (
         listed,
         mapped,

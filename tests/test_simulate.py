@@ -174,6 +174,34 @@ def test_a_progress_meter_can_be_used():
     assert sx.is_successful(model(1.0, TS, args=2.0))
 
 
+class Expired(diffrax.AbstractProgressMeter):
+    """Time is up after the first step."""
+
+    def init(self):
+        return jnp.array(0)
+
+    def step(self, state, progress):
+        def stop(count):
+            updates.append(int(count))
+            raise TimeoutError("time is up")
+
+        jax.debug.callback(stop, state)
+        return state + 1
+
+    def close(self, state):
+        pass
+
+
+updates: list[int] = []
+
+
+def test_a_progress_meter_that_raises_stops_the_solve():
+    model = sx.Simulate(_linear, solver=diffrax.Tsit5(), progress_meter=Expired())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="TimeoutError: time is up"):
+        jax.block_until_ready(model(1.0, TS, args=2.0, throw=False))
+    assert updates == [0]
+
+
 # --- transformations
 
 
@@ -391,7 +419,7 @@ def test_rates_beyond_the_digits_of_the_dtype_neither_raise_nor_lie():
         sim = model(jnp.array([1.0, 0.0]), TS, args=k, throw=False)
         return jnp.sum(sim.ys**2), sim
 
-    k = jnp.outer(10.0 ** jnp.array([1, 5, 16, 25, 50, 100, 300]), BEFORE)
+    k = jnp.outer(10.0 ** jnp.array([1.0, 5, 16, 25, 50, 100, 300]), BEFORE)
     gradient, sims = jax.jit(jax.vmap(jax.grad(loss, has_aux=True)))(k)
     ok = np.asarray(sx.is_successful(sims))
     assert ok[:2].all() and all_finite((gradient, sims.ys))

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 import pytest
-from helpers import NETWORK_FIELDS, all_finite
+from helpers import NETWORK_FIELDS, all_finite, updated
 
 import stablax as sx
 
@@ -142,7 +142,7 @@ def test_guarantees_survive_training_against_them(name, precision):
     def step(carry, _):
         field, state = carry
         gradient = jax.grad(outwards)(field)
-        updates, state = optimiser.update(gradient, state, field)
+        updates, state = updated(optimiser, gradient, state, field)
         return (optax.apply_updates(field, updates), state), None
 
     run = jax.jit(lambda field: jax.lax.scan(step, (field, optimiser.init(field)), length=100))

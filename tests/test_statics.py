@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from helpers import Counted
+from helpers import Counted, updated
 from jaxtyping import TypeCheckError
 
 import stablax as sx
@@ -204,7 +204,7 @@ def test_frozen_is_no_leaf_and_shares_a_compilation():
 def test_frozen_is_never_trained(wrap):
     model = wrap(reactions())
     decay = optax.adamw(1e-2, weight_decay=0.1)
-    updates, _ = decay.update(jax.tree.map(jnp.ones_like, model), decay.init(model), model)
+    updates, _ = updated(decay, jax.tree.map(jnp.ones_like, model), decay.init(model), model)
     trained = optax.apply_updates(model, updates)
     field, before = (getattr(m, "field", m) for m in (trained, model))
     assert field.stoichiometry == before.stoichiometry
@@ -377,7 +377,7 @@ def test_parameters_keep_one_type_under_training():
     model = sx.Simulate(Decay(jnp.array(1.5)))
     optimiser = optax.adam(0.1)
     for _ in range(2):
-        updates, _ = optimiser.update(gradient(model), optimiser.init(model), model)
+        updates, _ = updated(optimiser, gradient(model), optimiser.init(model), model)
         model = eqx.apply_updates(model, updates)
     assert loss.calls == 1
 

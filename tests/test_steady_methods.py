@@ -43,6 +43,27 @@ def test_bounds_in_optimistix():
     assert found.result == optx.RESULTS.nonlinear_divergence
 
 
+# https://github.com/patrick-kidger/optimistix/blob/main/optimistix/_solver/newton_chord.py
+@pytest.mark.parametrize("finder", [sx.Newton, sx.PseudoTransient, sx.PatientChord, optx.Chord])
+def test_bounds_keep_the_iterates_inside(finder):
+    """The first step from 3 is to -1.4, where there is nothing."""
+
+    def fn(y, _):
+        return jnp.where(y < 0, jnp.nan, y - 1 + 1.3 * (1 + jnp.tanh(3 * (y - 2))))
+
+    def find(lower):
+        bounds = dict(lower=lower, upper=jnp.array(10.0))
+        return optx.root_find(
+            fn, finder(1e-9, 1e-9), jnp.array(3.0), options=bounds, max_steps=50, throw=False
+        )
+
+    found = find(jnp.array(0.0))
+    assert found.result == optx.RESULTS.successful
+    np.testing.assert_allclose(fn(found.value, None), 0.0, atol=1e-8)
+    # No root is inside: to rest on the bound is no success.
+    assert find(jnp.array(1.5)).result != optx.RESULTS.successful
+
+
 @pytest.mark.parametrize("finder", FINDERS)
 def test_in_an_implicit_solver(finder):
     """Robertson's problem at t = 40; the reference is that of Hairer and Wanner, section IV.1."""

@@ -4,6 +4,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 
 import stablax as sx
@@ -204,3 +205,56 @@ def test_the_step_after_a_rejected_one_does_not_grow():
         np.testing.assert_allclose(t1 - t0, factor * size, rtol=1e-6)
     with pytest.raises(ValueError, match="factormax_after_rejection"):
         sx.StiffPID(1e-3, 1e-6, factormax_after_rejection=0.5)
+
+
+def test_an_event_ends_an_endless_solve():
+    event = diffrax.Event(lambda t, y, args, **_: y - 0.5, optx.Newton(1e-9, 1e-9))
+    solution = _solve(
+        lambda t, y, args: -y,
+        diffrax.Tsit5(),
+        sx.StiffPID.preset(),
+        jnp.array(1.0),
+        t1=jnp.inf,
+        event=event,
+    )
+    assert solution.result == diffrax.RESULTS.event_occurred
+    np.testing.assert_allclose(solution.ts, np.log(2.0), rtol=1e-5)
+
+
+# https://github.com/patrick-kidger/diffrax/issues/713
+def test_given_times_may_be_an_ulp_apart_and_at_the_start():
+    """A step that ends at a given time is no underflow, however short. The field jumps at 0.7."""
+    ulp = float(np.spacing(0.7))
+    controller = sx.StiffPID.preset(step_ts=[0.7, 0.7 + 2 * ulp], jump_ts=[0.7 + ulp])
+
+    @jax.jit
+    def solve(t0, after):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, after: jnp.where(t < 0.7, 1.0, after) - y),
+            diffrax.Tsit5(),
+            t0,
+            1.0,
+            None,
+            jnp.array(0.5),
+            after,
+            stepsize_controller=controller,
+            throw=False,
+        )
+
+    for t0 in (0.0, 0.7 - ulp, 0.7, 0.7 + ulp, 0.7 + 2 * ulp):
+        solution = solve(t0, -5.0)
+        before = 1 - 0.5 * np.exp(min(t0 - 0.7, 0))
+        exact = -5 + (before + 5) * np.exp(max(t0, 0.7) - 1)
+        assert solution.result == diffrax.RESULTS.successful, t0
+        np.testing.assert_allclose(solution.ys[-1], exact, rtol=1e-5)
+    # A true underflow there is still one.
+    assert solve(0.0, jnp.nan).result == diffrax.RESULTS.dt_min_reached
+
+
+def test_the_first_step_does_not_pass_a_given_time():
+    """Nor where the heuristic fails, and for which the step is a part of the whole."""
+    made = sx.StiffPID.preset(step_ts=[1e-8]).wrap(1)
+    func = lambda term, t, y, args: y * jnp.nan
+    t0, t1 = jnp.array([0.0, 10.0])
+    t1, _ = made.init(None, t0, t1, jnp.ones(1), None, None, func, 5)
+    assert t1 == 1e-8

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import updated
 
 import stablax as sx
 
@@ -86,7 +87,7 @@ def test_through_training():
                 return sx.masked_mean((steady.y[:, 0] - target) ** 2, steady), steady
 
             gradient, steady = jax.grad(loss, has_aux=True)(k)
-            update, state = optimiser.update(gradient, state)
+            update, state = updated(optimiser, gradient, state)
             memory = memory.update(steady) if remember else memory
             return (k + update, state, memory), steady.num_steps
 

@@ -139,11 +139,11 @@ def observe(problem: Problem, index: int, states, ts):
     return jnp.broadcast_to(offset, len(ts)), jnp.broadcast_to(slope, len(ts))
 
 
-def predict(problem: Problem, states, used: Any = 1.0):
+def predict(problem: Problem, states, used: Any = True):
     """The prediction for each row of the data, and the scaling factors.
 
     The factors are linear, so for given states the best ones are known: weighted linear
-    regression, within their bounds. Rows count as far as they are `used`.
+    regression, within their bounds. Rows count where they are `used`.
     """
     rows, ts = np.arange(len(problem.time)), problem.ts[problem.time]
     each = [observe(problem, i, states, ts) for i in range(len(problem.observables))]
@@ -153,7 +153,7 @@ def predict(problem: Problem, states, used: Any = 1.0):
         segment_ids=problem.scale,
         num_segments=len(problem.scale_bounds),
     )
-    weight = used / problem.sigma**2
+    weight = jnp.where(used, 1 / problem.sigma**2, 0.0)
     best = total(weight * slope * (problem.measured - offset))
     best = best / (total(weight * slope**2) + np.finfo(float).tiny)
     # At its minimum the misfit has no derivative in the factors.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
 from ._static import is_traced
@@ -70,6 +71,21 @@ def finite_or_zero(tree: PyTree) -> PyTree:
 
 def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
     return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
+
+
+def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[Any, Any]:
+    """The `lower` and `upper` of a root finder's `options` for the flat `y`; +-inf if not given."""
+
+    def flat(name, missing):
+        bound = options.get(name)
+        if bound is None:
+            return missing
+        full = jtu.tree_map(
+            lambda b, x: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), bound, y
+        )
+        return ravel_pytree(full)[0]
+
+    return flat("lower", -jnp.inf), flat("upper", jnp.inf)
 
 
 def component_names(y: PyTree) -> list[str]:

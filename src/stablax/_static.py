@@ -1,5 +1,6 @@
 """What a model holds without training it: values that are no PyTree leaves."""
 
+import functools
 import operator
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
+
+from ._pickling import by_name
 
 _T = TypeVar("_T")
 
@@ -39,6 +42,10 @@ def _content(leaf: Any, name: str) -> Hashable:
     if eqx.is_array(leaf) or isinstance(leaf, np.generic | np.ndarray):
         value = concrete_array(leaf, name)
         return (value.shape, value.dtype.str, value.tobytes())
+    if isinstance(leaf, functools.partial):
+        parts = (leaf.func, leaf.args, leaf.keywords)
+        if not is_traced(parts):
+            return Static(parts, name)
     if isinstance(leaf, float):
         return (type(leaf), leaf.hex())  # tells 0.0 from -0.0, and nan equals itself
     try:
@@ -53,7 +60,8 @@ class Static(Generic[_T]):
     """Any PyTree as a value: no leaves, and hashed and compared by content.
 
     Two trees are equal if their structure, their arrays (bytes, shape, dtype) and their
-    other leaves are; two equal ones therefore share one compilation.
+    other leaves are; two equal ones therefore share one compilation. What has no hash is equal to
+    itself alone.
     """
 
     def __init__(self, tree: _T, name: str = "value"):
@@ -69,6 +77,16 @@ class Static(Generic[_T]):
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Static and self._key == other._key
+
+    def __reduce__(self):
+        # The key is made anew: it may belong to the objects of this process.
+        return Static, (jtu.tree_map(by_name, self.tree),)
+
+    def __copy__(self) -> "Static":
+        return self
+
+    def __deepcopy__(self, memo: dict) -> "Static":
+        return self
 
     def __repr__(self) -> str:
         return f"Static({self.tree!r})"
@@ -140,6 +158,12 @@ class Frozen:
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Frozen and self._key == other._key
+
+    def __reduce__(self):
+        return Frozen, (self.value,)
+
+    def __deepcopy__(self, memo: dict) -> "Frozen":
+        return self
 
     def __repr__(self) -> str:
         return f"Frozen({np.array2string(self.value, threshold=16, separator=', ')})"

@@ -72,14 +72,17 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        span = t1 - t0
+        span = lax.stop_gradient(t1 - t0)
+        span = jnp.where(jnp.isinf(span), 1, span)  # only an event ends it: no scale of time
         tiny = 1e-30 * span
         if dt0 is None:
             # The heuristic for the first step probes the field once, and returns 0 or nan where
             # it overflows; any small step will do, since the error control takes it from there.
             guess = lax.stop_gradient(tnext - t0)
             usable = jnp.isfinite(guess) & (guess > tiny)
-            tnext = jnp.where(usable, tnext, t0 + 1e-6 * span)
+            small = 1e-6 * span
+            fallback, _ = self.controller.init(terms, t0, t1, y0, small, args, func, error_order)
+            tnext = jnp.where(usable, tnext, fallback)
         zero = jnp.zeros((), jnp.int32)
         dtype = jnp.result_type(t0)
         record = StepRecord(
@@ -95,7 +98,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             outside = ~self.guard.contains(lax.stop_gradient(y0), self.rtol, self.atol)
         else:
             outside = jnp.array(False)
-        tiny, end = lax.stop_gradient((jnp.asarray(tiny), jnp.asarray(t1)))
+        end = lax.stop_gradient(jnp.asarray(t1))
         watched = None if self.watch is None else self.watch.init(y0, dtype)
         return tnext, _State(inner, record, tiny, end, outside, jnp.array(False), watched)
 
@@ -129,6 +132,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         dt = lax.stop_gradient(next_t1 - next_t0)
         resolution = 4 * jnp.finfo(jnp.result_type(dt)).eps * jnp.abs(next_t0)
         underflow = ~(dt > jnp.maximum(resolution, state.smallest_dt)) & (next_t0 < state.end)
+        underflow &= ~(keep & (dt > 0) & self._meets_given_time(next_t0, next_t1, resolution))
         stop = unshrinkable | underflow | state.starts_outside
         ok = result == diffrax.RESULTS.successful
         result = diffrax.RESULTS.where(ok & stop, diffrax.RESULTS.dt_min_reached, result)
@@ -163,6 +167,18 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             watched,
         )
         return keep, next_t0, next_t1, made_jump, state, result
+
+    def _meets_given_time(self, t0, t1, resolution) -> Any:
+        """Whether a step begins or ends at a time that was given: it may be as short as it is."""
+        controller, given = self.controller, []
+        while isinstance(controller, diffrax.ClipStepSizeController):
+            given += [ts for ts in (controller.step_ts, controller.jump_ts) if ts is not None]
+            controller = controller.controller
+        if not given:
+            return False
+        times = lax.stop_gradient(jnp.concatenate([jnp.asarray(ts, t0.dtype) for ts in given]))
+        near = lambda t: jnp.any(jnp.abs(times - t) <= resolution)
+        return near(t0) | near(t1)
 
     def _has_box(self, y) -> bool:
         return self.guard.reject and self.guard.is_bounded
@@ -222,13 +238,14 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         else:
             masked = self.masks(t0 * self.direction, t1 * self.direction, y0, args)
         rejected = ~keep
+        count = lambda old, flag: old + flag.astype(old.dtype)
         return StepRecord(
-            not_finite=old.not_finite + (rejected & ~finite),
-            outside=old.outside + (rejected & finite & ~inside),
-            masked=old.masked + masked,
-            masked_accepted=old.masked_accepted + (masked & keep),
-            cause=jnp.where(rejected, cause, old.cause).astype(old.cause.dtype),
-            component=jnp.where(rejected, worst, old.component).astype(old.component.dtype),
+            not_finite=count(old.not_finite, rejected & ~finite),
+            outside=count(old.outside, rejected & finite & ~inside),
+            masked=count(old.masked, masked),
+            masked_accepted=count(old.masked_accepted, masked & keep),
+            cause=jnp.where(rejected, cause.astype(old.cause.dtype), old.cause),
+            component=jnp.where(rejected, worst.astype(old.component.dtype), old.component),
             dt=lax.stop_gradient(t1 - t0),
         )
 

@@ -55,7 +55,8 @@ class StepLog(eqx.Module):
     @property
     def accepted(self) -> Bool[Array, " max_steps"]:
         """Which entries are steps that were accepted."""
-        places = jnp.broadcast_to(jnp.arange(self.t.shape[-1]), self.t.shape)
+        places = jnp.arange(self.t.shape[-1], dtype=self.count.dtype)
+        places = jnp.broadcast_to(places, self.t.shape)
         return (places < self.count[..., None]) & (self.cause == Cause.none.value)
 
     @staticmethod
@@ -66,7 +67,10 @@ class StepLog(eqx.Module):
     @staticmethod
     def joined(logs: Sequence["StepLog"]) -> "StepLog":
         """One log of several with a leading axis each, the phases in their order."""
-        seen = [jnp.arange(log.t.shape[1])[None] < log.count[:, None] for log in logs]
+        seen = [
+            jnp.arange(log.t.shape[1], dtype=log.count.dtype)[None] < log.count[:, None]
+            for log in logs
+        ]
         there = jnp.concatenate([jnp.ravel(x) for x in seen])
         order = jnp.argsort(~there, stable=True)
 
@@ -123,7 +127,7 @@ class GuardCounts(eqx.Module):
 
     def add(self, t: Array, clipped: PyTree[Array], masked: PyTree[Array]) -> "GuardCounts":
         def count(old, flag):
-            return old + flag
+            return old + flag.astype(old.dtype)
 
         def first(old, flag):
             return jnp.where(flag & ~jnp.isfinite(old), t, old)

@@ -106,7 +106,7 @@ class Equilibrated(AbstractJacobian):
         scaled = rows[:, None] * matrix
         columns = inverse_scale(jnp.max(jnp.abs(scaled), axis=0))
         lu, exchanges, permutation = lax.linalg.lu(scaled * columns[None, :])
-        odd = jnp.sum(exchanges != jnp.arange(exchanges.size)) % 2 == 1
+        odd = jnp.sum(exchanges != jnp.arange(exchanges.size, dtype=exchanges.dtype)) % 2 == 1
         return lu, permutation, rows, columns, odd
 
     def is_singular(self, factors):

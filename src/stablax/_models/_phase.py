@@ -127,7 +127,7 @@ class Phase(eqx.Module):
         stacked = jtu.tree_map(
             lambda x: jnp.repeat(jnp.asarray(x)[None], n, 0) if is_array(x) else x, one
         )
-        t1 = one.t1 + period * jnp.arange(1, n + 1)
+        t1 = one.t1 + period * jnp.arange(1, n + 1, dtype=one.t1.dtype)
         return eqx.tree_at(lambda p: p.t1, stacked, t1)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
+from .._pickling import FROM_CONTROLLER
 from .._results import RESULTS, is_okay
 from .._solvers import family_of, is_implicit
 from .._states import component_names, finite_or_zero, select, state_dtype
@@ -22,9 +23,6 @@ from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
 from ._options import SolveOptions, is_imex
 from ._simulation import About, GuardSummary, Simulation
-
-# The marker of a root finder's tolerance that diffrax takes from the controller.
-_FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
 
 
 class _Field(eqx.Module):
@@ -95,7 +93,7 @@ def _with_tolerances(solver, controller: AdmissibleSteps):
     inside `diffeqsolve`."""
     if isinstance(solver, diffrax.AbstractImplicitSolver):
         finder = solver.root_finder
-        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is _FROM_CONTROLLER]
+        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is FROM_CONTROLLER]
         solver = eqx.tree_at(
             lambda s: tuple(getattr(s.root_finder, n) for n in unset),
             solver,

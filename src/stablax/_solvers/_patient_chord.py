@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._linalg import Dense
+from .._states import bounds_in
 
 
 class _State(eqx.Module):
@@ -88,6 +89,10 @@ class PatientChord(optx.AbstractRootFinder):
     - `norm`: of the change by one iteration, in units of the tolerance.
     - `kappa`: > 0. The fraction of the tolerance to converge to (but not below rounding).
 
+    Iterates are clipped to the bounds that `optimistix.root_find` is given as
+    `options=dict(lower=..., upper=...)`, as in `optimistix.Chord`. One that a bound holds away from
+    a root is no success.
+
     The iteration ends as divergent where a change is not finite, or more than twice the last one.
     """
 
@@ -115,7 +120,11 @@ class PatientChord(optx.AbstractRootFinder):
         residual, aux = fn(y, args)
         flat, unravel = ravel_pytree(y)
         change = Dense().apply(state.factors, ravel_pytree(residual)[0], transpose=False)
-        after = unravel(flat - change)
+        following = flat - change
+        if not {"lower", "upper"}.isdisjoint(options):
+            following = jnp.clip(following, *bounds_in(options, y))
+        after = unravel(following)
+        # Of the whole change: an iterate that a bound holds is not at rest.
         size = self._size(unravel(change), after, _stage_of(args))
         finite = jnp.all(jnp.isfinite(change))
         return after, _State(state.factors, size, state.size, finite, state.step + 1), aux

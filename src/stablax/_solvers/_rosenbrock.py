@@ -1,7 +1,6 @@
 """Rosenbrock methods: linearly implicit, one Jacobian and one factorisation a step, no inner
 iteration."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, final
 
@@ -24,8 +23,7 @@ from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
 _Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
 
 
-@final
-class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
+class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
     """The dense output of a Rosenbrock step: continuous, and exact at both ends."""
 
     t0: Any
@@ -33,7 +31,7 @@ class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
     y0: PyTree[Array]
     y1: PyTree[Array]
     stages: PyTree[Array]
-    coefficients: tuple[tuple[float, ...], ...] = eqx.field(static=True)
+    coefficients: eqx.AbstractClassVar[tuple[tuple[float, ...], ...]]
 
     def evaluate(self, t0, t1=None, left=True):
         if t1 is not None:
@@ -124,6 +122,11 @@ def is_implicit(solver: diffrax.AbstractSolver) -> bool:
 
 
 @final
+class _Rodas5PInterpolation(AbstractRosenbrockInterpolation):
+    coefficients: ClassVar = RODAS5P.H
+
+
+@final
 class Rodas5P(AbstractRosenbrock):
     """Rodas5P (Steinebach 2023, BIT Numer. Math. 63, 27): order 5(4), L-stable, stiffly accurate,
     made to keep its order on stiff problems. The default of stablax's models, and the method to
@@ -150,9 +153,12 @@ class Rodas5P(AbstractRosenbrock):
 
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
     tableau: ClassVar[Tableau] = RODAS5P
-    interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
-        functools.partial(RosenbrockInterpolation, coefficients=RODAS5P.H)
-    )
+    interpolation_cls: ClassVar[_Interpolation] = _Rodas5PInterpolation
+
+
+@final
+class _Rodas4Interpolation(AbstractRosenbrockInterpolation):
+    coefficients: ClassVar = RODAS4.H
 
 
 @final
@@ -169,9 +175,12 @@ class Rodas4(AbstractRosenbrock):
 
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
     tableau: ClassVar[Tableau] = RODAS4
-    interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
-        functools.partial(RosenbrockInterpolation, coefficients=RODAS4.H)
-    )
+    interpolation_cls: ClassVar[_Interpolation] = _Rodas4Interpolation
+
+
+@final
+class _Rosenbrock23Interpolation(AbstractRosenbrockInterpolation):
+    coefficients: ClassVar = ROSENBROCK23.H
 
 
 @final
@@ -185,6 +194,4 @@ class Rosenbrock23(AbstractRosenbrock):
 
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
     tableau: ClassVar[Tableau] = ROSENBROCK23
-    interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
-        functools.partial(RosenbrockInterpolation, coefficients=ROSENBROCK23.H)
-    )
+    interpolation_cls: ClassVar[_Interpolation] = _Rosenbrock23Interpolation

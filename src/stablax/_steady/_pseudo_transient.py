@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Equilibrated
-from .._states import select
-from ._root_finder import AbstractSteadyRootFinder, Scale, bounds_in, evaluate, no_factors
+from .._states import bounds_in, select
+from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
 from ._status import STATUS
 
 

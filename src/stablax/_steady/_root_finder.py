@@ -47,21 +47,6 @@ def evaluate(fn: Callable, y: PyTree, args: PyTree, options: dict[str, Any]) -> 
     return Evaluation(flat, value, jacobian, aux, unravel)
 
 
-def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[Any, Any]:
-    """The bounds of the flat state."""
-
-    def flat(name, missing):
-        bound = options.get(name)
-        if bound is None:
-            return missing
-        full = jax.tree.map(
-            lambda b, x: jnp.broadcast_to(jnp.asarray(b, x.dtype), x.shape), bound, y
-        )
-        return ravel_pytree(full)[0]
-
-    return flat("lower", -jnp.inf), flat("upper", jnp.inf)
-
-
 def no_factors(y: Array) -> PyTree[Array]:
     """What stands in a state before there is a factorisation."""
     matrix = jax.ShapeDtypeStruct((y.size, y.size), y.dtype)

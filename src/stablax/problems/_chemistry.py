@@ -43,9 +43,15 @@ OREGO = Problem(
 )
 
 hires_network = network("1>2;2>1;3>1;0>1;2>4;3>4;4>3;5>3;4>6;5>6;6>5;7>5+8;6+8>7;7>6+8;7>8", 8)
+
+
+def _hires(t, y, k):
+    return hires_network(k, y)
+
+
 HIRES = Problem(
     name="HIRES",
-    field=lambda t, y, k: hires_network(k, y),
+    field=_hires,
     y0=np.array([1.0, 0, 0, 0, 0, 0, 0, 0.0057]),
     args=np.array(
         [1.71, 0.43, 8.32, 7e-4, 8.32, 1.71, 0.43, 0.035, 0.69, 1.71, 0.43, 0.43, 280.0, 0.69, 0.69]
@@ -57,9 +63,15 @@ HIRES = Problem(
 )
 
 e5_network = network("1>2+3;1+3>4;2+3>0;4>3", 4)
+
+
+def _e5(t, y, k):
+    return e5_network(k, y)
+
+
 E5 = Problem(
     name="E5",
-    field=lambda t, y, k: e5_network(k, y),
+    field=_e5,
     y0=np.array([1.76e-3, 0, 0, 0]),
     args=np.array([7.89e-10, 1.1e7, 1.13e9, 1.13e3]),
     # Published up to 1e11. But y2 - y3 - y4 = 0, and once y4 is far below the others, rounding
@@ -76,9 +88,15 @@ pollu_network = network(
     "14>7+5;1+6>15;3>4;4>16;4>3;16>6+6;16>3;17+6>18+5;19>2;19>1+3;1+4>19;19+1>20;20>19+1",
     20,
 )
+
+
+def _pollu(t, y, k):
+    return pollu_network(k, y)
+
+
 POLLU = Problem(
     name="POLLU",
-    field=lambda t, y, k: pollu_network(k, y),
+    field=_pollu,
     y0=np.array(
         [0, 0.2, 0, 0.04, 0, 0, 0.1, 0.3, 0.01, 0, 0, 0, 0, 0, 0, 0, 0.007, 0, 0, 0], float
     ),
