@@ -16,6 +16,7 @@ from .._static import Frozen, Split
 from .._types import typechecked
 from ._constants import Named, rate_constant
 from ._reaction import Reaction
+from ._saturation import power, share
 
 
 class AbstractRateLaw(eqx.Module):
@@ -172,9 +173,7 @@ class MichaelisMenten(AbstractRateLaw):
 
     def rate(self, x):
         substrate, *enzyme = x
-        return functools.reduce(operator.mul, enzyme, self.vmax) * (
-            substrate / (self.km + substrate)
-        )
+        return functools.reduce(operator.mul, enzyme, self.vmax) * share(substrate, self.km)
 
 
 @final
@@ -204,12 +203,12 @@ class Hill(AbstractRateLaw):
         return _saturating(self.of, reaction)
 
     def rate(self, x):
-        relative = jnp.where(x < 0, 0, x) / self.k
-        above = relative > 1
-        # The power of a number in [0, 1], which cannot overflow.
-        small = jnp.where(above, 1 / jnp.where(above, relative, 1), relative) ** self.n
-        top = jnp.where(above != self.represses, 1, small)
-        return self.vmax * (top / (1 + small))
+        x = jnp.where(x < 0, 0, x)
+        above = x > self.k
+        # (S / k)^n or its reciprocal: in [0, 1], it cannot overflow.
+        small = power(x, self.k, jnp.where(above, -self.n, self.n))
+        full = above != self.represses
+        return self.vmax * share(jnp.where(full, 1, small), jnp.where(full, small, 1))
 
 
 @final
