@@ -105,20 +105,26 @@ def _gated_jvp(primals, tangents):
         return good, slope
 
     here, slope = usable(frozen[2])
-    # A loop and no branch, which under `vmap` would be taken by every lane.
-    aside = lax.while_loop(
-        lambda aside: ~aside.done,
-        lambda aside: aside.after(usable(_add(frozen[2], aside.shift))[0], frozen[2], lower, upper),
-        Aside.start(y, done=here),
-    )
-    ok = aside.helps
+
+    def search():
+        aside = lax.while_loop(
+            lambda aside: ~aside.done,
+            lambda aside: aside.after(
+                usable(_add(frozen[2], aside.shift))[0], frozen[2], lower, upper
+            ),
+            Aside.start(y, done=here),
+        )
+        return aside.shift, aside.helps
+
+    nothing = jtu.tree_map(jnp.zeros_like, y), jnp.array(True)
+    shift, ok = lax.cond(here, lambda: nothing, search)
 
     # The value is unchanged where `ok`; its own derivative (second order) is selected away too.
     def settle(x):
         return jnp.where(ok, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
 
     closed, t, args = jtu.tree_map(settle, (closed, t, args))
-    y = _add(y, aside.shift)
+    y = _add(y, shift)
     tangents = _map_tangents(lambda x: jnp.where(ok, x, 0), tangents)
     _, out_dot = eqx.filter_jvp(_call, (closed, t, y, args), tangents)
     if rounding != 0 and only_y:

@@ -16,7 +16,7 @@ from .._static import Frozen, Split
 from .._types import typechecked
 from ._constants import Named, rate_constant
 from ._reaction import Reaction
-from ._saturation import power, share
+from ._saturation import arcsinh, power, share
 
 
 class AbstractRateLaw(eqx.Module):
@@ -270,5 +270,5 @@ class NeuralRate(AbstractRateLaw):
         return tuple(name.name for name in self.of)
 
     def rate(self, x):
-        features = jnp.arcsinh(jnp.stack(x) / self.size)
+        features = arcsinh(jnp.stack(x) / self.size)
         return self.scale * jax.nn.softplus(self.network.tree(features))

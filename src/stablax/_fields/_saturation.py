@@ -24,6 +24,14 @@ def _share_jvp(primals, tangents):
     return share(part, rest), _along(slopes, tangents)
 
 
+def arcsinh(x: Array) -> Array:
+    """The inverse of sinh; jax's has the slope 0 where the square of `x` overflows."""
+    size = jnp.abs(x)
+    far = size > jnp.finfo(x.dtype).eps ** -0.5
+    above = jnp.sign(x) * (jnp.log(jnp.where(far, size, 1)) + np.log(2).astype(x.dtype))
+    return jnp.where(far, above, jnp.arcsinh(jnp.where(far, 0, x)))
+
+
 def power(x: Any, scale: Any, n: Any) -> Array:
     """(x / scale)^n for x >= 0 and scale > 0, with n > 0 where x is below `scale`, and n < 0 where
     it is above.
