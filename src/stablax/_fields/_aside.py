@@ -83,7 +83,9 @@ class Aside(eqx.Module):
             index,
         )
         shift = jtu.tree_map(
-            lambda moved, *leaves: jnp.where(moved, _off_the_walls(*leaves, jnp.abs(how)), 0),
+            lambda moved, y, lower, upper: jnp.where(
+                moved, _off_the_walls(y, lower, upper, jnp.abs(how)), 0
+            ),
             moved,
             y,
             lower,

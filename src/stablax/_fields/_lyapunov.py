@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
-import jax.nn as jnn
 import jax.lax as lax
+import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu

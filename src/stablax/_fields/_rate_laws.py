@@ -152,7 +152,7 @@ def _saturating(of: Named | None, reaction: Reaction, enzyme: Named | None = Non
 class MichaelisMenten(AbstractRateLaw):
     """vmax S / (km + S), and times E if there is an `enzyme` (`vmax` is then k_cat).
 
-    Michaelis and Menten (1913), Biochem. Z. 49, 333.
+    With exact derivatives, far above km too. Michaelis and Menten (1913), Biochem. Z. 49, 333.
 
     **Arguments:**
 
@@ -180,8 +180,9 @@ class MichaelisMenten(AbstractRateLaw):
 class Hill(AbstractRateLaw):
     """vmax S^n / (k^n + S^n), or, if it `represses`, vmax k^n / (k^n + S^n).
 
-    For any n > 0 without overflow, with the exact derivative at S = 0 (infinite for n < 1, as
-    that of S^n is). Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
+    For any n > 0 without overflow, with exact derivatives of all orders, at S = 0 too. Those that
+    are infinite there (in S, of an order above n, unless n is whole), or have an infinite square,
+    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
 
     **Arguments:**
 
