@@ -1,5 +1,6 @@
 from ._activity import GuardActivity as GuardActivity
 from ._antisymmetric import AntisymmetricField as AntisymmetricField
+from ._aside import Aside as Aside
 from ._constants import rate_constant as rate_constant
 from ._contracting import ContractingField as ContractingField
 from ._coordinates import (
@@ -11,7 +12,6 @@ from ._coordinates import (
 )
 from ._damped import DampedField as DampedField
 from ._declared import declared_conserved as declared_conserved
-from ._gate import off_the_walls as off_the_walls
 from ._gradient_flow import GradientFlowField as GradientFlowField
 from ._guard import Guard as Guard
 from ._guarded import (

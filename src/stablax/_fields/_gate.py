@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 from .._states import all_finite
 from .._static import is_traced
 from .._types import VF, Args, Y
+from ._aside import Aside
 
 
 def gate(
@@ -105,19 +106,25 @@ def _gated_jvp(primals, tangents):
 
     here, slope = usable(frozen[2])
 
-    def move():
-        moved = jtu.tree_map(off_the_walls, frozen[2], lower, upper)
-        return moved, usable(moved)[0]
+    def search():
+        aside = lax.while_loop(
+            lambda aside: ~aside.done,
+            lambda aside: aside.after(
+                usable(_add(frozen[2], aside.shift))[0], frozen[2], lower, upper
+            ),
+            Aside.start(y, done=here),
+        )
+        return aside.shift, aside.helps
 
-    moved, there = lax.cond(here, lambda: (frozen[2], jnp.array(True)), move)
-    ok = here | there
+    nothing = jtu.tree_map(jnp.zeros_like, y), jnp.array(True)
+    shift, ok = lax.cond(here, lambda: nothing, search)
 
     # The value is unchanged where `ok`; its own derivative (second order) is selected away too.
     def settle(x):
         return jnp.where(ok, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
 
     closed, t, args = jtu.tree_map(settle, (closed, t, args))
-    y = jtu.tree_map(lambda a, b: jnp.where(here, a, b), y, moved)
+    y = _add(y, shift)
     tangents = _map_tangents(lambda x: jnp.where(ok, x, 0), tangents)
     _, out_dot = eqx.filter_jvp(_call, (closed, t, y, args), tangents)
     if rounding != 0 and only_y:
@@ -131,16 +138,9 @@ def _gated_jvp(primals, tangents):
     return out, jtu.tree_map(lambda x: jnp.where(ok, x, 0), out_dot)
 
 
+def _add(y: Y, shift: Y) -> Y:
+    return jtu.tree_map(jnp.add, y, shift)
+
+
 def _uneven(x: Array) -> Array:
     return 1 + jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) / 2
-
-
-def off_the_walls(y: Array, lower: Array, upper: Array) -> Array:
-    """A finite point next to `y`, off the bounds and off zero (where roots and fractional powers
-    lose their derivative)."""
-    y = jnp.clip(jnp.where(jnp.isfinite(y), y, 0), lower, upper)
-    step = jnp.sqrt(jnp.finfo(y.dtype).eps) * jnp.maximum(jnp.abs(y), 1)
-    step = jnp.minimum(step, (upper - lower) / 4)
-    away_from_zero = jnp.where(y < 0, -step, step)
-    inward = jnp.where(upper - y <= step, -step, away_from_zero)
-    return y + jnp.where(y - lower <= step, step, inward)

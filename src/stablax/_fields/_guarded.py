@@ -9,13 +9,13 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import PyTree
 
 from .._linalg import AbstractJacobian, as_jacobian
 from .._states import as_state, same_shape_and_dtype, state_dtype
 from .._types import VF, Args, Y
 from ._activity import GuardActivity
-from ._gate import derivative_is_finite, gate, off_the_walls
+from ._gate import derivative_is_finite, gate
 from ._guard import Guard
 
 
@@ -187,30 +187,14 @@ def evaluate_ungated(field: GuardedField | Guarded, t: Any, y: Y, args: Args) ->
 
 
 def evaluate_aside(
-    field: GuardedField | Guarded, t: Any, y: Y, args: Args, aside: Bool[Array, ""]
+    field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree
 ) -> PyTree:
-    """What calling a guarded field does, with derivatives that are not made safe: cheaper, for
-    callers that look at what they get. Where a derivative is not finite they repeat it `aside`:
-    taken next to `y`, inside the bounds, where derivatives are finite."""
+    """What calling a guarded field does, with the field itself at the clipped `y` plus `shift`, and
+    with derivatives that are not made safe: cheaper, for callers that look at what they get, and
+    repeat it with another shift."""
 
     def call(fn, t, y, args, lower, upper):
-        still = lax.stop_gradient(y)
-
-        def next_door():
-            """From `y` to where the derivative is taken, and the value at `y`."""
-            moved = jtu.tree_map(off_the_walls, still, lower, upper)
-            return jtu.tree_map(jnp.subtract, moved, still), fn(t, still, args)
-
-        def here():
-            zeros = jtu.tree_map(jnp.zeros_like, still)
-            return zeros, zeros
-
-        # A branch, since it is rarely taken.
-        shift, value = lax.stop_gradient(lax.cond(aside, next_door, here))
-        out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
-        return jtu.tree_map(
-            lambda x, v: jnp.where(aside, v + (x - lax.stop_gradient(x)), x), out, value
-        )
+        return fn(t, jtu.tree_map(jnp.add, y, shift), args)
 
     return _evaluate(*_parts(field), t, y, args, call)
 

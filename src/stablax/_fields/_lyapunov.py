@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
+import jax.lax as lax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
@@ -58,7 +59,9 @@ class _Convex(eqx.Module):
 
 def _rectifier(x: Array) -> tuple[Array, Array]:
     """Squareplus (Barron 2021) and its derivative: smooth, convex and rising."""
-    root = jnp.sqrt(x**2 + 4)
+    # Far out, where the square overflows, the root is |x| to rounding.
+    far = jnp.abs(x) > jnp.finfo(x.dtype).eps ** -1
+    root = jnp.where(far, jnp.abs(x), jnp.sqrt(jnp.where(far, 0, x) ** 2 + 4))
     return (x + root) / 2, (1 + x / root) / 2
 
 
@@ -172,6 +175,10 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
     is above max(h.u, 0), and smooth for w > 0. w = u . `decay`, which is what V falls by anyway,
     has the units of a rate of y and is 0 at the equilibrium only.
     """
+    # By numbers near one, since near the equilibrium, and far out, squares are 0 or infinite. No
+    # derivative of the sizes: a unit vector has none in the length, and a root is homogeneous.
+    size = _size(slope)
+    slope = slope / size
     steepness = jnp.sum(slope**2)
     # At the equilibrium the differences that `h` and `slope` are may be rounded to other than 0.
     at_rest = jnp.all(decay == 0) | (steepness == 0)
@@ -179,7 +186,14 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
     # A product: XLA makes one of the quotient where this is differentiated, with another last bit.
     unit = slope * (1 / jnp.sqrt(jnp.where(steepness == 0, 1, steepness)))
     climb, width = jnp.sum(unit * h), jnp.sum(unit * decay)
-    radicand = climb**2 + width**2
-    root = jnp.sqrt(jnp.where(radicand == 0, 1, radicand))
+    size = _size(jnp.stack([climb, width]))
+    radicand = (climb / size) ** 2 + (width / size) ** 2
+    root = size * jnp.sqrt(jnp.where(radicand == 0, 1, radicand))
     excess = (climb + jnp.where(radicand == 0, jnp.abs(climb), root)) / 2
     return jnp.where(at_rest, 0, h - unit * excess)
+
+
+def _size(x: Array) -> Array:
+    """The largest of |x|, without a derivative; 1 for zeros."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x)))
+    return jnp.where(largest == 0, 1, largest)

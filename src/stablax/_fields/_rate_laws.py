@@ -18,6 +18,7 @@ from .._types import typechecked
 from .._words import clipped, short
 from ._constants import Named, rate_constant
 from ._reaction import Reaction, decimal
+from ._saturation import arcsinh, power, share
 
 
 class AbstractRateLaw(eqx.Module):
@@ -201,8 +202,10 @@ def _power(x, n: float):
     """x^n for a static n >= 0, of x below zero what it is at zero unless n is whole."""
     if n % 1 == 0:
         return x ** int(n)
-    below = x < 0
-    return jnp.where(below, 0, jnp.where(below, 1, x) ** n)
+    x = jnp.where(x < 0, 0, x)
+    above = x > 1
+    small = power(x, 1.0, jnp.where(above, -n, n))
+    return jnp.where(above, 1 / jnp.where(above, small, 1), small)
 
 
 def _named(name: Any) -> Named | None:
@@ -230,7 +233,7 @@ def _saturating(of: Named | None, reaction: Reaction, enzyme: Named | None = Non
 class MichaelisMenten(AbstractRateLaw):
     """vmax S / (km + S), and times E if there is an `enzyme` (`vmax` is then k_cat).
 
-    Michaelis and Menten (1913), Biochem. Z. 49, 333.
+    With exact derivatives, far above km too. Michaelis and Menten (1913), Biochem. Z. 49, 333.
 
     **Arguments:**
 
@@ -251,17 +254,16 @@ class MichaelisMenten(AbstractRateLaw):
 
     def rate(self, x):
         substrate, *enzyme = x
-        return functools.reduce(operator.mul, enzyme, self.vmax) * (
-            substrate / (self.km + substrate)
-        )
+        return functools.reduce(operator.mul, enzyme, self.vmax) * share(substrate, self.km)
 
 
 @final
 class Hill(AbstractRateLaw):
     """vmax S^n / (k^n + S^n), or, if it `represses`, vmax k^n / (k^n + S^n).
 
-    For any n > 0 without overflow, with the exact derivative at S = 0 (infinite for n < 1, as
-    that of S^n is). Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
+    For any n > 0 without overflow, with exact derivatives of all orders, at S = 0 too. Those that
+    are infinite there (in S, of an order above n, unless n is whole), or have an infinite square,
+    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
 
     **Arguments:**
 
@@ -283,12 +285,12 @@ class Hill(AbstractRateLaw):
         return _saturating(self.of, reaction)
 
     def rate(self, x):
-        relative = jnp.where(x < 0, 0, x) / self.k
-        above = relative > 1
-        # The power of a number in [0, 1], which cannot overflow.
-        small = jnp.where(above, 1 / jnp.where(above, relative, 1), relative) ** self.n
-        top = jnp.where(above != self.represses, 1, small)
-        return self.vmax * (top / (1 + small))
+        x = jnp.where(x < 0, 0, x)
+        above = x > self.k
+        # (S / k)^n or its reciprocal: in [0, 1], it cannot overflow.
+        small = power(x, self.k, jnp.where(above, -self.n, self.n))
+        full = above != self.represses
+        return self.vmax * share(jnp.where(full, 1, small), jnp.where(full, small, 1))
 
 
 @final
@@ -352,5 +354,5 @@ class NeuralRate(AbstractRateLaw):
         return tuple(name.name for name in self.of)
 
     def rate(self, x):
-        features = jnp.arcsinh(jnp.stack(x) / self.size)
+        features = arcsinh(jnp.stack(x) / self.size)
         return self.scale * jax.nn.softplus(self.network.tree(features))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
+from .._fields import Aside, Guard
 from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select
 from .._types import Args
@@ -65,29 +66,29 @@ def solve(
     run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
     solver: diffrax.AbstractSolver,
     terms: Callable[[Callable, Any, Any], PyTree],
-    repeats: bool,
+    guard: Guard | None,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
-    `run(inputs, True)` returns the trace too. `solver` and `terms(field, aside, until)` are what it
-    solves with; if it `repeats`, a step whose derivative is not finite (a finite value can have
-    an infinite derivative) is differentiated again, `aside`."""
+    `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, until)` are what it
+    solves with. A step whose derivative is not finite (a finite value can have an infinite
+    derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None."""
     return run(inputs, False)[0]
 
 
 @solve.def_fwd
-def _forward(perturbed, inputs, run, solver, terms, repeats):
+def _forward(perturbed, inputs, run, solver, terms, guard):
     outputs, trace = run(inputs, True)
     return outputs, trace
 
 
 @solve.def_bwd
-def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, repeats):
+def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, guard):
     moving, still = eqx.partition((inputs.field, inputs.args), eqx.is_inexact_array)
 
-    def system(aside, latest, moving):
+    def system(shift, latest, moving):
         field, args = eqx.combine(moving, still)
-        return terms(field, aside, (latest, backwards)), args
+        return terms(field, shift, (latest, backwards)), args
 
     def interpolate(dense, start, end, t):
         return solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
@@ -125,8 +126,9 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         # A step that ends at a jump of the field must not see the other side. Only the field looks
         # earlier: a step that ends earlier is another one, and on a relaxation oscillation four
         # ulp in each of a thousand steps are an error of 7 % in the gradient.
+        shift = None if guard is None else aside.shift
         dense, pull = _replay(
-            solver, functools.partial(system, aside, just_before(end)), moving, start, end, y
+            solver, functools.partial(system, shift, just_before(end)), moving, start, end, y
         )
 
         def in_step(carry):
@@ -148,11 +150,19 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         more, step_start, step_end, d_y = pull(d_y, d_dense)
         d_end = jnp.where(last, d_stop + step_end, d_end)
         d_start = d_start + step_start
-        new = (k - 1, row, d_y, _add(d_moving, more), d_ts, d_start, d_end, jnp.array(False))
-        if not repeats:
-            return new
-        again = ~all_finite(new) & ~aside
-        return select(again, (*carry[:-1], jnp.array(True)), new)
+        new = (k - 1, row, d_y, _add(d_moving, more), d_ts, d_start, d_end)
+        if guard is None:
+            return *new, aside
+        finite = all_finite(new)
+
+        def search():
+            tried = aside.after(finite, guard.clip(y), *guard.bounds(y))
+            return select(tried.done, tried.again(), tried), tried.done
+
+        # A branch, since it is rarely taken.
+        fine = finite & (aside.how == 0)
+        aside, done = lax.cond(fine, lambda: (aside, jnp.array(True)), search)
+        return *select(done, new, carry[:-1]), aside
 
     # A sample whose cotangent is zero (one that failed) has nothing to take back.
     asked = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves((d_rows, d_last))]))
@@ -165,7 +175,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         jnp.zeros_like(inputs.ts),
         zero_time,
         zero_time,
-        jnp.array(False),
+        Aside.start(inputs.y0),
     )
     _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(cond, body, start)
     d_field, d_args = d_moving

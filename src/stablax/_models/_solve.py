@@ -27,7 +27,7 @@ from ._simulation import About, GuardSummary, Simulation
 
 class _Field(eqx.Module):
     closed: Callable
-    aside: Any
+    shift: PyTree | None
     until: Any
 
     def __call__(self, t, y, args):
@@ -35,15 +35,15 @@ class _Field(eqx.Module):
             latest, backwards = self.until
             beyond = jnp.where(backwards, jnp.minimum(t - latest, 0), jnp.maximum(t - latest, 0))
             t = t - lax.stop_gradient(beyond)
-        return self.closed(t, y, args, self.aside)
+        return self.closed(t, y, args, _zeros(y) if self.shift is None else self.shift)
 
 
-def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False, until: Any = None):
-    """The terms of a `field(t, y, args, aside)`, that is evaluated no later than `until`: a time,
-    and whether earlier means greater."""
-    field = _Field(field, jnp.asarray(aside), until)
+def _terms(solver: diffrax.AbstractSolver, field: Callable, shift: Any = None, until: Any = None):
+    """The terms of a `field(t, y, args, shift)` (by default zeros), that is evaluated no later than
+    `until`: a time, and whether earlier means greater."""
+    field = _Field(field, shift, until)
     if is_imex(solver):
-        zero = diffrax.ODETerm(lambda t, y, args: jtu.tree_map(jnp.zeros_like, y))
+        zero = diffrax.ODETerm(lambda t, y, args: _zeros(y))
         return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
     return diffrax.ODETerm(field)
 
@@ -62,6 +62,10 @@ def steps_of(
         controller = controller.for_dtype(dtype).control_law(dtype)
     implicit = is_implicit(options.solver)
     return admissible(controller, guard, dtype, masks, implicit, limit, watch)
+
+
+def _zeros(y: PyTree) -> PyTree:
+    return jtu.tree_map(jnp.zeros_like, y)
 
 
 def _stop(tree):
@@ -176,12 +180,12 @@ def integrate(
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
     discrete = isinstance(options.adjoint, DiscreteAdjoint)
     repeats = discrete and not isinstance(options.solver, diffrax.AbstractImplicitSolver)
-    if repeats:
+    if repeats:  # what steps aside is the backward pass
         vector_field = functools.partial(evaluate_aside, guarded)
     else:
         rounding = _rounding(options.solver, y0)
-        vector_field = lambda t, y, args, aside: evaluate(guarded, t, y, args, rounding)
-    closed = eqx.filter_closure_convert(vector_field, t0, y0, args, jnp.array(False))
+        vector_field = lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)
+    closed = eqx.filter_closure_convert(vector_field, t0, y0, args, _zeros(y0))
     if guard.fill is None:
         masks = outputs_masked = None
     else:
@@ -193,9 +197,9 @@ def integrate(
         )
         unmasked = bare
         bare = eqx.filter_closure_convert(
-            lambda t, y, args, aside: unmasked(t, y, args),
+            lambda t, y, args, shift: unmasked(t, y, args),
             *_stop((t0, y0, args)),
-            jnp.array(False),
+            _zeros(y0),
         )
         masks = _mask_detector(options, bare, dtype)
         outputs_masked = functools.partial(_outputs_masked, bare)
@@ -214,7 +218,9 @@ def integrate(
     inputs = Inputs(closed, y0, t0, end, save, args)
     if discrete:
         solver = _with_tolerances(options.solver, controller)
-        outputs = solve(inputs, run, solver, jtu.Partial(_terms, solver), repeats)
+        outputs = solve(
+            inputs, run, solver, jtu.Partial(_terms, solver), guard if repeats else None
+        )
     else:
         outputs, _ = run(inputs, False)
     about = About(names, family_of(options.solver))
@@ -245,7 +251,7 @@ def names_of(field: VF, y0) -> tuple[str, ...]:
 
 
 def _outputs_masked(field: Callable, t, y, args):
-    return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, jnp.array(False)))
+    return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, _zeros(y)))
 
 
 def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch | None:

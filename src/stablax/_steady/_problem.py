@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._fields import off_the_walls
+from .._fields import Aside
 from .._linalg import AbstractJacobian, linearise
 from .._states import all_finite
 
@@ -74,19 +74,17 @@ class SteadyProblem(eqx.Module):
             )
             return flux, self.structure.as_matrix(stored)
 
-        def cond(carry):
-            tries, flux, jacobian = carry
-            return (tries == 0) | (tries == 1) & all_finite(flux) & ~all_finite(jacobian)
-
         def body(carry):
-            tries, flux, _ = carry
-            moved = off_the_walls(y, *self.walls)
-            new_flux, jacobian = at(jnp.where(tries == 0, y, moved))
-            return tries + 1, jnp.where(tries == 0, new_flux, flux), jacobian
+            aside, flux, _ = carry
+            new_flux, jacobian = at(y + aside.shift)
+            flux = jnp.where(aside.how == 0, new_flux, flux)
+            # Where the field itself is not finite, there is nothing to find.
+            finite = all_finite(jacobian) | ~all_finite(flux)
+            return aside.after(finite, y, *self.walls), flux, jacobian
 
         # A loop, so that the field stands here once.
-        start = (jnp.array(0), jnp.zeros_like(y), jnp.zeros((y.size, y.size), y.dtype))
-        _, flux, jacobian = lax.while_loop(cond, body, start)
+        start = (Aside.start(y), jnp.zeros_like(y), jnp.zeros((y.size, y.size), y.dtype))
+        _, flux, jacobian = lax.while_loop(lambda carry: ~carry[0].done, body, start)
         return flux, jacobian
 
     def size(self, step: Array, y: Array) -> Array:
