@@ -20,7 +20,7 @@ def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
     edges = [float(number(t, 7)) for s in skipped for t in (s.begin, s.end)]
     yield Suggestion(
         "stepped_over",
-        f"The steps went over something in the field at t in {told}: no stage of a step falls "
+        f"The steps went over something in the field, within t = {told}: no stage of a step falls "
         f"there, and the derivative of {most.name} is another there, which moves it by about "
         f"{number(most.change)}. No error estimate can see it. Step to where it begins and ends "
         f"(`step_ts`; `jump_ts` if the field jumps there; phases), or hold the steps below its "
@@ -34,12 +34,12 @@ def _events(seen: Observation) -> Iterator[Suggestion]:
     missed = missed_events(seen)
     if not missed:
         return
-    told = ", ".join(f"[{number(a, 6)}, {number(b, 6)}]" for a, b in missed[:8])
+    told = ", ".join(f"{number(a, 6)} and {number(b, 6)}" for a, b in missed[:8])
     shortest = min(abs(b - a) for a, b in missed)
     yield Suggestion(
         "event_stepped_over",
-        f"The condition of the event is met in t in {told}, and no longer at the end of the same "
-        "step: an event is looked for at the ends of steps only. Hold the steps below that time.",
+        f"The condition of the event is met between t = {told}, and no longer at the end of the "
+        "same step: it is looked at there only. Hold the steps below that time.",
         model_with(controller=preset(seen, dtmax=number(shortest / 2))),
         0.95,
     )

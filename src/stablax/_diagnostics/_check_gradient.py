@@ -250,17 +250,18 @@ class _Check:
 
     def look_finer(self, move: PyTree, slope: float, reach: float) -> FinerCheck | None:
         """Value and derivative at a tenth of the tolerances and with short steps; None where
-        nothing in the model has a tolerance. `reach` is by how much the function can change."""
+        nothing in the model has a tolerance. `reach`, by how much the function can change, is the
+        measure where it is next to zero, or its derivative."""
         other = finer(self.forward_model, self.dtype)
         pushed = None if other is None else self.forward(other, move)
         if pushed is None:
             return None
         value, fine = pushed
-        nan = not np.isfinite([value, fine, slope]).all()
-        scale = max(abs(self.value), abs(value), reach)
-        steep = max(abs(slope), abs(fine), reach / STEPS[0])
-        apart = max(abs(self.value - value) / scale, abs(slope - fine) / steep)
-        return FinerCheck(value, fine, not nan and apart <= _UNSETTLED * self.rtol)
+        far = _UNSETTLED * self.rtol
+        settled = abs(self.value - value) <= far * max(abs(value), reach) and abs(
+            slope - fine
+        ) <= far * max(abs(fine), reach / STEPS[0])
+        return FinerCheck(value, fine, settled)
 
     def judge(self, exact: Difference, *derivatives: float) -> str:
         if not all(map(np.isfinite, derivatives)):
