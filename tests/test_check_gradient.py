@@ -175,7 +175,6 @@ def test_a_gradient_may_be_off_by_what_the_tolerance_explains(error, preset, ver
     model = Exponential(jnp.array(1.0), error, sx.StiffPID.preset(preset))
     check = sx.check_gradient(call, model, adjoints=(), directions=1)
     assert check.verdict == verdict
-    assert check.finer.settled  # what is solved does not matter to it
 
 
 def test_evaluations_that_fail_are_told():

@@ -16,7 +16,7 @@ from .._models import Simulate, with_options
 from .._results import RESULTS, name_of
 from .._static import is_traced
 from .._types import typechecked
-from ._differences import STEPS, Difference, differentiate
+from ._differences import REACH, STEPS, Difference, differentiate
 from ._finer import finer, tolerance_of
 from ._gradient_check import (
     SEVERITY,
@@ -66,7 +66,8 @@ def check_gradient(
     where it hides the derivative the verdict is `"undecided"`, and a smaller tolerance of the
     solver decides. A gradient can be that of a solution that is wrong: so the loss and its
     derivative are looked at once more with a tenth of the tolerances and steps of at most 1 % of
-    the time span, and the verdict is `"unresolved"` if they are others. For debugging, outside
+    the time span, in the stablax models in `model`, and the verdict is `"unresolved"` if they are
+    others. For debugging, outside
     `jit`: about 75 evaluations a direction, and one compilation for each adjoint.
 
     **Arguments:**
@@ -250,18 +251,17 @@ class _Check:
 
     def look_finer(self, move: PyTree, slope: float, reach: float) -> FinerCheck | None:
         """Value and derivative at a tenth of the tolerances and with short steps; None where
-        nothing in the model has a tolerance. `reach`, by how much the function can change, is the
-        measure where it is next to zero, or its derivative."""
+        there is no stablax model with a tolerance. `reach`, by how much the function changes with
+        its parameters, is the measure where it is next to zero, or its derivative."""
         other = finer(self.forward_model, self.dtype)
         pushed = None if other is None else self.forward(other, move)
         if pushed is None:
             return None
         value, fine = pushed
         far = _UNSETTLED * self.rtol
-        settled = abs(self.value - value) <= far * max(abs(value), reach) and abs(
-            slope - fine
-        ) <= far * max(abs(fine), reach / STEPS[0])
-        return FinerCheck(value, fine, settled)
+        settled = abs(self.value - value) <= far * max(abs(value), reach)
+        settled = settled and abs(slope - fine) <= far * max(abs(fine), reach / STEPS[REACH])
+        return FinerCheck(value, fine, bool(settled))
 
     def judge(self, exact: Difference, *derivatives: float) -> str:
         if not all(map(np.isfinite, derivatives)):

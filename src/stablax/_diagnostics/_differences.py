@@ -7,6 +7,7 @@ import numpy as np
 
 # Central differences at steps that fall by 4, in units of the size of the parameters.
 STEPS = 0.1 * 0.25 ** np.arange(9)
+REACH = 2  # a step so large that the change is more than scatter, and so small that few solves fail
 # Spacings at which the noise of the function is looked at: that of rounding, and that of an
 # adaptive solver whose number of steps changes with the parameters.
 _SPACINGS = (1e-3, 1e-5, 1e-7)
@@ -24,7 +25,7 @@ class Difference:
     - `noise`: by how much the function scatters.
     - `jump`: the size of a discontinuity near the point, or None.
     - `central`: the plain central differences at `STEPS`; nan where the function is not finite.
-    - `reach`: by how much the function changes at the largest of `STEPS` at which it is finite.
+    - `reach`: by how much the function changes at least, up or down, at `STEPS[REACH]`.
     - `evaluations`, `failed`: how often the function was evaluated, and was not finite.
     """
 
@@ -59,8 +60,8 @@ def differentiate(fn: Callable[[float], float], eps: float, rtol: float) -> Diff
     noise = _noise(seen, eps)
     value, uncertainty = _extrapolate(central, noise)
     jump = _jump(seen, rtol)
-    changes = np.abs(np.concatenate([above, below]) - middle)
-    reach = float(np.nanmax(changes)) if np.isfinite(changes).any() else 0.0
+    changes = [abs(x - middle) for x in (above[REACH], below[REACH]) if np.isfinite(x)]
+    reach = float(min(changes, default=0.0))
     failed = int(np.sum(np.isnan(values)))
     return Difference(value, uncertainty, noise, jump, central, reach, len(values), failed)
 

@@ -29,19 +29,10 @@ class _ShortSteps(diffrax.AbstractAdaptiveStepSizeController):
     """A controller whose steps are at most 1 % of the time span, for which the fixed `dtmax` of
     another cannot be chosen where the time span is not known."""
 
+    rtol: Any
+    atol: Any
+    norm: Any
     controller: Any
-
-    @property
-    def rtol(self):
-        return self.controller.rtol
-
-    @property
-    def atol(self):
-        return self.controller.atol
-
-    @property
-    def norm(self):
-        return self.controller.norm
 
     def wrap(self, direction) -> "_ShortSteps":
         return dataclasses.replace(self, controller=self.controller.wrap(direction))
@@ -70,32 +61,27 @@ def tolerance_of(solves: Any) -> float | None:
 
 
 def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
-    """`model` with a tenth of the tolerances and short steps in all that solves in it, for forward
-    mode; None if nothing in it has a tolerance that could be less in a state of `dtype`."""
-
-    def solves(x):
-        return isinstance(x, Simulate | diffrax.AbstractStepSizeController)
-
+    """`model` with a tenth of the tolerances and short steps in all models in it, for forward mode;
+    None if none has a tolerance that could be less in a state of `dtype`."""
     changed = []
 
     def change(part):
-        if not solves(part):
+        if not isinstance(part, Simulate):
             return part
-        controller = part.options.controller if isinstance(part, Simulate) else part
-        least = 100 * float(np.finfo(dtype).eps)
         tolerance = tolerance_of(part)
-        if tolerance is None or tolerance < least:
+        if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
             return part
         changed.append(part)
-        short = _ShortSteps(_tighter(controller, dtype))
-        if not isinstance(part, Simulate):
-            return short
-        steps = 10 * part.options.max_steps
+        c = _tighter(part.options.controller, dtype)
         return with_options(
-            part, controller=short, adjoint=diffrax.ForwardMode(), max_steps=steps, trace=None
+            part,
+            controller=_ShortSteps(rtol=c.rtol, atol=c.atol, norm=c.norm, controller=c),
+            adjoint=diffrax.ForwardMode(),
+            max_steps=10 * part.options.max_steps,
+            trace=None,
         )
 
-    other = jtu.tree_map(change, model, is_leaf=solves)
+    other = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
     return other if changed else None
 
 

@@ -74,7 +74,7 @@ class GradientCheck:
     - `value`: of the function.
     - `directions`, `adjoints`: one [`DirectionCheck`][] for each direction, one [`AdjointCheck`][]
         for each adjoint.
-    - `finer`: a [`FinerCheck`][]; `None` where nothing in the model has a tolerance.
+    - `finer`: a [`FinerCheck`][]; `None` without a stablax model that has a tolerance.
     - `steps`: of the differences, in units of the size of the parameters.
     """
 
@@ -116,6 +116,8 @@ def in_words(
 def _in_words(verdict, checks, value: float, finer: FinerCheck | None) -> str:
     if verdict == "unresolved":
         assert finer is not None
+        if not np.isfinite([finer.value, finer.derivative]).all():
+            return "At a tenth of the tolerances of its solves the function is not to be had."
         return (
             "The function depends on the tolerance of its solves: at a tenth of it, with steps of "
             f"at most 1 % of the time span, it is {number(finer.value, 6)} instead of "

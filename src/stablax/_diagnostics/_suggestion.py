@@ -1,11 +1,11 @@
 """What a rule of `diagnose` says, and the lines of code that it is made of."""
 
 import dataclasses
+from typing import Any
 
 import diffrax
 import jax.tree_util as jtu
 
-from .._results import RESULTS
 from ._observe import Observation
 from ._report import number
 
@@ -28,7 +28,7 @@ class Suggestion:
     weight: float
 
 
-def ended_with(seen: Observation, *members: RESULTS) -> bool:
+def ended_with(seen: Observation, *members: Any) -> bool:
     result = int(jtu.tree_leaves(seen.simulation.result)[0])
     return result in [int(jtu.tree_leaves(member)[0]) for member in members]
 
