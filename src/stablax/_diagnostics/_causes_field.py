@@ -13,12 +13,12 @@ from ._report import number
 from ._sampled import jumps_in_time
 from ._suggestion import (
     Suggestion,
-    as_times,
     ended_with,
     guarded_with,
     model_with,
     preset,
-    times_of,
+    undeclared,
+    with_times,
 )
 from ._walls import Wall, find_jump_along, find_walls
 
@@ -170,23 +170,21 @@ def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
 
 
 def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Suggestion:
-    told = as_times(times).strip("(),")
-    declared = getattr(seen.model.options.controller, "jump_ts", None) or ()
-    rounding = 1e-6 * np.ptp(seen.times)
-    known = all(any(abs(t - d) <= rounding for d in declared) for t in times)
-    why = f"The field jumps at t = {told}" + (
-        ", as `jump_ts` says." if known else ", where steps are rejected until they end there."
+    known = not undeclared(seen, "jump_ts", times)
+    why = f"The field jumps at t = {', '.join(number(t, 7) for t in times)}" + (
+        ", as `jump_ts` says." if known else ": steps across it are rejected, or less exact."
     )
     why += (
         " A time that is a parameter, or computed from one, has no derivative there, whatever the "
         "solver and with `jump_ts` too: the gradient in it is 0. As the end of a phase, "
         "`Phase(t1=...)` of `SimulatePhases`, it has."
     )
-    ends = ", ".join(f"sx.Phase({number(t, 7)})" for t in times)
-    code = f"model = sx.SimulatePhases(model.field); phases = [{ends}, sx.Phase(ts[-1])]"
-    if not known:
-        code = model_with(controller=preset(seen, jump_ts=times_of(seen, "jump_ts", times)))
-    return Suggestion("field_jumps_in_time", why, code, 0.3 if known else weight)
+    if known:
+        ends = ", ".join(f"sx.Phase({number(t, 7)})" for t in times)
+        code = f"model = sx.SimulatePhases(model.field); phases = [{ends}, sx.Phase(ts[-1])]"
+        return Suggestion("field_jumps_in_time", why, code, 0.3)
+    code = model_with(controller=preset(seen, jump_ts=with_times(seen, "jump_ts", times)))
+    return Suggestion("field_jumps_in_time", why, code, weight)
 
 
 FIELD_RULES = (_walls, _box_left, _masked, _jumps_and_blow_ups)

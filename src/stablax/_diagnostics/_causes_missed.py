@@ -6,7 +6,7 @@ from ._finer import FinerReport
 from ._observe import Observation
 from ._report import number
 from ._sampled import missed_events, stepped_over
-from ._suggestion import Suggestion, model_with, preset, times_of
+from ._suggestion import Suggestion, model_with, preset, with_times
 
 
 def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
@@ -25,7 +25,7 @@ def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
         f"{number(most.change)}. No error estimate can see it. Step to where it begins and ends "
         f"(`step_ts`; `jump_ts` if the field jumps there; phases), or hold the steps below its "
         f"length (`dtmax={number(shortest / 2)}`).",
-        model_with(controller=preset(seen, step_ts=times_of(seen, "step_ts", edges))),
+        model_with(controller=preset(seen, step_ts=with_times(seen, "step_ts", edges))),
         0.95,
     )
 

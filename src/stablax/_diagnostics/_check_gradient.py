@@ -101,15 +101,17 @@ def check_gradient(
         if name not in _ADJOINTS:
             known = ", ".join(f'"{n}"' for n in _ADJOINTS)
             raise ValueError(f'`adjoints` has "{name}"; the names are {known}.')
-    if rtol is None:
-        rtol = _reachable(model)
     params, _ = eqx.partition(model, eqx.is_inexact_array)
     if not jtu.tree_leaves(params):
         raise ValueError(
             "`model` has no floating-point array to differentiate in. Pass the parameters as "
             "`model`: any PyTree of arrays."
         )
-    check = _Check(fn, model, params, inputs, rtol)
+    dtypes = [x.dtype for x in jtu.tree_leaves(params)]
+    dtype = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+    if rtol is None:
+        rtol = _reachable(model, dtype)
+    check = _Check(fn, model, params, inputs, rtol, dtype)
     moves = dict(_directions(params, directions, seed))
     gradient = check.reverse(model)
     raised = check.raised
@@ -135,15 +137,12 @@ def check_gradient(
     )
 
 
-def _reachable(model: PyTree) -> float:
+def _reachable(model: PyTree, dtype: np.dtype) -> float:
     """How well the gradients of what is solved in `model` can agree with differences."""
     solves = lambda x: isinstance(x, Simulate | diffrax.AbstractStepSizeController)
     parts = filter(solves, jtu.tree_leaves(model, is_leaf=solves))
-    controllers = [
-        part.options.controller if isinstance(part, Simulate) else part for part in parts
-    ]
-    known = [tolerance for c in controllers if (tolerance := tolerance_of(c)) is not None]
-    return max(_LEAST_RTOL, *(100 * tolerance for tolerance in known)) if known else _RTOL
+    known = [rtol for part in parts if (rtol := tolerance_of(part, dtype)) is not None]
+    return max(_LEAST_RTOL, *(100 * rtol for rtol in known)) if known else _RTOL
 
 
 def _or_nan(x: float | None) -> float:
@@ -153,11 +152,9 @@ def _or_nan(x: float | None) -> float:
 class _Check:
     """One loss, and the ways to differentiate it."""
 
-    def __init__(self, fn, model, params, inputs, rtol: float):
+    def __init__(self, fn, model, params, inputs, rtol: float, dtype: np.dtype):
         self.fn, self.model, self.inputs, self.rtol = fn, model, inputs, rtol
-        dtypes = [x.dtype for x in jtu.tree_leaves(params)]
-        self.dtype = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
-        self.eps = float(jnp.finfo(self.dtype).eps)
+        self.dtype, self.eps = dtype, float(jnp.finfo(dtype).eps)
         self._value = eqx.filter_jit(_moved)
         self._gradient = eqx.filter_jit(eqx.filter_grad(_loss))
         forward_model = _with_adjoint(model, diffrax.ForwardMode())

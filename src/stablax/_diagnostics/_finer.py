@@ -53,9 +53,11 @@ class _ShortSteps(diffrax.AbstractAdaptiveStepSizeController):
         return keep, next_t0, next_t1, made_jump, (inner, longest), result
 
 
-def tolerance_of(solves: Any) -> float | None:
-    """`rtol` of a model, or of a controller, if it has one."""
+def tolerance_of(solves: Any, dtype: np.dtype) -> float | None:
+    """`rtol` of a model, or of a controller, for a state of `dtype`, if it has one."""
     controller = solves.options.controller if isinstance(solves, Simulate) else solves
+    if isinstance(controller, StiffPID) and not controller.explicit[0]:
+        controller = controller.for_dtype(dtype)
     rtol = getattr(controller, "rtol", None)
     return None if rtol is None else float(rtol)
 
@@ -68,7 +70,7 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
     def change(part):
         if not isinstance(part, Simulate):
             return part
-        tolerance = tolerance_of(part)
+        tolerance = tolerance_of(part, dtype)
         if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
             return part
         changed.append(part)

@@ -5,6 +5,7 @@ from typing import Any
 
 import diffrax
 import jax.tree_util as jtu
+import numpy as np
 
 from ._observe import Observation
 from ._report import number
@@ -48,16 +49,28 @@ def preset(seen: Observation, **changes: str) -> str:
     if isinstance(old, diffrax.AbstractAdaptiveStepSizeController):
         given = dict(rtol=number(old.rtol), atol=number(old.atol))
     for name in ("step_ts", "jump_ts"):
-        if times := getattr(old, name, None):
-            given[name] = as_times(times)
+        if len(declared(seen, name)):
+            given[name] = as_times(declared(seen, name))
     arguments = ", ".join(f"{k}={v}" for k, v in {**given, **changes}.items())
     return f"sx.StiffPID.preset({arguments})"
 
 
-def times_of(seen: Observation, name: str, more: list[float]) -> str:
-    """The `step_ts` or `jump_ts` of the controller, with `more` of them."""
-    return as_times(sorted({*(getattr(seen.model.options.controller, name, None) or ()), *more}))
+def declared(seen: Observation, name: str) -> np.ndarray:
+    """The `step_ts` or `jump_ts` of the controller."""
+    times = getattr(seen.model.options.controller, name, None)
+    return np.asarray(() if times is None else times, float)
 
 
-def as_times(times) -> str:
+def undeclared(seen: Observation, name: str, times: list[float]) -> list[float]:
+    """Those of `times` that are not next to one that the controller has."""
+    rounding = 1e-6 * np.ptp(seen.times)
+    return [t for t in times if not np.any(np.abs(declared(seen, name) - t) <= rounding)]
+
+
+def with_times(seen: Observation, name: str, times: list[float]) -> str:
+    """The `step_ts` or `jump_ts` of the controller, and `times`."""
+    return as_times(np.union1d(declared(seen, name), undeclared(seen, name, times)))
+
+
+def as_times(times: Any) -> str:
     return f"({', '.join(number(t, 7) for t in times)},)"
