@@ -203,7 +203,9 @@ def test_a_planted_cause_is_found_and_cured(planted):
     model, y0, ts, cause, cures = PLANTED[planted]
     report = diagnosed(planted)
     assert report.causes[0] == cause, report
-    what, *_ = sx.explain(model(y0, ts, throw=False)).split(" The solve stopped")
+    what = "Successful."
+    if not report.successful:
+        what, *_ = sx.explain(model(y0, ts, throw=False)).split(" The solve stopped")
     assert report.text.startswith(what)
     assert json.loads(json.dumps(report.to_dict()))["suggestions"][0]["cause"] == cause
     first = report.suggestions[0]
@@ -252,6 +254,18 @@ def test_a_switch_that_is_a_parameter_is_told_apart():
     # What is sound is solved once more, and does not move.
     finer = diagnosed("jump at a declared time").finer
     assert finer.factor < 10 and np.isnan(finer.derivative)
+
+
+def test_nothing_is_found_in_a_solve_that_is_sound():
+    """Stiff, and driven by an input with kinks, which is no pulse and no jump."""
+    knots, values = jnp.array([0.0, 1.0, 2.0, 3.0, 3.5, 5.0]), jnp.array([0, 1, 0.2, 0.2, 2, 0])
+
+    def field(t, y, args):
+        return jnp.stack([-1e4 * (y[0] - jnp.interp(t, knots, values)), y[0] - y[1]])
+
+    report = sx.diagnose(sx.Simulate(field), jnp.zeros(2), [1.0, 5.0])
+    assert report.causes == ("many_rejections",)  # at the kinks, which are not declared
+    assert report.finer.factor < 100
 
 
 def test_the_steady_state_is_looked_at():

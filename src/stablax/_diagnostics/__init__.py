@@ -1,6 +1,5 @@
 from ._check_gradient import check_gradient as check_gradient
 from ._diagnose import Diagnosis as Diagnosis, diagnose as diagnose
-from ._finer import FinerReport as FinerReport, Movement as Movement
 from ._gradient_check import GradientCheck as GradientCheck
 from ._stiffness import (
     Stiffness as Stiffness,
