@@ -2,6 +2,7 @@
 
 import json
 
+import crauste
 import diffrax
 import equinox as eqx
 import jax
@@ -124,7 +125,7 @@ def test_a_gradient_that_is_stopped_by_mistake():
     verdicts = {d.name: d.verdict for d in check.directions}
     assert verdicts["['a']"] == "wrong" and verdicts["['b']"] == "right"
     assert check.text == "The gradient is wrong in ['a']."
-    assert "in ['a'] it is exactly 0" in str(check)
+    assert "in ['a'] it is exactly 0" in str(check) and "Phase(t1=tau)" in str(check)
     assert all(a.verdict == "not available" for a in check.adjoints)
 
 
@@ -143,6 +144,84 @@ def test_noise_is_not_taken_for_an_error():
     assert check.verdict == "undecided"
     assert 1e-6 < check.directions[0].noise < 1e-4
     assert "hides its derivative" in check.text
+
+
+class Exponential(eqx.Module):
+    """exp(p), with an error in its gradient; what is solved in it has a tolerance."""
+
+    p: jax.Array
+    error: float = eqx.field(static=True)
+    controller: sx.StiffPID
+
+    def __call__(self):
+        @jax.custom_jvp
+        def fn(p):
+            return jnp.exp(p)
+
+        fn.defjvp(lambda p, t: (jnp.exp(p[0]), (1 + self.error) * jnp.exp(p[0]) * t[0]))
+        return fn(self.p)
+
+
+@pytest.mark.parametrize(
+    ("error", "preset", "verdict"),
+    [
+        (1e-5, "balanced", "right"),
+        (5e-4, "balanced", "wrong"),
+        (5e-4, "fast", "right"),
+        (5e-6, "precise", "wrong"),
+    ],
+)
+def test_a_gradient_may_be_off_by_what_the_tolerance_explains(error, preset, verdict):
+    model = Exponential(jnp.array(1.0), error, sx.StiffPID.preset(preset))
+    check = sx.check_gradient(call, model, adjoints=(), directions=1)
+    assert check.verdict == verdict
+
+
+def test_evaluations_that_fail_are_told():
+    def blow_up(p):
+        return jnp.where(p < 1 + 1e-9, p**3, jnp.nan)
+
+    check = sx.check_gradient(blow_up, jnp.array(1.0), adjoints=(), directions=1)
+    assert check.verdict == "undecided" and check.directions[0].failed > 10
+    assert "no difference to compare" in check.text
+    assert f"{check.directions[0].failed} evaluations at moved parameters failed" in check.text
+
+
+def test_a_pulse_that_is_stepped_over_is_not_right():
+    # https://github.com/jax-ml/jax/issues/10922
+    def field(t, y, args):
+        return args * jnp.exp(-0.5 * ((t - 50) / 0.5) ** 2)
+
+    def loss(model_and_size):
+        model, size = model_and_size
+        return model(0.0, [100.0], args=size).ys[-1]
+
+    model = sx.Simulate(field, adjoint=diffrax.ForwardMode())
+    check = sx.check_gradient(loss, (model, jnp.array(1.0)), adjoints=(), directions=1)
+    assert check.verdict == "unresolved" and not check.ok
+    assert check.value < 1e-50  # and its derivative is right, to 1e-54
+    assert check.directions[0].verdict == "right"
+    assert check.finer.value == pytest.approx(1.25331414, rel=1e-5)
+    assert "1.25331 instead of" in check.text and "diagnose" in str(check)
+
+
+def test_a_solution_that_depends_on_its_tolerance():
+    """The gradient of a "successful" fit is 900 times too large."""
+
+    def loss(model):
+        ys = model(crauste.Y0, crauste.TS, throw=False).ys
+        return crauste.log_likelihood(ys)
+
+    field = crauste.Response(crauste.LOG10_RATES)
+    model = sx.Simulate(field, adjoint=diffrax.ForwardMode(), max_steps=500)
+    check = sx.check_gradient(loss, model, adjoints=(), directions=1)
+    assert check.verdict == "unresolved" and not check.finer.settled
+    assert check.value == pytest.approx(crauste.LIKELIHOOD, abs=4e-3)
+    assert abs(check.directions[0].forward) > 3 * abs(check.finer.derivative)
+    # That they failed shows in their derivatives only.
+    assert check.directions[0].failed > 0
+    assert "evaluations at moved parameters failed" in check.text
+    assert "depends on the tolerance" in check.text
 
 
 class Decay(sx.GuardedField):

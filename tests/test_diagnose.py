@@ -1,7 +1,9 @@
 """`diagnose` names planted causes, and its lines of code cure them."""
 
+import functools
 import json
 
+import crauste
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,10 @@ def _van_der_pol(t, y, args):
 
 def _wrong_jacobian(t, y, args):
     return jnp.array([[0.0, 1.0], [3.0, -7.0]])
+
+
+def _pulse(t, y, args):
+    return jnp.exp(-0.5 * ((t - 50) / 0.5) ** 2)
 
 
 def _logarithm(t, y, args):
@@ -122,6 +128,43 @@ PLANTED = {
         "dtmax_holds_the_steps",
         True,
     ),
+    # https://github.com/jax-ml/jax/issues/10922
+    "pulse": (
+        sx.Simulate(lambda t, y, a: _pulse(t, y, a) * jnp.ones_like(y)),
+        0 * ONE,
+        [100.0],
+        "stepped_over",
+        True,
+    ),
+    # https://github.com/patrick-kidger/diffrax/issues/507
+    "event that comes and goes": (
+        sx.Simulate(
+            lambda t, y, a: jnp.stack([y[1], -y[0]]),
+            event=diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.99999),
+        ),
+        jnp.array([0.0, 1.0]),
+        [6.0],
+        "event_stepped_over",
+        True,
+    ),
+    # https://github.com/patrick-kidger/diffrax/issues/363
+    "jump at a declared time": (
+        sx.Simulate(
+            lambda t, y, a: jnp.where(t < 2.0, 0.0, 0.7 * y),
+            controller=sx.StiffPID.preset(jump_ts=[2.0]),
+        ),
+        ONE,
+        [5.0],
+        "field_jumps_in_time",
+        False,
+    ),
+    "global error": (
+        sx.Simulate(crauste.Response(crauste.LOG10_RATES)),
+        crauste.Y0,
+        crauste.TS,
+        "global_error",
+        True,
+    ),
     "singular steady state": (
         sx.SteadyThenSimulate(
             lambda t, y, a: (2 * y[0] - 3 * y[1]) * jnp.array([-1.0, 1.0]),
@@ -142,12 +185,27 @@ PLANTED = {
 }
 
 
+RIGHT = {
+    "pulse": lambda s: s.ys[-1, 0] == pytest.approx(1.25331414, rel=1e-5),
+    "event that comes and goes": lambda s: s.stats["t"] < np.arcsin(0.99999) + 0.01,
+    "global error": lambda s: crauste.log_likelihood(s.ys) == pytest.approx(crauste.LIKELIHOOD),
+}
+
+
+@functools.cache
+def diagnosed(planted: str) -> sx.Diagnosis:
+    model, y0, ts, *_ = PLANTED[planted]
+    return sx.diagnose(model, y0, ts)
+
+
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_cause_is_found_and_cured(planted):
     model, y0, ts, cause, cures = PLANTED[planted]
-    report = sx.diagnose(model, y0, ts)
+    report = diagnosed(planted)
     assert report.causes[0] == cause, report
-    what, *_ = sx.explain(model(y0, ts, throw=False)).split(" The solve stopped")
+    what = "Successful."
+    if not report.successful:
+        what, *_ = sx.explain(model(y0, ts, throw=False)).split(" The solve stopped")
     assert report.text.startswith(what)
     assert json.loads(json.dumps(report.to_dict()))["suggestions"][0]["cause"] == cause
     first = report.suggestions[0]
@@ -160,13 +218,14 @@ def test_a_planted_cause_is_found_and_cured(planted):
     if cures:
         after = names.get("simulation") or names["model"](names["y0"], names["ts"], throw=False)
         assert sx.is_successful(after), sx.explain(after)
+        assert planted not in RIGHT or RIGHT[planted](after)
         if cause in ("root_finder", "field_jumps_in_time"):
             assert int(after.stats["num_rejected_steps"]) < sum(report.steps.rejected.values()) / 2
 
 
 def test_what_a_diagnosis_holds():
     model, y0, ts, *_ = PLANTED["root finder"]
-    report = sx.diagnose(model, y0, ts=ts)
+    report = diagnosed("root finder")
     simulation = model(y0, ts)
     assert report.steps.accepted == int(simulation.stats["num_accepted_steps"])
     assert sum(report.steps.rejected.values()) == int(simulation.stats["num_rejected_steps"])
@@ -177,6 +236,36 @@ def test_what_a_diagnosis_holds():
     assert {c.name for c in report.components} == {"y[0]", "y[1]"}
     assert report.precision.rtol == 1e-6 and report.precision.dtype == "float64"
     assert report.steady is None and report.result == "successful" and report.successful
+
+
+def test_two_tolerances_tell_the_global_error():
+    report = diagnosed("global error")
+    finer = report.finer
+    assert report.successful and finer.successful and finer.rtol == pytest.approx(1e-7)
+    assert 1e3 < finer.factor < 1e5 and 0.1 < finer.derivative < 1
+    assert finer.components[0].value / finer.components[0].size == finer.factor * 1e-6
+    assert "At a tenth of the tolerances" in str(report)
+    json.dumps(report.to_dict())
+
+
+def test_a_switch_that_is_a_parameter_is_told_apart():
+    [suggestion] = diagnosed("jump at a declared time").suggestions
+    assert "t = 2, as `jump_ts` says" in suggestion.why and "Phase(t1=...)" in suggestion.why
+    # What is sound is solved once more, and does not move.
+    finer = diagnosed("jump at a declared time").finer
+    assert finer.factor < 10 and np.isnan(finer.derivative)
+
+
+def test_nothing_is_found_in_a_solve_that_is_sound():
+    """Stiff, and driven by an input with kinks, which is no pulse and no jump."""
+    knots, values = jnp.array([0.0, 1.0, 2.0, 3.0, 3.5, 5.0]), jnp.array([0, 1, 0.2, 0.2, 2, 0])
+
+    def field(t, y, args):
+        return jnp.stack([-1e4 * (y[0] - jnp.interp(t, knots, values)), y[0] - y[1]])
+
+    report = sx.diagnose(sx.Simulate(field), jnp.zeros(2), [1.0, 5.0])
+    assert report.causes == ("many_rejections",)  # at the kinks, which are not declared
+    assert report.finer.factor < 100
 
 
 def test_the_steady_state_is_looked_at():
@@ -238,8 +327,7 @@ def test_the_guard_is_looked_at():
 
 
 def test_a_report_prints_with_and_without_rich(monkeypatch):
-    model, y0, ts, *_ = PLANTED["budget"]
-    report = sx.diagnose(model, y0, ts)
+    report = diagnosed("budget")
     with_rich = str(report)
     rich = pytest.importorskip("rich")
     rich.print(report)

@@ -117,6 +117,25 @@ def test_masked_mean_of_failures_is_zero_without_gradient():
     np.testing.assert_array_equal(gradient, np.zeros(4))
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_failure_can_count_as_infinity_with_a_gradient_of_zero(poison):
+    """Left out, the failure of the sample with the largest loss would be an improvement."""
+    losses, ok = jnp.array([1.0, 4.0, 1.0, 4.0]), np.array([True, True, True, False])
+
+    def loss(losses, ok=ok):
+        return sx.masked_mean(losses, results(ok), failed="inf", has_aux=True)
+
+    for failed in (losses, losses.at[3].set(poison)):
+        (value, counts), gradient = jax.value_and_grad(loss, has_aux=True)(failed)
+        assert value == np.inf and counts.failed == 1
+        np.testing.assert_array_equal(gradient, np.zeros(4))
+    (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(losses, np.ones(4, bool))
+    assert value == sx.masked_mean(losses, results(np.ones(4, bool))) == 2.5
+    np.testing.assert_array_equal(gradient, np.full(4, 0.25))
+    with pytest.raises(ValueError, match="`fn` itself is inf"):
+        sx.check_gradient(lambda x: loss(x)[0], losses, adjoints=())
+
+
 def test_masked_mean_names_both_shapes():
     with pytest.raises(ValueError, match=r"`losses` has shape \(3,\).* batch of shape \(4,\)"):
         sx.masked_mean(jnp.ones(3), results(OK))

@@ -1,4 +1,3 @@
-from ._causes import Suggestion as Suggestion
 from ._check_gradient import check_gradient as check_gradient
 from ._diagnose import Diagnosis as Diagnosis, diagnose as diagnose
 from ._gradient_check import GradientCheck as GradientCheck
@@ -7,3 +6,4 @@ from ._stiffness import (
     stiffness as stiffness,
     stiffness_along as stiffness_along,
 )
+from ._suggestion import Suggestion as Suggestion

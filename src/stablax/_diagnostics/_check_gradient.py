@@ -16,8 +16,16 @@ from .._models import Simulate, with_options
 from .._results import RESULTS, name_of
 from .._static import is_traced
 from .._types import typechecked
-from ._differences import STEPS, Difference, differentiate
-from ._gradient_check import SEVERITY, AdjointCheck, DirectionCheck, GradientCheck, in_words
+from ._differences import REACH, STEPS, Difference, differentiate
+from ._finer import finer, tolerance_of
+from ._gradient_check import (
+    SEVERITY,
+    AdjointCheck,
+    DirectionCheck,
+    FinerCheck,
+    GradientCheck,
+    in_words,
+)
 
 _ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "RecursiveCheckpointAdjoint": diffrax.RecursiveCheckpointAdjoint,
@@ -25,6 +33,11 @@ _ADJOINTS: dict[str, Callable[[], diffrax.AbstractAdjoint]] = {
     "ForwardMode": diffrax.ForwardMode,
     "BacksolveAdjoint": diffrax.BacksolveAdjoint,
 }
+
+
+_RTOL = 1e-3  # of a function of which no tolerance is known
+_LEAST_RTOL = 1e-6
+_UNSETTLED = 10  # times `rtol`: what differs more at a tenth of the tolerance is not settled
 
 
 @typechecked
@@ -51,8 +64,11 @@ def check_gradient(
     An adaptive solver makes the loss scatter by about its tolerance, and a difference over a small
     step is that scatter, magnified. It is measured, and part of the uncertainty of a difference;
     where it hides the derivative the verdict is `"undecided"`, and a smaller tolerance of the
-    solver decides. For debugging, outside `jit`: about 75 evaluations a direction, and one
-    compilation for each adjoint.
+    solver decides. A gradient can be that of a solution that is wrong: so the loss and its
+    derivative are looked at once more with a tenth of the tolerances and steps of at most 1 % of
+    the time span, in the stablax models in `model`, and the verdict is `"unresolved"` if they are
+    others. For debugging, outside
+    `jit`: about 75 evaluations a direction, and one compilation for each adjoint.
 
     **Arguments:**
 
@@ -61,8 +77,9 @@ def check_gradient(
     - `model`: what it is differentiated in: a model, or any PyTree with floating-point arrays.
     - `inputs`: the other arguments of `fn`.
     - `rtol`: by how much the gradient may differ, relative to the derivative in the direction; by
-        default 100 times the largest `rtol` of a stablax model in `model`, and at least 1e-3. The
-        gradient of a solve has less digits than its solution: reverse mode holds step sizes fixed.
+        default 100 times the largest `rtol` of a controller in `model`, or 1e-3 if there is none.
+        The gradient of a solve has less digits than its solution: reverse mode holds step sizes
+        fixed.
     - `directions`: >= 1. How many random directions of all parameters.
     - `adjoints`: the names of the diffrax adjoints to compare; by default
         `RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode` and `BacksolveAdjoint`. They
@@ -84,63 +101,48 @@ def check_gradient(
         if name not in _ADJOINTS:
             known = ", ".join(f'"{n}"' for n in _ADJOINTS)
             raise ValueError(f'`adjoints` has "{name}"; the names are {known}.')
-    if rtol is None:
-        rtol = _reachable(model)
     params, _ = eqx.partition(model, eqx.is_inexact_array)
     if not jtu.tree_leaves(params):
         raise ValueError(
             "`model` has no floating-point array to differentiate in. Pass the parameters as "
             "`model`: any PyTree of arrays."
         )
-    check = _Check(fn, model, params, inputs, rtol)
+    dtypes = [x.dtype for x in jtu.tree_leaves(params)]
+    dtype = max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+    if rtol is None:
+        rtol = _reachable(model, dtype)
+    check = _Check(fn, model, params, inputs, rtol, dtype)
     moves = dict(_directions(params, directions, seed))
     gradient = check.reverse(model)
     raised = check.raised
-    forward_model = _with_adjoint(model, diffrax.ForwardMode())
-    found = []
-    for name, move in moves.items():
-        exact = differentiate(lambda s, move=move: check.along(move, s), check.eps, rtol)
-        reverse = _dot(gradient, move)
-        forward = check.forward(model if forward_model is None else forward_model, move)
-        derivatives = [x for x in (reverse, forward) if x is not None]
-        if not derivatives:
-            raise TypeError(f"`fn` has neither reverse nor forward mode: {check.missing}")
-        verdict = check.judge(exact, *derivatives)
-        found.append((name, exact, reverse, forward, verdict))
-    checks = tuple(
-        DirectionCheck(
-            name,
-            _or_nan(reverse),
-            _or_nan(forward),
-            exact.value,
-            exact.uncertainty,
-            exact.noise,
-            exact.jump or 0.0,
-            verdict,
-            exact.central,
-        )
-        for name, exact, reverse, forward, verdict in found
-    )
+    found = [check.direction(name, move, gradient) for name, move in moves.items()]
+    differences, checks = [exact for exact, _ in found], tuple(one for _, one in found)
     first = next(iter(moves.values()))
-    others = tuple(check.by_adjoint(name, first, found[0][1]) for name in names)
+    others = tuple(check.by_adjoint(name, first, differences[0]) for name in names)
     verdict = max((c.verdict for c in checks), key=SEVERITY.index)
     broken = verdict == "not finite"
+    look = None if broken else check.look_finer(first, checks[0].forward, differences[0].reach)
+    if look is not None and not look.settled:
+        verdict = "unresolved"
     return GradientCheck(
         verdict=verdict,
         result=name_of(RESULTS.gradient_not_finite if broken else RESULTS.successful),
-        text=in_words(verdict, checks) + (f" Differentiating raised: {raised}" * bool(raised)),
+        text=in_words(verdict, checks, check.value, look)
+        + (f" Differentiating raised: {raised}" * bool(raised)),
         value=check.value,
         directions=checks,
         adjoints=others,
+        finer=look,
         steps=STEPS,
     )
 
 
-def _reachable(model: PyTree) -> float:
-    """How well the gradients of the models in `model` can agree with differences."""
-    parts = jtu.tree_leaves(model, is_leaf=lambda x: isinstance(x, Simulate))
-    controllers = [part.options.controller for part in parts if isinstance(part, Simulate)]
-    return max(1e-3, *(100 * float(getattr(c, "rtol", 0.0)) for c in controllers), 0.0)
+def _reachable(model: PyTree, dtype: np.dtype) -> float:
+    """How well the gradients of what is solved in `model` can agree with differences."""
+    solves = lambda x: isinstance(x, Simulate | diffrax.AbstractStepSizeController)
+    parts = filter(solves, jtu.tree_leaves(model, is_leaf=solves))
+    known = [rtol for part in parts if (rtol := tolerance_of(part, dtype)) is not None]
+    return max(_LEAST_RTOL, *(100 * rtol for rtol in known)) if known else _RTOL
 
 
 def _or_nan(x: float | None) -> float:
@@ -150,12 +152,15 @@ def _or_nan(x: float | None) -> float:
 class _Check:
     """One loss, and the ways to differentiate it."""
 
-    def __init__(self, fn, model, params, inputs, rtol: float):
+    def __init__(self, fn, model, params, inputs, rtol: float, dtype: np.dtype):
         self.fn, self.model, self.inputs, self.rtol = fn, model, inputs, rtol
-        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(params))
+        self.dtype, self.eps = dtype, float(jnp.finfo(dtype).eps)
         self._value = eqx.filter_jit(_moved)
         self._gradient = eqx.filter_jit(eqx.filter_grad(_loss))
-        value = jnp.asarray(_loss(model, fn, inputs))
+        forward_model = _with_adjoint(model, diffrax.ForwardMode())
+        self.forward_model = model if forward_model is None else forward_model
+        at_rest = jtu.tree_map(jnp.zeros_like, params)
+        value = jnp.asarray(self._value(model, at_rest, jnp.asarray(0.0), fn, inputs))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
                 f"`fn` must return one real number, got shape {value.shape} and dtype "
@@ -191,19 +196,69 @@ class _Check:
             self.missing = _reason(error)
             return None
 
-    def forward(self, model: PyTree, move: PyTree) -> float | None:
-        """The derivative along `move`, or None for a function without forward mode. Raising as
-        `reverse`."""
+    def forward(self, model: PyTree, move: PyTree) -> tuple[float, float] | None:
+        """The value and its derivative along `move`, or None for a function without forward mode.
+        Raising as `reverse`."""
         try:
-            return float(_push(model, move, self.fn, self.inputs))
+            value, slope = _push(model, move, self.fn, self.inputs)
+            return float(value), float(slope)
         except RuntimeError as error:
             self.raised = _reason(error)
-            return float("nan")
+            return float("nan"), float("nan")
         except (TypeError, ValueError, NotImplementedError) as error:
             if "orward" not in str(error) and "jvp" not in str(error):
                 raise
             self.missing = _reason(error)
             return None
+
+    def direction(
+        self, name: str, move: PyTree, gradient: PyTree | None
+    ) -> tuple[Difference, DirectionCheck]:
+        exact = differentiate(lambda s: self.along(move, s), self.eps, self.rtol)
+        reverse = _dot(gradient, move)
+        pushed = self.forward(self.forward_model, move)
+        forward = None if pushed is None else pushed[1]
+        derivatives = [x for x in (reverse, forward) if x is not None]
+        if not derivatives:
+            raise TypeError(f"`fn` has neither reverse nor forward mode: {self.missing}")
+        verdict = self.judge(exact, *derivatives)
+        failed = exact.failed
+        if verdict != "right" and forward:
+            failed += self.failed_silently(move)
+        return exact, DirectionCheck(
+            name,
+            _or_nan(reverse),
+            _or_nan(forward),
+            exact.value,
+            exact.uncertainty,
+            exact.noise,
+            exact.jump or 0.0,
+            failed,
+            verdict,
+            exact.central,
+        )
+
+    def failed_silently(self, move: PyTree) -> int:
+        """At how many of the places of the differences the derivative is exactly zero: what a
+        failed solve has that does not raise."""
+        places = [
+            self.forward(_shift(self.forward_model, move, s), move) for s in (*STEPS, *-STEPS)
+        ]
+        return sum(pushed is not None and pushed[1] == 0 for pushed in places)
+
+    def look_finer(self, move: PyTree, slope: float, reach: float) -> FinerCheck | None:
+        """Value and derivative at a tenth of the tolerances and with short steps; None where
+        there is no stablax model with a tolerance. `reach`, by how much the function changes with
+        its parameters, is the measure where it is next to zero, or its derivative."""
+        other = finer(self.forward_model, self.dtype)
+        pushed = None if other is None else self.forward(other, move)
+        if pushed is None:
+            return None
+        value, fine = pushed
+        far = _UNSETTLED * self.rtol
+        settled = abs(self.value - value) <= far * max(abs(value), reach)
+        settled = settled and abs(slope - fine) <= far * max(abs(fine), reach / STEPS[REACH])
+        return FinerCheck(value, fine, bool(settled))
 
     def judge(self, exact: Difference, *derivatives: float) -> str:
         if not all(map(np.isfinite, derivatives)):
@@ -236,7 +291,8 @@ class _Check:
         self.raised = self.missing = ""
         try:
             if name == "ForwardMode":
-                value = self.forward(other, move)
+                pushed = self.forward(other, move)
+                value = None if pushed is None else pushed[1]
             else:
                 value = _dot(self.reverse(other), move)
         except Exception as error:  # whatever a library raises is the finding
@@ -257,22 +313,23 @@ def _loss(model, fn, inputs):
     return fn(model, *inputs)
 
 
+def _shift(model, move, s):
+    """`model` with its parameters moved by `s` times `move`, which may have been made for another
+    adjoint."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    move = jtu.tree_unflatten(jtu.tree_structure(params), jtu.tree_leaves(move))
+    moved = jtu.tree_map(lambda p, d: p + jnp.asarray(s, p.dtype) * d, params, move)
+    return eqx.combine(moved, static)
+
+
 def _moved(model, move, s, fn, inputs):
-    moved = jtu.tree_map(
-        lambda p, d: None if p is None else p + s.astype(p.dtype) * d,
-        eqx.filter(model, eqx.is_inexact_array),
-        move,
-        is_leaf=lambda x: x is None,
-    )
-    return fn(eqx.combine(moved, model), *inputs)
+    return fn(_shift(model, move, s), *inputs)
 
 
 @eqx.filter_jit
 def _push(model, move, fn, inputs):
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    # `model` may hold another adjoint than the one that `move` was made for.
-    move = jtu.tree_unflatten(jtu.tree_structure(params), jtu.tree_leaves(move))
-    return jax.jvp(lambda p: fn(eqx.combine(p, static), *inputs), (params,), (move,))[1]
+    loss = lambda s: fn(_shift(model, move, s), *inputs)
+    return jax.jvp(loss, (0.0,), (1.0,))
 
 
 def _dot(gradient: PyTree | None, move: PyTree) -> float | None:

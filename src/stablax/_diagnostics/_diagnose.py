@@ -12,10 +12,13 @@ from .._models import explain
 from .._results import is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
-from ._causes import Suggestion, suggestions
+from ._causes import suggestions
+from ._causes_missed import global_error
+from ._finer import FinerReport, solve_finer
 from ._observe import Model, Observation, bind, observe
 from ._report import Advice, Table, as_data, as_rich, as_text, number
 from ._stiffness import jacobian_at
+from ._suggestion import Suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,8 @@ class Diagnosis:
     - `suggestions`: what to do, the most likely cause first: a tuple of [`Suggestion`][]s.
     - `steps`, `stiffness`, `components`, `precision`, `steady`: the evidence; `steady` is `None`
         for a model without a steady state.
+    - `finer`: a [`FinerReport`][]: by how much value and derivative move at a tenth of the
+        tolerances; `None` where it was not looked at (see [`diagnose`][]).
     - `simulation`: the [`Simulation`][] with its `steps`, for the pictures of `stablax.plot`; its
         `ts` are those at which the solve was looked at.
     """
@@ -127,6 +132,7 @@ class Diagnosis:
     components: tuple[ComponentReport, ...]
     precision: PrecisionReport
     steady: SteadyReport | None
+    finer: FinerReport | None
     simulation: Any = dataclasses.field(repr=False)
 
     @property
@@ -157,7 +163,9 @@ def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
     ```
 
     It compiles and solves anew (twice), and looks at Jacobians of the field: for debugging, outside
-    `jit`, with one sample.
+    `jit`, with one sample. If the solve ends well, and nothing is found that should be cured first
+    (no weight of 0.5), it solves once more, at a tenth of the tolerances; and if the states move,
+    twice more with their derivatives. So the global error is looked for last.
 
     **Arguments:**
 
@@ -170,12 +178,18 @@ def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
     """
     seen = observe(model, bind(model, inputs, keywords))
     simulation = seen.simulation
+    successful = bool(is_okay(simulation.result))
     steady = _steady_report(seen)
+    found = suggestions(seen, None if steady is None else steady.condition)
+    finer = None
+    if successful and not any(s.weight >= 0.5 for s in found):
+        finer = solve_finer(seen)
+        found += [] if finer is None else global_error(seen, finer)
     return Diagnosis(
-        successful=bool(is_okay(simulation.result)),
+        successful=successful,
         result=name_of(simulation.result),
         text=explain(simulation),
-        suggestions=suggestions(seen, None if steady is None else steady.condition),
+        suggestions=tuple(sorted(found, key=lambda s: -s.weight)),
         steps=_step_report(seen),
         stiffness=_stiffness_report(seen),
         components=_component_reports(seen),
@@ -186,6 +200,7 @@ def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
             seen.rtol / float(np.finfo(seen.dtype).eps),
         ),
         steady=steady,
+        finer=finer,
         simulation=simulation,
     )
 
@@ -315,6 +330,13 @@ def _tables(d: Diagnosis) -> list[Table]:
     p = d.precision
     rows = [(p.dtype, f"rtol = {p.rtol:g} ({p.rtol_in_eps:.2g} eps), atol = {p.atol:g}")]
     tables.append(Table("Precision", rows))
+    if d.finer is not None:
+        rows = [
+            (m.name, number(m.value), number(m.size), f"{100 * m.derivative:.2g} %")
+            for m in d.finer.components[:8]
+        ]
+        title = f"At a tenth of the tolerances ({d.finer.result.replace('_', ' ')})"
+        tables.append(Table(title, rows, ("component", "moves by", "of", "its derivative by")))
     if d.steady is not None:
         rows = [
             ("search", d.steady.text),

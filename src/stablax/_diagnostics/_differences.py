@@ -7,6 +7,7 @@ import numpy as np
 
 # Central differences at steps that fall by 4, in units of the size of the parameters.
 STEPS = 0.1 * 0.25 ** np.arange(9)
+REACH = 2  # a step so large that the change is more than scatter, and so small that few solves fail
 # Spacings at which the noise of the function is looked at: that of rounding, and that of an
 # adaptive solver whose number of steps changes with the parameters.
 _SPACINGS = (1e-3, 1e-5, 1e-7)
@@ -24,6 +25,8 @@ class Difference:
     - `noise`: by how much the function scatters.
     - `jump`: the size of a discontinuity near the point, or None.
     - `central`: the plain central differences at `STEPS`; nan where the function is not finite.
+    - `reach`: by how much the function changes at least, up or down, at `STEPS[REACH]`.
+    - `evaluations`, `failed`: how often the function was evaluated, and was not finite.
     """
 
     value: float
@@ -31,6 +34,9 @@ class Difference:
     noise: float
     jump: float | None
     central: np.ndarray
+    reach: float
+    evaluations: int
+    failed: int
 
 
 def differentiate(fn: Callable[[float], float], eps: float, rtol: float) -> Difference:
@@ -41,11 +47,23 @@ def differentiate(fn: Callable[[float], float], eps: float, rtol: float) -> Diff
     neighbours agree best, noise included (Ridders 1982, Adv. Eng. Software 4, 75; the noise by
     fourth differences, after Hamming).
     """
-    above, below = (np.array([fn(sign * h) for h in STEPS]) for sign in (1.0, -1.0))
+    values: list[float] = []
+
+    def seen(s: float) -> float:
+        value = fn(s)
+        values.append(value if np.isfinite(value) else float("nan"))
+        return values[-1]
+
+    middle = seen(0.0)
+    above, below = (np.array([seen(sign * h) for h in STEPS]) for sign in (1.0, -1.0))
     central = (above - below) / (2 * STEPS)
-    noise = _noise(fn, eps)
+    noise = _noise(seen, eps)
     value, uncertainty = _extrapolate(central, noise)
-    return Difference(value, uncertainty, noise, _jump(fn, rtol), central)
+    jump = _jump(seen, rtol)
+    changes = [abs(x - middle) for x in (above[REACH], below[REACH]) if np.isfinite(x)]
+    reach = float(min(changes, default=0.0))
+    failed = int(np.sum(np.isnan(values)))
+    return Difference(value, uncertainty, noise, jump, central, reach, len(values), failed)
 
 
 def _noise(fn: Callable[[float], float], eps: float) -> float:

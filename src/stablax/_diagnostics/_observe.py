@@ -38,7 +38,8 @@ class Observation:
     model: Model
     inputs: dict[str, Any]
     conditions: "Conditions"
-    simulation: Simulation
+    asked: Simulation  # at times that were asked for
+    simulation: Simulation  # at the starts of some steps
     names: tuple[str, ...]
     dtype: np.dtype
     rtol: float
@@ -68,11 +69,17 @@ class Observation:
         """The state at the observed time next to `t`."""
         return self.states[int(np.argmin(np.abs(self.times - t)))]
 
+    def states_between(self, t: np.ndarray) -> np.ndarray:
+        """The states at the times `t`, linear between the observed ones."""
+        way = -1.0 if self.times[-1] < self.times[0] else 1.0
+        columns = [np.interp(way * t, way * self.times, column) for column in self.states.T]
+        return np.stack(columns, axis=-1)
+
     def field(self, t: Any, flat: np.ndarray) -> np.ndarray:
         """The bare field, for a batch of times and flat states."""
 
         def under(args, t, flat):
-            t, flat = jnp.asarray(t, self.dtype), jnp.asarray(flat)
+            t, flat = jnp.asarray(t, self.dtype), jnp.asarray(flat, self.dtype)
             return _bare(self.model.field, args, self.like, t, flat)
 
         return self.conditions.apply(under, np.asarray(t), flat)
@@ -153,12 +160,12 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
     )
 
     def run(times):
-        # Of the user's own times only the last matters to the steps.
+        # Of the times asked for only the last matters to the steps.
         ts = jnp.append(jnp.asarray(times, inputs["ts"].dtype), inputs["ts"][-1])
         return watched(**{**inputs, "ts": ts}, throw=False)
 
-    start, end = float(inputs["t0"]), float(inputs["ts"][-1])
-    first = run(np.linspace(start, end, _QUANTILES + 5))
+    start = float(inputs["t0"])
+    first = run(_some_of(np.asarray(inputs["ts"]), start))
     simulation = run(_where_to_look(first, start))
     log = simulation.steps
     assert log is not None
@@ -185,6 +192,7 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
         model,
         inputs,
         conditions,
+        first,
         simulation,
         simulation.about.names,
         dtype,
@@ -198,6 +206,14 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
         states,
         profile,
     )
+
+
+def _some_of(ts: np.ndarray, start: float) -> np.ndarray:
+    """As many times as `_where_to_look` has, of those asked for."""
+    most = _QUANTILES + 5
+    if len(ts) > most:
+        return ts[np.linspace(0, len(ts) - 1, most).astype(int)]
+    return np.concatenate([np.full(most - len(ts), start), ts])
 
 
 def _where_to_look(first: Simulation, start: float) -> np.ndarray:

@@ -31,9 +31,8 @@ class Advice:
     code: str
 
 
-def number(x: Any) -> str:
-    """`x` with three digits."""
-    return f"{float(x):.3g}"
+def number(x: Any, digits: int = 3) -> str:
+    return f"{float(x):.{digits}g}"
 
 
 def as_text(heading: str, advice: Sequence[Advice], tables: Sequence[Table]) -> str:

@@ -1,4 +1,4 @@
-"""Where a field stops being finite, and where it jumps."""
+"""Where a field stops being finite, and where it jumps along the solution."""
 
 import dataclasses
 
@@ -24,14 +24,6 @@ class Wall:
     side: str
     value: float
     t: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Jump:
-    """A discontinuity of the field: at the time `t`; in `time`, or along the solution only."""
-
-    t: float
-    in_time: bool
 
 
 def find_walls(seen: Observation, t: float, dt: float) -> list[Wall]:
@@ -80,27 +72,22 @@ def _bisect(seen: Observation, t: float, y, i: int, inside: float, outside: floa
     return 0.0 if abs(inside) < 1e-9 * abs(y[i]) else float(inside)
 
 
-def find_jump(seen: Observation, t: float, dt: float) -> Jump | None:
-    """A discontinuity of the field within the step `(t, t + dt)`. A jump keeps its size where the
-    difference of a continuous field shrinks with the distance."""
+def find_jump_along(seen: Observation, t: float, dt: float) -> float | None:
+    """When the field jumps along the solution, within the step `(t, t + dt)`. A jump keeps its
+    size where the difference of a continuous field shrinks with the distance."""
     y = seen.state_at(t)
     flux = seen.field([t], y[None])[0]
-    for in_time in (True, False):
-        low, high, first = 0.0, 1.0, None
-        for _ in range(6):
-            part = np.linspace(low, high, 33)
-            times = t + dt * part
-            states = y + (0.0 if in_time else 1.0) * dt * part[:, None] * flux
-            values = seen.field(times, states)
-            if not np.isfinite(values).all():
-                break
-            scale = np.abs(values).max() + np.finfo(values.dtype).tiny
-            change = np.abs(np.diff(values, axis=0)).max(axis=1) / scale
-            place = int(np.argmax(change))
-            first = change[place] if first is None else first
-            if change[place] < max(0.5 * first, 1e-3):
-                break
-            low, high = part[place], part[place + 1]
-        else:
-            return Jump(float(t + dt * (low + high) / 2), in_time)
-    return None
+    low, high, first = 0.0, 1.0, None
+    for _ in range(6):
+        part = np.linspace(low, high, 33)
+        values = seen.field(t + dt * part, y + dt * part[:, None] * flux)
+        if not np.isfinite(values).all():
+            return None
+        scale = np.abs(values).max() + np.finfo(values.dtype).tiny
+        change = np.abs(np.diff(values, axis=0)).max(axis=1) / scale
+        place = int(np.argmax(change))
+        first = change[place] if first is None else first
+        if change[place] < max(0.5 * first, 1e-3):
+            return None
+        low, high = part[place], part[place + 1]
+    return float(t + dt * (low + high) / 2)

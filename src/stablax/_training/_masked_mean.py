@@ -1,7 +1,7 @@
 """A loss over a batch of which some samples failed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from .._types import typechecked
 
 
 class SampleCounts(eqx.Module):
-    """How many samples a [`masked_mean`][] is a mean of.
+    """How many samples of a [`masked_mean`][] succeeded, and failed.
 
     **Attributes:** `successful`, `failed`: numbers of samples.
     """
@@ -33,9 +33,10 @@ def masked_mean(
     losses: Float[ArrayLike, "..."] | Callable[[Any], Any],
     simulations: Any,
     *,
+    failed: Literal["omit", "inf"] = "omit",
     has_aux: bool = False,
 ) -> Float[Array, ""] | tuple[Float[Array, ""], SampleCounts]:
-    """The mean of `losses` over the samples that succeeded.
+    """The mean of `losses` over the samples that succeeded, or infinity if one has not.
 
     ```python
     def loss(params):
@@ -46,8 +47,15 @@ def masked_mean(
     (value, counts), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     ```
 
-    A failed sample contributes neither to the value nor to the gradient. If all samples fail, the
-    mean is 0 with zero gradient, which looks like a perfect fit: look at the counts.
+    By default a failed sample contributes neither to the value nor to the gradient. That is for an
+    optimiser that steps along the gradient, whatever the value, as those of optax. It is no
+    objective: *a sample that fails can lower it*. Parameters at which the condition with the
+    largest loss (the least likelihood) fails look better than those at which it is solved, and if
+    all samples fail, the mean is 0 with zero gradient, which looks like a perfect fit. So where
+    values are compared (a line search, a trust region, L-BFGS, several starts, the best
+    parameters of a training), use `failed="inf"`: then the value is +inf if any sample failed, and
+    the whole gradient exactly zero, not only that of the failed samples, so that no step is taken
+    along what is left of the data. A fit that starts at such parameters cannot move.
 
     **Arguments:**
 
@@ -58,10 +66,11 @@ def masked_mean(
         selected away.
     - `simulations`: the batch of `Simulation`s they came from (or their `result`, or
         `SteadyState`s), with the same batch shape.
+    - `failed`: `"omit"`, or `"inf"`.
     - `has_aux`: whether to return the [`SampleCounts`][] too, as `jax.value_and_grad` has it.
 
     **Returns:** a scalar, and with `has_aux` the counts. A loss that is not finite on a sample
-    that succeeded is not hidden.
+    that succeeded is not hidden by `"omit"`.
 
     **Raises:** `ValueError` if the shapes differ, or a function does not return one number.
     """
@@ -77,6 +86,8 @@ def masked_mean(
     total = jnp.sum(jnp.where(ok, losses, 0))
     successful = jnp.sum(ok)
     mean = total / jnp.maximum(successful, 1).astype(losses.dtype)
+    if failed == "inf":
+        mean = jnp.where(successful == ok.size, mean, jnp.inf)
     return (mean, SampleCounts(successful, ok.size - successful)) if has_aux else mean
 
 
