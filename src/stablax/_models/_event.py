@@ -61,7 +61,9 @@ class EventOf(eqx.Module):
         conditions, directions = self._conditions(), self._directions()
 
         def in_loop(condition):
-            return lambda t, y, args, **_: condition(t * self.way, y, args)
+            # Whether a step is the last has no derivative.
+            value = lambda t, y, args: condition(t * self.way, y, args)
+            return lambda t, y, args, **_: lax.stop_gradient(value(t, y, args))
 
         def lost(t, y, args):
             return jnp.any(jnp.isnan(self._real_values(t, y, args)))
@@ -71,12 +73,18 @@ class EventOf(eqx.Module):
             conditions, directions = [*conditions, lost], [*directions, None]
         return diffrax.Event([in_loop(c) for c in conditions], direction=directions)
 
-    def _real_values(self, t, y, args) -> Float[Array, " conditions"]:
-        conditions = self._conditions()
-        values = [
-            c(t, y, args) for c, is_real in zip(conditions, self.real, strict=True) if is_real
-        ]
-        return jnp.stack([jnp.asarray(x, jnp.result_type(t)) for x in values])
+    def _real_values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
+        """The values of those that are numbers. What is not `relevant` has no derivative: it need
+        not be finite."""
+        real = [c for c, is_real in zip(self._conditions(), self.real, strict=True) if is_real]
+        values = []
+        for k, condition in enumerate(real):
+            inputs = (condition, t, y, args)
+            if relevant is not None:
+                inputs = _constant_unless(relevant[k], inputs)
+            condition, *rest = inputs
+            values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
+        return jnp.stack(values)
 
     def find(
         self,
@@ -95,20 +103,13 @@ class EventOf(eqx.Module):
         directions = [d for d, r in zip(self._directions(), self.real, strict=True) if r]
         crossed = happened & ~not_finite & _crosses(before, after, directions)
         any_crossed = jnp.any(crossed)
-
-        # What did not happen has no derivative, which need not be finite.
-        event, step, args = jtu.tree_map(
-            lambda x: (
-                jnp.where(any_crossed, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
-            ),
-            (self, step, args),
-        )
+        sides = jnp.where(crossed, jnp.sign(before - after), 0)
         interpolation = solver.interpolation_cls(t0=step.t0, t1=step.t1, **step.dense)
         interpolate = lambda t: interpolation.evaluate(t * self.way)
 
         def gap(t, values):
             """Above 0 before the first of the conditions that cross does so, below 0 after."""
-            gaps = jnp.where(crossed, jnp.sign(before - after) * values, jnp.inf)
+            gaps = jnp.where(crossed, sides * values, jnp.inf)
             return jnp.where(any_crossed, jnp.min(gaps), (t0 + t1) / 2 - t)
 
         def solve(f, _):
@@ -118,13 +119,19 @@ class EventOf(eqx.Module):
             return _by_optimistix(f, self.event.root_finder, t0, t1)
 
         t, located = lax.custom_root(
-            lambda t: gap(t, event._real_values(t, interpolate(t), args)),
+            lambda t: gap(t, self._real_values(t, interpolate(t), args, crossed)),
             t1,
             solve,
             lambda slope, x: x / slope(jnp.ones_like(x)),
             has_aux=True,
         )
         return Found(any_crossed, t, interpolate(t), located > 0, not_finite)
+
+
+def _constant_unless(pred, tree):
+    return jtu.tree_map(
+        lambda x: jnp.where(pred, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x, tree
+    )
 
 
 def _by_optimistix(f, root_finder, t0, t1):

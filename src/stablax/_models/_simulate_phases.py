@@ -225,12 +225,12 @@ def _simulate_phases(
     else:
         steady = steady_state(model.field, y0, steady_args, t0, search, conserved, guess)
         start = steady.y
-    options = tuple(_options_of(model, stack) for stack in stacks)
+    options = tuple(options_of(model, stack) for stack in stacks)
     before = model._boundary.tree == "before"
     return run_phases(model.field, options, start, steady, ts, t0, stacks, before)
 
 
-def _options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
+def options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
     """The options of a stack: those of the model, where it has none of its own."""
     own: Overrides = stack.overrides.tree
     ours = model.options

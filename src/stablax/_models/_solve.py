@@ -171,7 +171,7 @@ def _at_the_event(event: EventOf, solver, args: Args, step: KeptStep, t, y, resu
     # Where the state itself is not finite, that is what failed.
     is_lost = found.not_finite & all_finite(y)
     result = RESULTS.where(is_lost, RESULTS.event_not_finite, result)
-    return (*select(found.crossed, (found.t, found.y), (t, y)), result)
+    return (*select(found.crossed & found.located, (found.t, found.y), (t, y)), result)
 
 
 def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
