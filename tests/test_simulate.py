@@ -148,14 +148,6 @@ def test_a_pytree_state_backwards_and_at_its_start():
     assert sx.is_successful(sim) and sim.reached.all() and int(sim.stats["num_steps"]) == 0
 
 
-def test_an_event_ends_the_solve_and_is_no_failure():
-    event = diffrax.Event(lambda t, y, args, **kwargs: y - 0.5)
-    sim = sx.Simulate(_linear, event=event)(1.0, [0.5, 1.0, 2.0], args=1.0)
-    assert sx.is_successful(sim)
-    assert sim.reached.tolist() == [True, False, False]
-    assert all_finite(sim.ys)
-
-
 @pytest.mark.parametrize("solver", [diffrax.KenCarp4(), diffrax.Kvaerno3(), diffrax.Dopri8()])
 def test_other_solvers_of_diffrax(solver):
     sim = sx.Simulate(_linear, solver=solver, controller=sx.StiffPID.preset("fast"))(

@@ -80,6 +80,14 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "however small the step. This is a finite-time blow-up, a discontinuity, or a tolerance "
         "that the dtype cannot reach."
     )
+    event_not_finite = (
+        "A condition of the event is nan, so that its sign says nothing. Write it so that it is a "
+        "number at every state that the solve can meet."
+    )
+    event_not_located = (
+        "The `root_finder` of the event did not find its time in the step in which it is. Leave it "
+        "out: the one that a model brings cannot miss it."
+    )
     stages_unsolved = (
         "The step size fell to the resolution of time because the implicit equations of a step "
         "could not be solved. The Jacobian may be wrong or non-finite; try another solver, or "
@@ -100,7 +108,8 @@ successful max_steps_reached singular breakdown stagnation conlim nonfinite_inpu
 nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
 unstable_steady_state not_finite not_conserved bad_times bad_phases step_budget_spent
-tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow stages_unsolved
+tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow event_not_finite
+event_not_located stages_unsolved
 """.split()
 
 

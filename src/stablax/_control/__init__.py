@@ -3,7 +3,7 @@ from ._admissible import (
     StepRecord as StepRecord,
     admissible as admissible,
 )
-from ._stiff_pid import StiffPID as StiffPID
+from ._stiff_pid import StiffPID as StiffPID, refuse_traced_times as refuse_traced_times
 from ._watch import (
     Cause as Cause,
     GuardCounts as GuardCounts,

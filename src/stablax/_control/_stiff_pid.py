@@ -13,7 +13,7 @@ import optimistix as optx
 
 from .._fields import Guard
 from .._solvers import family_of
-from .._static import concrete_array
+from .._static import concrete_array, is_traced
 from .._types import typechecked
 from ._admissible import AdmissibleSteps, admissible
 from ._presets import LAWS, PRESETS
@@ -31,9 +31,19 @@ def _number(x: Any, name: str, least: float = 0.0) -> float:
     return value
 
 
+def refuse_traced_times(ts: Any, name: str) -> None:
+    if is_traced(ts):
+        raise TypeError(
+            f"`{name}` is traced, but the times that a controller steps to are static and have no "
+            "derivative. A switch time that varies or is fitted is the end of a phase: "
+            "`stablax.SimulatePhases` with `Phase(t1=...)`, which is traced and differentiable."
+        )
+
+
 def _times(ts: Any, name: str) -> tuple[float, ...]:
     if ts is None:
         return ()
+    refuse_traced_times(ts, name)
     values = np.atleast_1d(concrete_array(ts, name)).astype(float)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(f"`{name}` must be a sequence of finite times, got {ts!r}.")

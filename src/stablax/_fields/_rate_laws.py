@@ -202,10 +202,9 @@ def _power(x, n: float):
     """x^n for a static n >= 0, of x below zero what it is at zero unless n is whole."""
     if n % 1 == 0:
         return x ** int(n)
-    x = jnp.where(x < 0, 0, x)
     above = x > 1
-    small = power(x, 1.0, jnp.where(above, -n, n))
-    return jnp.where(above, 1 / jnp.where(above, small, 1), small)
+    small = power(jnp.where(above, 1, jnp.where(x < 0, 0, x)), 1.0, n)
+    return jnp.where(above, jnp.where(above, x, 1) ** n, small)
 
 
 def _named(name: Any) -> Named | None:
@@ -263,7 +262,8 @@ class Hill(AbstractRateLaw):
 
     For any n > 0 without overflow, with exact derivatives of all orders, at S = 0 too. Those that
     are infinite there (in S, of an order above n, unless n is whole), or have an infinite square,
-    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
+    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910),
+    J. Physiol. 40, iv.
 
     **Arguments:**
 

@@ -76,11 +76,16 @@ def _paragraph(facts: _Facts, about: About) -> str:
         return "Successful."
     steps, rejected = int(facts.stats["num_steps"]), int(facts.stats["num_rejected_steps"])
     text = message(facts.result, index)
-    if steps == 0:
+    if steps == 0 and index != _index(RESULTS.event_occurred):
         if facts.steady is not None and _index(facts.steady.result) != 0:
             text = explain_steady(facts.steady, list(about.names))
         return f"{text} The simulation was not started."
     t, dt = float(facts.stats["t"]), float(facts.stats["dt"])
+    if index == _index(RESULTS.event_occurred):
+        return (
+            f"Successful: an event ended the solve at t = {t:.6g} of {float(facts.end):.6g}"
+            f"{_phase(facts.stats)} after {steps} steps ({rejected} rejected)."
+        )
     if index == _index(RESULTS.step_budget_spent):
         left = abs(float(facts.end) - t) / dt if dt > 0 else np.inf
         text = _budget_spent(facts.stats, rejected / steps, left, about.family)
@@ -149,7 +154,8 @@ def explain(result: Any) -> str:
     - `result`: a `Simulation`, a `SteadyState`, or a member of [`RESULTS`][]; concrete (outside
         `jit`). For a batch, one paragraph for each distinct failure, with its lanes.
 
-    **Returns:** the text; `"Successful."` if nothing failed.
+    **Returns:** the text; `"Successful."` if nothing failed, with the time of the event if one
+        ended the solve.
     """
     outcome = _result_of(result)
     indices = np.asarray(_concrete(jax.tree.leaves(outcome)[0]))

@@ -1,12 +1,13 @@
 """How a model solves: its options, and which of them cannot be protected."""
 
 import dataclasses
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import numpy as np
 
-from .._control import StiffPID
+from .._control import StiffPID, refuse_traced_times
 from .._fields import Guard, as_guarded
 from .._solvers import AbstractRosenbrock, FiniteSteps, Rodas5P
 from ._adjoint import DiscreteAdjoint
@@ -17,6 +18,14 @@ _ADJOINTS = (
     diffrax.DirectAdjoint,
     diffrax.ForwardMode,
 )
+
+
+class Given(eqx.Module):
+    """Options that have a default which depends on others, as they were given; `None`: not."""
+
+    solver: diffrax.AbstractSolver | None
+    controller: diffrax.AbstractStepSizeController | None
+    adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint | None
 
 
 class SolveOptions(eqx.Module):
@@ -31,6 +40,13 @@ class SolveOptions(eqx.Module):
     progress_meter: diffrax.AbstractProgressMeter
     telemetry: bool
     trace: str | None
+    given: Given
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that they are made of: of `solve_options`, and of the models."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        given = fields.pop("given")
+        return {**fields, **{name: getattr(given, name) for name in given.__dataclass_fields__}}
 
 
 def solve_options(
@@ -46,6 +62,7 @@ def solve_options(
     trace,
 ) -> SolveOptions:
     """The options of a model of `field`, with its defaults, checked."""
+    given = Given(solver, controller, adjoint)
     if solver is None:
         solver = Rodas5P()
     if not isinstance(solver, diffrax.AbstractSolver):
@@ -68,6 +85,9 @@ def solve_options(
             "`controller=StepTo(...)` is refused: it raises where a sample has nothing to solve. "
             "Use `ConstantStepSize()`, or `StiffPID.preset(step_ts=...)` to step to given times."
         )
+    if isinstance(controller, diffrax.ClipStepSizeController):
+        refuse_traced_times(controller.step_ts, "step_ts")
+        refuse_traced_times(controller.jump_ts, "jump_ts")
     if isinstance(controller, StiffPID):
         guard = as_guarded(field).guard
         if controller.guard not in (Guard(), guard):
@@ -113,6 +133,7 @@ def solve_options(
         diffrax.NoProgressMeter() if progress_meter is None else progress_meter,
         telemetry,
         trace,
+        given,
     )
 
 

@@ -56,7 +56,7 @@ class Phase(eqx.Module):
         ([`AddDose`][]), a function `fn(t, y, args) -> y` is applied ([`DoseFunction`][]); or
         [`ScaleDose`][], [`SetDose`][]; `None` for no jump. The step size starts anew in any case.
     - `solver`, `controller`, `max_steps`, `dt0`: as [`Simulate`][], for this phase; by default
-        those of the model.
+        those of the model; if that has no controller of its own, the preset for this `solver`.
 
     **Raises:** `ValueError` or `TypeError` for a `t1` that is no time; when the model is called,
     for what does not fit the state or the other phases, with the number of the phase.

@@ -103,7 +103,7 @@ def run_phases(
     ys = jtu.tree_map(rest, progress.rows, progress.y)
     # A failed sample has no gradient at all, whichever part failed.
     okay = is_okay(result)
-    ys = select(okay, ys, lax.stop_gradient(ys))
+    ys, t1 = select(okay, (ys, progress.t), lax.stop_gradient((ys, progress.t)))
     if steady is not None:
         y = select(okay, steady.y, lax.stop_gradient(steady.y))
         steady = eqx.tree_at(lambda s: s.y, steady, y)
@@ -117,7 +117,7 @@ def run_phases(
         guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=_is_none)
     log = None if options[0].trace != "record" else StepLog.joined(logs)
     about = About(names_of(field, start), family_of(options[0].solver))
-    return Simulation(ts, ys, progress.reached, steady, result, stats, guard, log, about)
+    return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)
 
 
 def _is_none(x: Any) -> bool:
@@ -166,7 +166,7 @@ def _step(
         going, simulation.result, simulation.stats, simulation.guard, simulation.steps
     )
     progress = _Progress(
-        jnp.where(going, t1, t),
+        jnp.where(going, simulation.t1, t),
         last,
         going & (simulation.result == RESULTS.successful),
         rows,

@@ -108,9 +108,15 @@ class Simulate(eqx.Module):
         slow). Others are refused.
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
-    - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.
-    - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`. One that raises stops
-        the solve; Ctrl-C alone waits for its end.
+    - `event`: a `diffrax.Event` that ends the solve. Its time is the `t1` of the simulation; rows
+        after it are marked in `reached`, and hold the state at the event. A condition that
+        returns a number is solved for, to the resolution of time (its `root_finder` is used if
+        it has one): time and state have the derivatives of the event. Of several, the first in
+        time ends the solve. One that returns a boolean ends it with the step at whose end it is
+        true, at a time without a derivative. An event whose condition changes its sign twice
+        within a step is not seen.
+    - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`. One that raises
+        stops the solve; Ctrl-C alone waits for its end.
     - `telemetry`: whether the activity of the guard on the accepted steps is counted for each
         component, into the `guard` of the simulation. Costs a comparison for each bound, and one
         evaluation of the field a step if the guard has a `fill`.

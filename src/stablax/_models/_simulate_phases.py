@@ -225,31 +225,21 @@ def _simulate_phases(
     else:
         steady = steady_state(model.field, y0, steady_args, t0, search, conserved, guess)
         start = steady.y
-    options = tuple(_options_of(model, stack) for stack in stacks)
+    options = tuple(options_of(model, stack) for stack in stacks)
     before = model._boundary.tree == "before"
     return run_phases(model.field, options, start, steady, ts, t0, stacks, before)
 
 
-def _options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
+def options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
     """The options of a stack: those of the model, where it has none of its own."""
     own: Overrides = stack.overrides.tree
     ours = model.options
-    if all(x is None for x in (own.solver, own.controller, own.max_steps, own.dt0)):
+    names = own.__dataclass_fields__
+    changes = {name: x for name in names if (x := getattr(own, name)) is not None}
+    if not changes:
         return ours
-    choose = lambda a, b: b if a is None else a
     try:
-        return solve_options(
-            model.field,
-            choose(own.solver, ours.solver),
-            choose(own.controller, ours.controller),
-            ours.adjoint,
-            choose(own.max_steps, ours.max_steps),
-            choose(own.dt0, ours.dt0),
-            ours.event,
-            ours.progress_meter,
-            ours.telemetry,
-            ours.trace,
-        )
+        return solve_options(model.field, **{**ours.arguments(), **changes})
     except (ValueError, TypeError) as error:
         raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
 

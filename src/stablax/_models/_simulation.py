@@ -52,6 +52,9 @@ class Simulation(eqx.Module):
     - `ys`: the states there: the structure of `y0`, each leaf with a leading axis `times`. Always
         finite: rows that were not reached repeat the last accepted state.
     - `reached`: which rows were reached, shape `(times,)`.
+    - `t1`: where the solve ended, shape `()`: the last time asked for (of phases, the end of the
+        last one), or the time of the event, differentiable. Where it failed: how far it came,
+        with a gradient of zero.
     - `steady`: the [`SteadyState`][] it starts from, or `None`.
     - `result`: a member of [`RESULTS`][]: the first thing that went wrong, in time order. If it is
         not successful, the gradient of `ys` is zero, so that a loss of it means something only
@@ -66,6 +69,7 @@ class Simulation(eqx.Module):
     ts: Float[Array, " times"]
     ys: PyTree[Float[Array, "times ..."]]
     reached: Bool[Array, " times"]
+    t1: Float[Array, ""]
     steady: SteadyState | None
     result: RESULTS
     stats: dict[str, Any]

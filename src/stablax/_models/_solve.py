@@ -17,10 +17,12 @@ from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
 from .._pickling import FROM_CONTROLLER
 from .._results import RESULTS, is_okay
 from .._solvers import family_of, is_implicit
-from .._states import component_names, finite_or_zero, select, state_dtype
+from .._states import all_finite, component_names, finite_or_zero, select, state_dtype
 from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
+from ._event import EventOf
+from ._kept_step import KeepsStep, KeptStep
 from ._options import SolveOptions, is_imex
 from ._simulation import About, GuardSummary, Simulation
 
@@ -119,37 +121,59 @@ def _run(
     adjoint = options.adjoint
     if isinstance(adjoint, DiscreteAdjoint):
         adjoint = diffrax.ForwardMode()  # the loop that costs least
-    solution = diffrax.diffeqsolve(
-        _terms(options.solver, inputs.field),
-        options.solver,
-        inputs.t0,
-        inputs.t1,
-        dt0,
-        inputs.y0,
-        inputs.args,
-        saveat=diffrax.SaveAt(subs=subs, controller_state=True),
+    solver, saveat = options.solver, diffrax.SaveAt(subs=subs, controller_state=True)
+    settings = dict(
+        terms=_terms(solver, inputs.field),
+        solver=solver,
+        t0=inputs.t0,
+        t1=inputs.t1,
+        dt0=dt0,
+        saveat=saveat,
         stepsize_controller=controller,
-        adjoint=adjoint,
-        event=options.event,
         max_steps=options.max_steps,
+    )
+    way = jnp.where(inputs.t1 < inputs.t0, -1, 1)
+    event = None
+    if options.event is not None:
+        event = EventOf(options.event, settings, way, inputs.t0, inputs.y0, inputs.args)
+        if event.is_located:
+            saveat = diffrax.SaveAt(subs=subs, controller_state=True, solver_state=True)
+            settings = {**settings, "solver": KeepsStep(solver), "saveat": saveat}
+    solution = diffrax.diffeqsolve(
+        **settings,
+        y0=inputs.y0,
+        args=inputs.args,
+        adjoint=adjoint,
+        event=None if event is None else event.for_loop(),
         throw=False,
         progress_meter=options.progress_meter,
     )
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None
     state: Any = solution.controller_state
-    rest = (
-        state.record,
-        state.watched,
-        ts[0],
-        ts[1][0],
-        solution.stats,
-        solution.result,
-    )
-    outputs = Outputs(ys[0], jtu.tree_map(lambda x: x[0], ys[1]), rest)
+    saved, t, last = ts[0], ts[1][0], jtu.tree_map(lambda x: x[0], ys[1])
+    result: Any = RESULTS.promote(solution.result)
+    if event is not None and event.is_located:
+        solver_state: Any = solution.solver_state
+        t, last, result = _at_the_event(
+            event, solver, inputs.args, solver_state[1], t, last, result
+        )
+        saved = jnp.where(way * saved > way * t, jnp.nan, saved)
+    rest = (state.record, state.watched, saved, t, solution.stats, result)
+    outputs = Outputs(ys[0], last, rest)
     if not record:
         return outputs, None
     return outputs, Trace(ts[2], ys[2], solution.stats["num_accepted_steps"])
+
+
+def _at_the_event(event: EventOf, solver, args: Args, step: KeptStep, t, y, result):
+    """Time, state and result of a solve that ended at the end `t` of the `step` with its event."""
+    found = event.find(solver, step, y, args, result == RESULTS.event_occurred)
+    result = RESULTS.where(found.crossed & ~found.located, RESULTS.event_not_located, result)
+    # Where the state itself is not finite, that is what failed.
+    is_lost = found.not_finite & all_finite(y)
+    result = RESULTS.where(is_lost, RESULTS.event_not_finite, result)
+    return (*select(found.crossed & found.located, (found.t, found.y), (t, y)), result)
 
 
 def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
@@ -224,7 +248,7 @@ def integrate(
     else:
         outputs, _ = run(inputs, False)
     about = About(names, family_of(options.solver))
-    simulation = _summarise(outputs, controller, guard, about, y0, ts, active)
+    simulation = _summarise(outputs, controller, guard, about, y0, ts, end, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
     simulation = eqx.tree_at(
         lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
@@ -267,7 +291,7 @@ def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch 
 
 
 def _summarise(
-    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, active
+    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, end, active
 ) -> Simulation:
     rows, last = outputs.rows, outputs.last
     record, watched, saved_ts, stopped_at, statistics, raw_result = outputs.rest
@@ -289,8 +313,10 @@ def _summarise(
         return jnp.where(row_reached & jnp.isfinite(row), row, last)
 
     ys = finite_or_zero(jtu.tree_map(fill_row, rows, last))
+    # The loop's own time has no derivative in `end`.
+    t1 = jnp.where(result == RESULTS.successful, end, stopped_at)
     # A failed sample has no gradient at all, however far it came.
-    ys = select(is_okay(result), ys, lax.stop_gradient(ys))
+    ys, t1 = select(is_okay(result), (ys, t1), lax.stop_gradient((ys, t1)))
     stats = {
         **{k: statistics[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
         "max_steps": statistics["max_steps"],
@@ -307,7 +333,7 @@ def _summarise(
         accepted=None if watched is None else watched.guard,
     )
     log = None if watched is None else watched.log
-    return Simulation(ts, ys, reached, None, result, stats, summary, log, about)
+    return Simulation(ts, ys, reached, t1, None, result, stats, summary, log, about)
 
 
 def resolves(rtol: Any, dtype: np.dtype) -> bool:
@@ -315,9 +341,8 @@ def resolves(rtol: Any, dtype: np.dtype) -> bool:
     return is_traced(rtol) or float(rtol) >= 10 * float(np.finfo(dtype).eps)
 
 
-def _promote(result: diffrax.RESULTS, record, resolved: bool) -> RESULTS:
+def _promote(promoted: Any, record, resolved: bool) -> RESULTS:
     """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
-    promoted = RESULTS.promote(result)
     spent = promoted == RESULTS.max_steps_reached
     promoted = RESULTS.where(spent, RESULTS.step_budget_spent, promoted)
     underflow = promoted == RESULTS.dt_min_reached

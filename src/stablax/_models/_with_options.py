@@ -5,20 +5,11 @@ from typing import Any, TypeVar
 import jax.tree_util as jtu
 
 from .._types import typechecked
+from ._options import SolveOptions
 from ._simulate import Simulate
 
 _T = TypeVar("_T")
-_NAMES = (
-    "solver",
-    "controller",
-    "adjoint",
-    "max_steps",
-    "dt0",
-    "event",
-    "progress_meter",
-    "telemetry",
-    "trace",
-)
+_NAMES = tuple(name for name in SolveOptions.__dataclass_fields__ if name != "given")
 
 
 @typechecked
@@ -35,7 +26,9 @@ def with_options(model: _T, **changes: Any) -> _T:
     - `model`: a model of stablax, or any PyTree (an `eqx.Module`) that holds some: all are changed.
     - `changes`: arguments of [`Simulate`][] by name: `solver`, `controller`, `adjoint`,
         `max_steps`, `dt0`, `event`, `progress_meter`, `telemetry`, `trace`, and `field`. What is
-        not named stays (the controller too, if only the solver is changed); `None` is the default.
+        not named stays as it was given, and what was not given stays the default, which can be
+        another one: the controller's preset is the solver's, and the adjoint depends on whether
+        there is an `event`. `None` is the default.
 
     **Returns:** the changed copy.
 
@@ -53,8 +46,7 @@ def with_options(model: _T, **changes: Any) -> _T:
         if not isinstance(part, Simulate):
             return part
         found = True
-        options = {name: getattr(part.options, name) for name in _NAMES}
-        return Simulate(**{"field": part.field, **options, **changes})
+        return Simulate(**{"field": part.field, **part.options.arguments(), **changes})
 
     changed = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
     if not found:
