@@ -176,6 +176,9 @@ def _delete(*path):
     return change
 
 
+HUGE = 10**400  # more than a float holds
+LONG = "9" * 600_000
+
 MALFORMED = {
     "no section": (_delete("parameters"), "no 'parameters'"),
     "no field of a row": (_delete("measurements", 3, "time"), r"measurements\[3\] has no 'time'"),
@@ -199,6 +202,17 @@ MALFORMED = {
     "a tuple": (_set("observables", 0, "formula", "(IRp, IRiP)"), "no real number"),
     "overflow": (_set("observables", 0, "noise", "9**9**9"), "cannot evaluate"),
     "no noise": (_set("observables", 0, "noise", "0"), "not positive"),
+    "infinite noise": (_set("observables", 0, "noise", "1e999"), "not positive and finite"),
+    "infinite": (_set("observables", 0, "formula", "IRp + 1e999"), "'IR1_P' is not finite"),
+    "a huge constant": (_set("constants", "cyt", HUGE), "'cyt': 10000.* is no finite number"),
+    "a huge measurement": (_set("measurements", 3, "measurement", HUGE), "is no finite number"),
+    "a huge dose": (_set("conditions", "Dose_10", "insulin_dose_1", HUGE), "is no finite number"),
+    "a huge start": (_set("y0", 0, HUGE), "'y0': 1000.* is no finite number"),
+    "a truth for a number": (_set("constants", "cyt", True), "'cyt': True is no finite number"),
+    "a long number": (_set("measurements", 3, "measurement", LONG), "999.* is no finite number"),
+    "a long formula": (_set("observables", 0, "formula", f"IRp + x{LONG}"), "unknown name 'x999"),
+    "a long name": (_set("measurements", 0, "observableId", LONG), "has no '999"),
+    "long lines": (_set("observables", 0, "formula", "IRp +\n" * 9999), "cannot read the formula"),
     "negative rate": (_set("parameters", 0, "nominalValue", "-1"), "must be positive"),
     "negative dose": (_set("conditions", "Dose_10", "insulin_dose_1", "-1"), ">= 0"),
     "other override": (_set("conditions", "Dose_10", "k1a", "1"), "sets 'k1a'"),
@@ -214,6 +228,7 @@ def test_malformed(insulin, tmp_path, change, message):
     with pytest.raises(insulin.ProblemError, match=message) as error:
         insulin.load_problem(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert len(str(error.value)) <= len(str(path)) + 402
 
 
 # --- the command ------------------------------------------------------------------------------

@@ -33,7 +33,12 @@ CONDITION = ("insulin_dose_1", "insulin_dose_2", "insulin_time_1", "insulin_time
 
 
 class ProblemError(ValueError):
-    """What is wrong with a file, in one line."""
+    """What is wrong with a file, in one line; of a long one, which quotes the file, the ends."""
+
+    def __init__(self, message: str, where: str = ""):
+        line = " ".join(message.split())
+        line = line if len(line) <= 400 else f"{line[:250]} ... {line[-145:]}"
+        super().__init__(where + line)
 
 
 # --- formulas ---------------------------------------------------------------------------------
@@ -194,13 +199,13 @@ def read(
     try:
         file = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ProblemError(f"cannot read {path}: {error.strerror}") from None
+        raise ProblemError(f"cannot be read: {error.strerror}", f"{path}: ") from None
     except (ValueError, RecursionError) as error:
-        raise ProblemError(f"{path} is no JSON: {error}") from None
+        raise ProblemError(f"is no JSON: {error}", f"{path}: ") from None
     try:
         return _problem(file, tuple(species), tuple(rates), field, rows)
     except ProblemError as error:
-        raise ProblemError(f"{path}: {error}") from None
+        raise ProblemError(str(error), f"{path}: ") from None
 
 
 def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str) -> Problem:
@@ -244,8 +249,8 @@ def _problem(file: Any, species: tuple, rates: tuple, field: Callable, kind: str
     for row, (i, text) in enumerate(zip(observable, column("noiseParameters", ""), strict=True)):
         placeholder = _placeholder("noise", observable_names[i])
         sigma[row] = noise[i]({**constants, placeholder: _value(text, constants)})
-    if not sigma.min() > 0:
-        raise ProblemError("a standard deviation ('noise') is not positive")
+    if not ((sigma > 0) & np.isfinite(sigma)).all():
+        raise ProblemError("a standard deviation ('noise') is not positive and finite")
     return Problem(
         y0=y0,
         insulin=(insulin[1:, :2], insulin[1:, 2:]),
@@ -275,8 +280,8 @@ def _get(container: Any, key: str, kind: type, where: str = "the file", default:
 
 def _number(text: Any, where: str) -> float:
     try:
-        value = float(text)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise ProblemError(f"{where}: {text!r} is no finite number")
@@ -356,6 +361,8 @@ def _observable(entry: dict, species: tuple, constants: Mapping[str, float]) -> 
     observable = Observable(name, formula, scaled, constants)
     trial = {"t": 5.0, **{s: 1.0 + 0.1 * i for i, s in enumerate(species)}}
     offset, slope = observable(trial)
+    if not np.isfinite([offset, slope]).all():
+        raise ProblemError(f"observable {name!r} is not finite")
     if not np.isclose(formula({**constants, **trial, placeholder: 2.0}), offset + 2 * slope):
         raise ProblemError(f"observable {name!r} is not linear in {placeholder!r}")
     return observable

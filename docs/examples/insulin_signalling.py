@@ -409,6 +409,8 @@ def main(argv: list[str] | None = None) -> None:
     steps = (6 if args.small else 240) if args.steps is None else args.steps
     if steps < 1:
         parser.error(f"--steps must be at least 1, got {steps}")
+    if abs(args.seed) >= 2**63:
+        parser.error("--seed must fit into 64 bits")
     if not args.output.parent.is_dir():
         parser.error(f"--output: there is no folder {args.output.parent}")
 

@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax.tree_util as jtu
 import numpy as np
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
@@ -46,7 +48,8 @@ _ELSEWHERE = {
 def typechecked(fn: _F) -> _F:
     """Checks the names and types of what a public function is called with, whenever it is called
     (at trace time under `jit`). The errors name the argument, what was given, and what would do.
-    Where a number is asked for that is static, one of numpy's is Python's."""
+    Where a number is asked for that is static, one of numpy's is Python's; an integer that no float
+    holds, such as JSON brings in, is named."""
     signature = inspect.signature(fn)
     name = fn.__qualname__.removesuffix(".__init__")
     numbers = [p.name for p in signature.parameters.values() if p.annotation in _STATIC_NUMBERS]
@@ -69,6 +72,11 @@ def typechecked(fn: _F) -> _F:
             if wrong is None:  # the result, or a function that this one calls
                 raise
             raise TypeError(f"`{name}`: {wrong}") from error
+        except OverflowError as error:
+            too_large = _too_large(bound.arguments)
+            if too_large is None:  # of something that the function has computed
+                raise
+            raise ValueError(too_large) from error
 
     return call  # pyright: ignore[reportReturnType]
 
@@ -113,3 +121,16 @@ def _in_words(hint: Any) -> str:
         if hint is known:
             return words
     return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _too_large(given: dict[str, Any]) -> str | None:
+    """Where among the arguments of a function there is an integer beyond all floats."""
+    for name, value in given.items():
+        for path, leaf in jtu.tree_leaves_with_path(value):
+            if isinstance(leaf, int) and leaf.bit_length() > 1023:
+                digits = round(leaf.bit_length() * math.log10(2))
+                return (
+                    f"`{name}{jtu.keystr(path)}` is an integer of some {digits} digits: no "
+                    "floating-point number is so large."
+                )
+    return None

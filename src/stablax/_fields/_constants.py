@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._static import Frozen, is_traced
+from .._words import short
 
 
 class AbstractConstant(eqx.Module):
@@ -97,7 +98,10 @@ def rate_constant(value: Any) -> Any:
         if value.shape != () or not (np.isfinite(value.value) and value.value >= 0):
             raise ValueError(f"A rate constant that is held must be one number >= 0, got {value}.")
         return Held(Frozen(np.asarray(value.value, float)))
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (OverflowError, ValueError):  # a Python integer beyond all floats
+        array = jnp.array(jnp.inf)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     array = jnp.asarray(array, array.dtype)  # a Python float is a weak type
@@ -108,8 +112,8 @@ def rate_constant(value: Any) -> Any:
         )
     if not is_traced(array) and not (np.isfinite(array) and array > 0):
         raise ValueError(
-            f"A rate constant that is trained must be positive and finite, got {value!r}: the "
-            "leaf is its logarithm. For a constant 0, `Frozen(0.0)`."
+            f"A rate constant that is trained must be positive and finite, got {short(value)}: "
+            "the leaf is its logarithm. For a constant 0, `Frozen(0.0)`."
         )
     return Trained(jnp.log(array))
 

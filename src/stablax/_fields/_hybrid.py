@@ -13,6 +13,7 @@ from .._linalg import as_jacobian, row_projector
 from .._states import same_shape_and_dtype
 from .._static import Frozen, Split, real_array
 from .._types import VF, typechecked
+from .._words import short
 from ._coordinates import AbstractCoordinates
 from ._declared import declared_conserved
 from ._guard import Guard
@@ -173,5 +174,7 @@ def _rows(known: VF, mode: str, conserve: Any) -> Frozen | None:
         )
     rows = np.atleast_2d(real_array(conserve, "conserve"))
     if rows.ndim != 2 or not np.isfinite(rows).all():
-        raise ValueError(f"`conserve` must be True, False or a finite matrix of rows, got {rows}.")
+        raise ValueError(
+            f"`conserve` must be True, False or a finite matrix of rows, got {short(conserve)}."
+        )
     return Frozen(rows)

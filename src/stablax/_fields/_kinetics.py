@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._static import Frozen, Static
+from .._words import clipped, closest, short
 from ._constants import (
     Held,
     Named,
@@ -19,7 +20,7 @@ from ._constants import (
     take_constant,
 )
 from ._rate_laws import AbstractRateLaw
-from ._reaction import Reaction, closest
+from ._reaction import Reaction
 
 
 class _Alike(eqx.Module):
@@ -81,7 +82,9 @@ class RateLaws(eqx.Module):
         groups: dict[tuple, list[int]] = {}
         reads = []
         for i, (reaction, law) in enumerate(zip(reactions, laws, strict=True)):
-            reads.append(_names_read(law, reaction, names, f"Reaction {i + 1}, `{reaction}`"))
+            reads.append(
+                _names_read(law, reaction, names, f"Reaction {i + 1}, `{clipped(str(reaction))}`")
+            )
             groups.setdefault(_kind(law, reads[-1]), []).append(i)
         index = {name: i for i, name in enumerate(names)}
         self.alike = tuple(
@@ -118,10 +121,10 @@ def _names_read(law: AbstractRateLaw, reaction: Reaction, names: Sequence[str], 
     constants = [c for c in jtu.tree_leaves(law, is_leaf=is_constant) if isinstance(c, Named)]
     for name in (*jtu.tree_leaves(reads), *(c.name for c in constants)):
         if not isinstance(name, str):
-            raise TypeError(f"{where}: `reads` must return names, got {name!r}.")
+            raise TypeError(f"{where}: `reads` must return names, got {short(name)}.")
         if name not in names:
             raise ValueError(
-                f"{where}: {type(law).__name__} needs `{name}`, which is neither a species nor an "
-                f"input. {closest(name, names)}"
+                f"{where}: {type(law).__name__} needs `{clipped(name)}`, which is neither a "
+                f"species nor an input. {closest(name, names)}"
             )
     return reads

@@ -4,7 +4,8 @@ import abc
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, final
 
 import equinox as eqx
@@ -14,8 +15,9 @@ from jaxtyping import PRNGKeyArray
 
 from .._static import Frozen, Split
 from .._types import typechecked
+from .._words import clipped, short
 from ._constants import Named, rate_constant
-from ._reaction import Reaction
+from ._reaction import Reaction, decimal
 
 
 class AbstractRateLaw(eqx.Module):
@@ -64,7 +66,7 @@ class AbstractRateLaw(eqx.Module):
 
     def __mul__(self, other: "AbstractRateLaw") -> "ProductRate":
         if not isinstance(other, AbstractRateLaw):
-            raise TypeError(f"A rate law can be multiplied by a rate law, not by {other!r}.")
+            raise TypeError(f"A rate law can be multiplied by a rate law, not by {short(other)}.")
         return ProductRate((self, other))
 
     def __repr__(self) -> str:
@@ -98,39 +100,116 @@ class ProductRate(AbstractRateLaw):
         return " * ".join(map(repr, self.factors))
 
 
+_HIGHEST_ORDER = 100  # more molecules do not meet: a larger coefficient is of a lumped reaction
+
+
 @final
 class MassAction(AbstractRateLaw):
     """k times the product of all reactants, each as often as its coefficient says: `A + 2 B -> C`
-    goes at k A B^2. Without a combinatorial factor.
+    goes at k A B^2, and `MassAction(k, orders={"A": 0.5, "B": 1})` at k A^0.5 B. Without a
+    combinatorial factor.
 
-    Exact, with finite derivatives of all orders, at zero too. The coefficients of the reactants
-    must be whole numbers.
+    Exact, with finite derivatives of all orders, at zero too. An order n that is not whole has
+    an infinite slope at zero for n < 1, as [`Hill`][] has; below zero the power is what it is at
+    zero.
+
+    Coefficients say the orders only where they count the molecules that meet. A matrix that was
+    divided by volumes, or a lumped reaction, has others: without `orders`, all coefficients of
+    the reaction must be whole. (A text whose reactants have no coefficients, as
+    `A -> 0.7 B + 0.3 C`, is first order in each: what it yields may be any number.)
 
     **Arguments:**
 
-    - `k`: the rate constant; see [`rate_constant`][]. In units of amount^(1 - order)/time.
+    - `k`: the rate constant; see [`rate_constant`][]. In units of rate/state^order, with the
+        sum of all orders: of amount/time/concentration^order with `volumes`.
+    - `orders`: the order of the rate in each reactant, and in what else it depends on (an input,
+        a catalyst that a matrix does not show), by name: numbers from 0 to 100, not trained.
+        By default the coefficients of the reactants.
+
+    **Raises:** `ValueError` for an order out of range; from the [`ReactionField`][] for `orders`
+    without one of the reactants, and for coefficients that are no orders.
     """
 
-    k: Any = eqx.field(converter=rate_constant)
+    k: Any
+    _bases: tuple[Named, ...] | None
+    _exponents: tuple[float, ...] = eqx.field(static=True)
+
+    @typechecked
+    def __init__(self, k: Any, *, orders: Mapping[str, Any] | None = None):
+        for name, n in (orders or {}).items():
+            if not (isinstance(n, Real) and 0 <= float(n) <= _HIGHEST_ORDER):
+                raise ValueError(
+                    f"`orders[{short(name)}]` must be a number from 0 to {_HIGHEST_ORDER}, got "
+                    f"{short(n)}."
+                )
+        self.k = rate_constant(k)
+        self._bases = None if orders is None else tuple(map(Named, orders))
+        self._exponents = tuple(map(float, (orders or {}).values()))
+
+    @property
+    def orders(self) -> dict[str, float] | None:
+        """The orders that were given, by name."""
+        if self._bases is None:
+            return None
+        return dict(zip([base.name for base in self._bases], self._exponents, strict=True))
 
     def reads(self, reaction):
-        for name, n in reaction.reactants:
-            if n != int(n):
+        orders = self.orders
+        if orders is None:
+            _check_orders(reaction)
+            return tuple(name for name, n in reaction.reactants for _ in range(int(n)))
+        for name in reaction.names:
+            if name not in orders:
                 raise ValueError(
-                    f"mass action needs whole coefficients on the left, got {n:g} {name}. Scale "
-                    "the reaction, or write a rate law of your own."
+                    f"`orders` must name every reactant, and lacks `{clipped(name)}`: 0 where the "
+                    "rate does not depend on it."
                 )
-        return tuple(name for name, n in reaction.reactants for _ in range(int(n)))
+        return ()
 
     def rate(self, x):
+        if self._bases is not None:
+            # Inside `rate` names are values.
+            x = map(_power, self._bases, self._exponents)
         return functools.reduce(operator.mul, x, self.k)
+
+    def __repr__(self) -> str:
+        if self._bases is None:
+            return f"MassAction(k={self.k!r})"
+        each = zip(self._bases, self._exponents, strict=True)
+        orders = ", ".join(f"{base!r}: {n:.6g}" for base, n in each)
+        return f"MassAction(k={self.k!r}, orders={{{orders}}})"
+
+
+def _check_orders(reaction: Reaction) -> None:
+    """Raises a `ValueError` where the coefficients of a reaction do not say its orders."""
+    counted = not reaction.from_matrix and all(n == 1 for _, n in reaction.reactants)
+    sides = () if counted else (*reaction.reactants, *reaction.products)
+    wrong = [(name, n) for name, n in sides if n % 1]
+    wrong += [(name, n) for name, n in reaction.reactants if n > _HIGHEST_ORDER]
+    if wrong and reaction.reactants:
+        (name, n), *_ = wrong
+        orders = ", ".join(f'"{reactant}": ...' for reactant in reaction.names)
+        raise ValueError(
+            "mass action takes its orders from whole coefficients, as many as molecules can meet, "
+            f"and {clipped(f'{decimal(n)} {name}')} is none. If the coefficients were divided by "
+            "the volumes of compartments, give them undivided, with `volumes=`; if not, say the "
+            f"orders: `MassAction(k, orders={{{clipped(orders)}}})`."
+        )
+
+
+def _power(x, n: float):
+    """x^n for a static n >= 0, of x below zero what it is at zero unless n is whole."""
+    if n % 1 == 0:
+        return x ** int(n)
+    below = x < 0
+    return jnp.where(below, 0, jnp.where(below, 1, x) ** n)
 
 
 def _named(name: Any) -> Named | None:
     if name is None or isinstance(name, Named):
         return name
     if not isinstance(name, str):
-        raise TypeError(f"Expected the name of a species or an input, got {name!r}.")
+        raise TypeError(f"Expected the name of a species or an input, got {short(name)}.")
     return Named(name)
 
 
@@ -252,9 +331,11 @@ class NeuralRate(AbstractRateLaw):
         dtype: Any = None,
     ):
         if isinstance(of, str) or not of:
-            raise ValueError(f'`of` must name one or more quantities, as `("A",)`, got {of!r}.')
-        if not size > 0:
-            raise ValueError(f"`size` must be above 0, got {size}.")
+            raise ValueError(
+                f'`of` must name one or more quantities, as `("A",)`, got {short(of)}.'
+            )
+        if not 0 < size < jnp.inf:
+            raise ValueError(f"`size` must be finite and above 0, got {size}.")
         network = eqx.nn.MLP(len(of), "scalar", width, depth, activation, dtype=dtype, key=key)
         last = network.layers[-1]
         assert last.bias is not None

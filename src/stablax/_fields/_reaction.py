@@ -1,10 +1,13 @@
 """Reactions, and how they are read from text."""
 
-import difflib
+import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, final
+
+import numpy as np
+
+from .._words import clipped, short
 
 Side = tuple[tuple[str, float], ...]
 
@@ -18,10 +21,13 @@ class Reaction:
 
     - `reactants`, `products`: `(name, coefficient)` of each, coefficients above 0. A name is that
         of a species or of an input.
+    - `from_matrix`: whether it is a column of a matrix, which may hold more than coefficients:
+        volumes, units.
     """
 
     reactants: Side
     products: Side
+    from_matrix: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -33,8 +39,13 @@ class Reaction:
 
 
 def _side_text(side: Side) -> str:
-    terms = [name if n == 1 else f"{n:.12g} {name}" for name, n in side]
+    terms = [name if n == 1 else f"{decimal(n)} {name}" for name, n in side]
     return " + ".join(terms) or "0"
+
+
+def decimal(n: float) -> str:
+    """All digits of `n`, without an exponent, as `parse` reads them."""
+    return np.format_float_positional(n, trim="-")
 
 
 class Term(NamedTuple):
@@ -68,14 +79,22 @@ def _collect(terms: tuple[Term, ...]) -> Side:
 
 
 _TOKEN = re.compile(
-    r"(?P<arrow><->|<=>|⇌|->|→)|(?P<plus>\+)|(?P<number>\d+(\.\d*)?|\.\d+)"
-    r"|(?P<name>[^\W\d]\w*)|(?P<nothing>∅)"
+    r"(?P<arrow><->|<=>|⇌|->|→)|(?P<plus>\+)|(?P<exponent>(\d+(\.\d*)?|\.\d+)[eE]\d)"
+    r"|(?P<number>\d+(\.\d*)?|\.\d+)|(?P<name>[^\W\d]\w*)|(?P<nothing>∅)"
 )
 _REVERSIBLE = ("<->", "<=>", "⇌")
 
 
+_WIDTH = 88  # of the text in an error
+
+
 def pointed(message: str, text: str, position: int) -> str:
-    """`message`, and a caret below the place in `text`."""
+    """`message`, and a caret below the place in `text`, or in the part of a long one around it."""
+    if len(text) > _WIDTH:
+        start = max(0, min(position - _WIDTH // 2, len(text) - _WIDTH))
+        before, after = "... " * (start > 0), " ..." * (start + _WIDTH < len(text))
+        text = f"{before}{text[start : start + _WIDTH]}{after}"
+        position += len(before) - start
     return f"{message}\n    {text}\n    {' ' * position}^"
 
 
@@ -86,7 +105,7 @@ def parse(text: str, where: str) -> Equation:
     **Raises:** `ValueError` that begins with `where` and points at what is wrong.
     """
     if "\n" in text:
-        raise ValueError(f"{where}: one text is one reaction, got several lines: {text!r}.")
+        raise ValueError(f"{where}: one text is one reaction, got several lines: {short(text)}.")
 
     def wrong(message: str, position: int) -> ValueError:
         return ValueError(pointed(f"{where}: {message}", text, position))
@@ -101,7 +120,13 @@ def parse(text: str, where: str) -> Equation:
         if match is None:
             raise wrong(
                 f"{text[position]!r} has no place in a reaction. Write it as `A + 2 B -> C`, with "
-                "`->` or `<->`; names are letters, digits and `_`.",
+                "`->` or `<->`; coefficients are decimals (0.5), names letters, digits and `_`.",
+                position,
+            )
+        if match.lastgroup == "exponent":
+            raise wrong(
+                f"{match.group()!r} may begin a number or a name. Write coefficients as decimals, "
+                "without an exponent, and a blank before a name that begins with `e`.",
                 position,
             )
         tokens.append((str(match.lastgroup), match.group(), position))
@@ -114,6 +139,11 @@ def parse(text: str, where: str) -> Equation:
     (at,) = arrows
     left = _read_side(tokens[:at], tokens[at][2], wrong)
     right = _read_side(tokens[at + 1 :], len(text.rstrip()), wrong)
+    for side in (left, right):
+        totals = dict(_collect(side))
+        for term in side:
+            if math.isinf(totals[term.name]):
+                raise wrong("the coefficient is too large for a number.", term.position)
     if dict(_collect(left)) == dict(_collect(right)):
         raise wrong("both sides are the same: nothing reacts.", tokens[at][2])
     return Equation(left, right, tokens[at][1] in _REVERSIBLE)
@@ -138,14 +168,7 @@ def _read_side(tokens, end: int, wrong) -> tuple[Term, ...]:
         if position == len(tokens):
             return tuple(terms)
         if tokens[position][0] != "plus":
-            raise wrong(f"expected `+` or an arrow after {terms[-1].name}.", tokens[position][2])
+            raise wrong(
+                f"expected `+` or an arrow after {clipped(terms[-1].name)}.", tokens[position][2]
+            )
         position += 1
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """What may have been meant, as a sentence."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"Did you mean `{near[0]}`?"
-    return f"Known are {', '.join(known)}." if known else "None is known."

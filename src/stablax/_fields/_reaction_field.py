@@ -10,12 +10,13 @@ from jaxtyping import Array, ArrayLike, Float
 from .._linalg import as_jacobian, combination
 from .._static import Frozen, Split
 from .._types import typechecked
+from .._words import clipped, closest
 from ._declared import conserved_by
 from ._guard import Guard
 from ._guarded import GuardedField
 from ._kinetics import RateLaws
 from ._rate_laws import AbstractRateLaw
-from ._reaction import Reaction, closest, parse
+from ._reaction import Reaction, parse
 from ._reaction_input import (
     ByName,
     check_laws,
@@ -27,6 +28,7 @@ from ._reaction_input import (
     reaction_of,
     species_names,
     species_of,
+    volumes_of,
 )
 
 
@@ -69,17 +71,23 @@ class ReactionField(GuardedField):
         `args` (then a mapping), or a mapping of names to functions `f(t, y, args)`, where `y` maps
         the species to their values. An input can stand among the reactants, in place of a rate
         constant, and as `of=` of a rate law. A function that is a module is trained.
+    - `volumes`: the volume of the compartment in which each species is [volume], by name (all of
+        them), or as an array of shape `(species,)`; static. Then the state holds concentrations
+        [amount/volume], the rates are amounts per time, and dy_i/dt = (N v)_i / volumes_i: a
+        reaction moves the same amount everywhere. Without them one unit does for all.
     - `guard`: a [`Guard`][]; by default `Guard(lower=0.0)`.
     - `jacobian`: as in [`GuardedField`][].
 
-    **Attributes:** `stoichiometry` (N, a [`Frozen`][] array), `reactions` (a [`Reaction`][] for
-    each column of N), `species` and `inputs` (names), `conserved` and `laws`.
+    **Attributes:** `stoichiometry`, `reactions` (a [`Reaction`][] for each column of N), `species`
+    and `inputs` (names), `volumes` (a [`Frozen`][] array, or None), `conserved` and `laws`.
 
     **Raises:** `ValueError` for a text that is no reaction (it points at the place), a name that
-    is neither species nor input, a law that does not fit its reaction.
+    is neither species nor input, a law that does not fit its reaction, and volumes that are not
+    positive, finite and one for each species.
     """
 
-    stoichiometry: Frozen
+    _amounts: Frozen  # N
+    volumes: Frozen | None
     _kinetics: Split
     _functions: Split  # of the inputs
     reactions: tuple[Reaction, ...] = eqx.field(static=True)
@@ -94,13 +102,14 @@ class ReactionField(GuardedField):
         *,
         species: Sequence[str] | None = None,
         inputs: Sequence[str] | Mapping[str, Callable] = (),
+        volumes: Any = None,
         guard: Guard = Guard(lower=0.0),
         jacobian: Any = None,
     ):
         functions = input_functions(inputs)
         if isinstance(stoichiometry, str):
             raise TypeError(
-                f'`stoichiometry` must be a list of texts, such as `["{stoichiometry}"]`.'
+                f'`stoichiometry` must be a list of texts, such as `["{clipped(stoichiometry)}"]`.'
             )
         if is_text(stoichiometry):
             equations = [parse(text, f"Reaction {i + 1}") for i, text in enumerate(stoichiometry)]
@@ -115,8 +124,9 @@ class ReactionField(GuardedField):
             laws = rates
         clash = set(self.species) & set(functions)
         if clash:
-            raise ValueError(f"`{min(clash)}` is a species and an input.")
-        self.stoichiometry = Frozen(matrix)
+            raise ValueError(f"`{clipped(min(clash))}` is a species and an input.")
+        self._amounts = Frozen(matrix)
+        self.volumes = volumes_of(volumes, self.species)
         self.inputs = tuple(functions)
         self._functions = Split(tuple(functions.values()), "inputs")
         if callable(laws):
@@ -129,12 +139,20 @@ class ReactionField(GuardedField):
         self.jacobian = as_jacobian(jacobian)
 
     @property
+    def stoichiometry(self) -> Frozen:
+        """What makes dy/dt of the rates, shape `(species, reactions)`: N, and with `volumes` each
+        row of it divided by the volume of its species."""
+        if self.volumes is None:
+            return self._amounts
+        return Frozen(self._amounts.value / self.volumes.value[:, None])
+
+    @property
     def kinetics(self) -> Any:
         """What computes the rates: the laws together, or the function that was given."""
         return self._kinetics.tree
 
     def rates(self, t: Any, y: Any, args: Any) -> Array:
-        """The rate v of each reaction.
+        """The rate v of each reaction: [state/time], or with `volumes` [amount/time].
 
         **Arguments:**
 
@@ -161,7 +179,8 @@ class ReactionField(GuardedField):
         return rates
 
     def vector_field(self, t, y: Float[Array, " species"], args) -> Float[Array, " species"]:
-        return jnp.asarray(self.stoichiometry.value, y.dtype) @ self.rates(t, y, args)
+        rates = self.rates(t, y, args)  # which looks at what `y` is
+        return jnp.asarray(self.stoichiometry.value, y.dtype) @ rates
 
     def _quantities(self, t, y, args) -> Array:
         """The species and the inputs."""
@@ -172,15 +191,19 @@ class ReactionField(GuardedField):
         for name, function in zip(self.inputs, self._functions.tree, strict=True):
             value = jnp.asarray(function(t, named, args), y.dtype)
             if value.shape != ():
-                raise ValueError(f"The input `{name}` must be a number, got shape {value.shape}.")
+                raise ValueError(
+                    f"The input `{clipped(name)}` must be a number, got shape {value.shape}."
+                )
             values.append(value)
         return jnp.concatenate([y, jnp.stack(values)])
 
     @property
     def conserved(self) -> Frozen:
-        """Rows L with L N = 0, shape `(quantities, species)`: whole numbers where N holds whole
-        numbers or simple fractions."""
-        return conserved_by(self.stoichiometry)
+        """Rows L with L f = 0, shape `(quantities, species)`, of the left null space of N: whole
+        numbers where N holds whole numbers or simple fractions. With `volumes` each column is
+        multiplied by the volume of its species: L y are amounts."""
+        rows = conserved_by(self._amounts)
+        return rows if self.volumes is None else Frozen(rows.value * self.volumes.value)
 
     @property
     def laws(self) -> tuple[AbstractRateLaw, ...] | None:
@@ -219,7 +242,7 @@ class ReactionField(GuardedField):
         **Raises:** `ValueError` for a name that is no species.
         """
         if name not in self.species:
-            raise ValueError(f"`{name}` is no species. {closest(name, self.species)}")
+            raise ValueError(f"`{clipped(name)}` is no species. {closest(name, self.species)}")
         return self.species.index(name)
 
     @typechecked
@@ -251,6 +274,9 @@ class ReactionField(GuardedField):
         ]
         if self.inputs:
             lines.append(f"  inputs:    {', '.join(self.inputs)}")
+        if self.volumes is not None:
+            each = zip(self.species, self.volumes.value, strict=True)
+            lines.append(f"  volumes:   {', '.join(f'{name} {v:.6g}' for name, v in each)}")
         for row in self.conserved.value:
             lines.append(f"  conserved: {combination(row, self.species)}")
         if laws is None:

@@ -7,9 +7,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
-from .._static import concrete_array, is_traced
+from .._static import Frozen, concrete_array, is_traced
+from .._words import clipped, closest, quoted, short
 from ._rate_laws import AbstractRateLaw
-from ._reaction import Equation, Reaction, closest, pointed
+from ._reaction import Equation, Reaction, pointed
 
 
 def is_text(stoichiometry: Any) -> bool:
@@ -29,7 +30,7 @@ class ByName(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.species:
-            raise KeyError(f"`{name}` is no species. {closest(name, self.species)}")
+            raise KeyError(f"`{clipped(name)}` is no species. {closest(name, self.species)}")
         return self.y[self.species.index(name)]
 
     def __iter__(self):
@@ -48,17 +49,18 @@ class _FromArgs(eqx.Module):
         try:
             return args[self.name]
         except (TypeError, KeyError, IndexError):
-            is_mapping = isinstance(args, Mapping)
-            known = f"has {', '.join(map(repr, args))}" if is_mapping else f"is {args!r}"
+            name = clipped(self.name)
+            keys = ", ".join(map(repr, args)) if isinstance(args, Mapping) else None
+            known = f"is {short(args)}" if keys is None else f"has {clipped(keys)}"
             raise ValueError(
-                f"The input `{self.name}` is looked up in `args`, which must be a mapping such as "
-                f"`{{'{self.name}': 1.0}}`, and {known}."
+                f"The input `{name}` is looked up in `args`, which must be a mapping such as "
+                f"`{{'{name}': 1.0}}`, and {known}."
             ) from None
 
 
 def input_functions(inputs) -> dict[str, Callable]:
     if isinstance(inputs, str):
-        raise TypeError(f'`inputs` must be a tuple of names, such as `("{inputs}",)`.')
+        raise TypeError(f'`inputs` must be a tuple of names, such as `("{clipped(inputs)}",)`.')
     if not isinstance(inputs, Mapping):
         inputs = {name: _FromArgs(name) for name in inputs}
     for name in inputs:
@@ -68,7 +70,7 @@ def input_functions(inputs) -> dict[str, Callable]:
 
 def _check_name(name: Any, what: str) -> None:
     if not (isinstance(name, str) and name.isidentifier()):
-        raise ValueError(f"`{what}` must be names of letters, digits and `_`, got {name!r}.")
+        raise ValueError(f"`{what}` must be names of letters, digits and `_`, got {short(name)}.")
 
 
 def species_names(species: Sequence[str] | None, size: int) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def species_names(species: Sequence[str] | None, size: int) -> tuple[str, ...]:
         _check_name(name, "species")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`species` names `{twice}` twice.")
+        raise ValueError(f"`species` names `{clipped(twice)}` twice.")
     if len(names) != size:
         raise ValueError(f"`species` has {len(names)} names, but N has {size} rows.")
     return names
@@ -95,14 +97,16 @@ def species_of(
         for term in (*equation.left, *equation.right):
             if term.name in inputs:
                 if term.name not in left:
-                    message = f"Reaction {i + 1}: the input `{term.name}` cannot be produced."
+                    message = (
+                        f"Reaction {i + 1}: the input `{clipped(term.name)}` cannot be produced."
+                    )
                     raise ValueError(pointed(message, text, term.position))
             elif species is None or term.name in species:
                 found[term.name] = None
             else:
                 message = (
-                    f"Reaction {i + 1}: `{term.name}` is neither in `species` nor in `inputs`. "
-                    + closest(term.name, (*species, *inputs))
+                    f"Reaction {i + 1}: `{clipped(term.name)}` is neither in `species` nor in "
+                    "`inputs`. " + closest(term.name, (*species, *inputs))
                 )
                 raise ValueError(pointed(message, text, term.position))
     if not found and species is None:
@@ -126,7 +130,7 @@ def one_each(equations, texts, rates: Sequence[Any]) -> list[Any]:
                 if equation.reversible
                 else "goes one way: it needs one rate law"
             )
-            raise ValueError(f"Reaction {i + 1}, `{text}`, {wanted}, got {rate!r}.")
+            raise ValueError(f"Reaction {i + 1}, `{clipped(text)}`, {wanted}, got {short(rate)}.")
         laws.extend(rate if pair else [rate])
     return laws
 
@@ -137,7 +141,7 @@ def check_laws(laws: Sequence[Any], count: int) -> None:
     for i, law in enumerate(laws):
         if not isinstance(law, AbstractRateLaw):
             raise TypeError(
-                f"`rates[{i}]` must be a rate law, such as `MassAction(1.0)`, got {law!r}."
+                f"`rates[{i}]` must be a rate law, such as `MassAction(1.0)`, got {short(law)}."
             )
 
 
@@ -151,17 +155,50 @@ def matrix_of(reactions: Sequence[Reaction], species: tuple[str, ...]) -> np.nda
     return matrix
 
 
-def checked_matrix(stoichiometry: Any) -> np.ndarray:
-    if is_traced(stoichiometry):
-        return concrete_array(stoichiometry, "stoichiometry")  # raises
+def _finite(x: Any, name: str) -> np.ndarray:
+    """`x` as finite numbers; of shape `()` if it is none."""
+    if is_traced(x):
+        return concrete_array(x, name)  # raises
     try:
-        matrix = np.asarray(concrete_array(stoichiometry, "stoichiometry"), float)
-    except (TypeError, ValueError):
-        matrix = np.zeros(())
-    if matrix.ndim != 2 or 0 in matrix.shape or not np.isfinite(matrix).all():
+        numbers = np.asarray(concrete_array(x, name), float)
+    except (TypeError, ValueError, OverflowError):
+        return np.zeros(())
+    return numbers if np.isfinite(numbers).all() else np.zeros(())
+
+
+def volumes_of(volumes: Any, species: tuple[str, ...]) -> Frozen | None:
+    """The volume in which each species is, in their order."""
+    if volumes is None:
+        return None
+    given = volumes
+    if isinstance(volumes, Mapping):
+        for name in volumes:
+            if name not in species:
+                raise ValueError(
+                    f"`volumes`: {short(name)} is no species. {closest(str(name), species)}"
+                )
+        missing = [name for name in species if name not in volumes]
+        if missing:
+            raise ValueError(
+                f"`volumes` must name every species, and lacks {clipped(quoted(missing))}."
+            )
+        given = [concrete_array(volumes[name], f"volumes[{name!r}]") for name in species]
+    numbers = _finite(given, "volumes")
+    with np.errstate(divide="ignore", over="ignore"):
+        if numbers.shape != (len(species),) or not (np.isfinite(1 / numbers) & (numbers > 0)).all():
+            raise ValueError(
+                f"`volumes` must be one positive and finite number for each of the {len(species)} "
+                f"species, by name or as an array of shape ({len(species)},), got {short(volumes)}."
+            )
+    return Frozen(numbers)
+
+
+def checked_matrix(stoichiometry: Any) -> np.ndarray:
+    matrix = _finite(stoichiometry, "stoichiometry")
+    if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(
             "`stoichiometry` must be a list of reactions as text, or a finite matrix of shape "
-            f"(species, reactions), got {stoichiometry!r}."
+            f"(species, reactions), got {short(stoichiometry)}."
         )
     return matrix
 
@@ -170,4 +207,4 @@ def reaction_of(column: np.ndarray, species: tuple[str, ...]) -> Reaction:
     side = lambda sign: tuple(
         (name, float(sign * n)) for name, n in zip(species, column, strict=True) if sign * n > 0
     )
-    return Reaction(side(-1), side(1))
+    return Reaction(side(-1), side(1), from_matrix=True)

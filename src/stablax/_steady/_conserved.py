@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from .._fields import declared_conserved
 from .._linalg import row_projector
 from .._static import Frozen, real_array
+from .._words import short
 from ._detect import ConservedQuantities
 
 
@@ -65,7 +66,7 @@ def refuse_rows(conserved: Frozen, field, y0: Float[Array, " n"], clip) -> None:
     relative = np.abs(drift) / np.array(scale)
     point, i = np.unravel_index(np.nanargmax(relative), relative.shape)
     raise ValueError(
-        f"`conserved[{i}]` = {rows[i].tolist()} is not conserved by the field: L f = "
+        f"`conserved[{i}]` = {short(rows[i].tolist())} is not conserved by the field: L f = "
         f"{drift[point][i]:.3g} at a state where |L| |f| = {scale[point][i]:.3g}. Rows must "
         "satisfy L f(t, y, args) = 0 at every state."
     )
