@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from ._static import is_traced, refuse_masked
+from ._words import short
 
 
 def as_state(y: PyTree, name: str) -> PyTree:
@@ -16,7 +17,9 @@ def as_state(y: PyTree, name: str) -> PyTree:
     cannot be one."""
     leaves, treedef = jtu.tree_flatten_with_path(y)
     if not leaves:
-        raise ValueError(f"`{name}` holds no array: {y!r}. A state needs at least one component.")
+        raise ValueError(
+            f"`{name}` holds no array: {short(y)}. A state needs at least one component."
+        )
     arrays = [_as_floating(leaf, f"{name}{jtu.keystr(path)}") for path, leaf in leaves]
     if not any(a.size for a in arrays):
         raise ValueError(f"`{name}` has no component: all its arrays are empty.")

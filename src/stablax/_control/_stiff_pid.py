@@ -29,7 +29,7 @@ _X64 = 'jax.config.update("jax_enable_x64", True)'
 def _number(x: Any, name: str, least: float = 0.0) -> float:
     value = real_number(x, name)
     if not least < value < np.inf:
-        raise ValueError(f"`{name}` must be a finite number above {least:g}, got {x!r}.")
+        raise ValueError(f"`{name}` must be a finite number above {least:g}, got {short(x)}.")
     return value
 
 
@@ -60,7 +60,7 @@ def _times(ts: Any, name: str) -> tuple[float, ...]:
         return ()
     values = np.atleast_1d(real_array(ts, name))
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"`{name}` must be a sequence of finite times, got {ts!r}.")
+        raise ValueError(f"`{name}` must be a sequence of finite times, got {short(ts)}.")
     return tuple(float(t) for t in np.unique(values))
 
 

@@ -16,6 +16,7 @@ from .._linalg import as_jacobian
 from .._states import as_state, same_shape_and_dtype
 from .._static import Split, Static, is_traced, real_array
 from .._types import VF, YLike, typechecked
+from .._words import short
 from ._guard import Guard
 from ._guarded import GuardedField, bare
 
@@ -196,7 +197,7 @@ def _positive(sizes: Any, name: str) -> Static:
     def leaf(path, x):
         value = real_array(x, f"{name}{jtu.keystr(path)}")
         if not (np.isfinite(value) & (value > 0)).all():
-            raise ValueError(f"`{name}` must be positive and finite, got {x!r}.")
+            raise ValueError(f"`{name}` must be positive and finite, got {short(x)}.")
         return value
 
     return Static(jtu.tree_map_with_path(leaf, sizes), name)

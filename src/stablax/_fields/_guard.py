@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._states import broadcast_prefix, for_each_component
 from .._static import Static, real_array, real_number
+from .._words import short
 
 
 def _is_none(x: Any) -> bool:
@@ -24,7 +25,7 @@ def _normalise(bounds: Any, name: str) -> PyTree[np.ndarray] | None:
         where = f"{name}{jtu.keystr(path)}"
         value = np.asarray(missing) if x is None else real_array(x, where)
         if np.isnan(value).any():
-            raise ValueError(f"`{where}` holds nan: {x!r}. Use -inf / inf for 'no bound'.")
+            raise ValueError(f"`{where}` holds nan: {short(x)}. Use -inf / inf for 'no bound'.")
         return value
 
     return jtu.tree_map_with_path(leaf, bounds, is_leaf=_is_none)
@@ -98,12 +99,12 @@ class Guard:
             _check_order(self.lower, self.upper)
         self.fill = None if fill is None else real_number(fill, "fill")
         if self.fill is not None and not np.isfinite(self.fill):
-            raise ValueError(f"`fill` must be finite or None, got {fill!r}.")
+            raise ValueError(f"`fill` must be finite or None, got {short(fill)}.")
         self.pull = real_number(pull, "pull")
         if not (np.isfinite(self.pull) and self.pull >= 0):
-            raise ValueError(f"`pull` must be a finite rate >= 0, got {pull!r}.")
+            raise ValueError(f"`pull` must be a finite rate >= 0, got {short(pull)}.")
         if not isinstance(reject, bool):
-            raise TypeError(f"`reject` must be True or False, got {reject!r}.")
+            raise TypeError(f"`reject` must be True or False, got {short(reject)}.")
         self.reject = reject
         self._key = Static((self.lower, self.upper, self.fill, self.pull, self.reject))
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, PyTree
 from .._linalg import AbstractJacobian, as_jacobian
 from .._states import as_state, same_shape_and_dtype, state_dtype
 from .._types import VF, Args, Y
+from .._words import short
 from ._activity import GuardActivity
 from ._gate import derivative_is_finite, gate, off_the_walls
 from ._guard import Guard
@@ -68,7 +69,7 @@ def _check_field(fn: Any) -> None:
     if isinstance(fn, type):
         raise TypeError(f"The field is the class `{fn.__name__}`: make one, `{fn.__name__}(...)`.")
     if not callable(fn):
-        raise TypeError(f"`fn` must be a callable f(t, y, args), got {fn!r}.")
+        raise TypeError(f"`fn` must be a callable f(t, y, args), got {short(fn)}.")
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):  # some callables written in C have none
@@ -81,7 +82,7 @@ def _check_field(fn: Any) -> None:
         text = f"A field is called as f(t, y, args), but `{name}` takes ({takes})."
         if isinstance(fn, eqx.Module):
             text += (
-                " Write an `eqx.Module` that holds it and has `__call__(self, t, y, args)`, so that "
+                " Write an `eqx.Module` that holds it, with `__call__(self, t, y, args)`, so that "
                 "its arrays are trained (a lambda would hide them); or use `stablax.MLPField`."
             )
         raise TypeError(text) from None
@@ -89,7 +90,7 @@ def _check_field(fn: Any) -> None:
 
 def _check_guard(guard: Any) -> None:
     if not isinstance(guard, Guard):
-        raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {guard!r}.")
+        raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {short(guard)}.")
 
 
 def _activity(guard: Guard, fn: VF, t: Any, y: Y, args: Args) -> GuardActivity:

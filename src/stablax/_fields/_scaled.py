@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._static import Static, real_array, real_number
 from .._types import Args, ScalarLike, Y, YLike, typechecked
+from .._words import short
 from ._guard import Guard
 from ._guarded import GuardedField
 from ._sized import positive
@@ -36,7 +37,7 @@ class Scales:
             where = f"yscale{jtu.keystr(path)}"
             value = real_array(x, where)
             if not (np.isfinite(value) & (value > 0)).all():
-                raise ValueError(f"`{where}` must be finite and > 0, got {x!r}.")
+                raise ValueError(f"`{where}` must be finite and > 0, got {short(x)}.")
             return value
 
         self.yscale = jtu.tree_map_with_path(leaf, yscale)
@@ -61,7 +62,7 @@ class Scales:
         """
         times = real_array(ts, "ts")
         if times.ndim != 1 or times.size < 2 or not np.isfinite(times).all():
-            raise ValueError(f"`ts` must be a vector of two or more finite times, got {ts!r}.")
+            raise ValueError(f"`ts` must be a vector of two or more finite times, got {short(ts)}.")
         if axis < 0:
             raise ValueError(f"`axis` must be at least 0, got {axis}.")
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._states import as_state, same_shape_and_dtype
 from .._static import Frozen, real_array
 from .._types import Args, Y
+from .._words import short
 from ._guarded import GuardedField
 
 
@@ -64,7 +65,7 @@ def check_least(**values: tuple[int, int]) -> None:
 
 def positive(value: float, name: str) -> float:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
+        raise ValueError(f"`{name}` must be a finite number > 0, got {short(value)}.")
     return float(value)
 
 
@@ -73,10 +74,11 @@ def positive_vector(value: Any, size: int, name: str) -> Frozen:
     given = real_array(value, name)
     if given.shape not in ((), (size,)):
         raise ValueError(
-            f"`{name}` must be a number or one for each of the {size} components, got {value!r}."
+            f"`{name}` must be a number or one for each of the {size} components, got "
+            f"{short(value)}."
         )
     if not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"`{name}` must be finite and > 0, got {value!r}.")
+        raise ValueError(f"`{name}` must be finite and > 0, got {short(value)}.")
     return Frozen(np.broadcast_to(given, (size,)))
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .._states import same_shape_and_dtype
 from .._static import Split, Static, concrete_array
 from .._types import Args, typechecked
+from .._words import short
 
 
 class AbstractDose(eqx.Module):
@@ -190,14 +191,14 @@ def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
 
     arrays = jtu.tree_map_with_path(leaf, tree)
     if not jtu.tree_leaves(arrays):
-        raise ValueError(f"`{name}` holds no number: {tree!r}. For no dose, `dose=None`.")
+        raise ValueError(f"`{name}` holds no number: {short(tree)}. For no dose, `dose=None`.")
     return arrays
 
 
 def _as_mask(x: Any, name: str) -> np.ndarray:
     mask = concrete_array(x, name)
     if mask.dtype != bool:
-        raise TypeError(f"`{name}` must be booleans, got {x!r}.")
+        raise TypeError(f"`{name}` must be booleans, got {short(x)}.")
     return mask
 
 
