@@ -50,7 +50,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
     value = concrete_array(x, name)
     if not any(np.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating)):
         raise TypeError(
-            f"`{name}` must be a real number or an array of them, got {short(x)} "
+            f"`{name}` must be a number or an array of numbers, got {short(x)} "
             f"({type(x).__name__})."
         )
     return value.astype(float)
@@ -60,7 +60,7 @@ def real_number(x: Any, name: str) -> float:
     """`x` as a Python float, or an error as that of `real_array`."""
     value = real_array(x, name)
     if value.shape != ():
-        raise TypeError(f"`{name}` must be one number, got {short(x)}.")
+        raise TypeError(f"`{name}` must be a number, got {short(x)}.")
     return float(value)
 
 

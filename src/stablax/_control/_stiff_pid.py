@@ -29,7 +29,7 @@ _X64 = 'jax.config.update("jax_enable_x64", True)'
 def _number(x: Any, name: str, least: float = 0.0) -> float:
     value = real_number(x, name)
     if not least < value < np.inf:
-        raise ValueError(f"`{name}` must be a finite number above {least:g}, got {short(x)}.")
+        raise ValueError(f"`{name}` must be a number above {least:g} and finite, got {short(x)}.")
     return value
 
 

@@ -191,8 +191,8 @@ class Guarded(eqx.Module):
     jacobian: AbstractJacobian | None = eqx.field(default=None, converter=as_jacobian)
 
     def __check_init__(self):
-        _check_field(self.fn)
         _check_guard(self.guard)
+        _check_field(self.fn)
 
     def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
         return evaluate(self, t, y, args)

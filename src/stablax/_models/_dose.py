@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._states import same_shape_and_dtype
-from .._static import Split, Static, concrete_array
+from .._static import Split, Static, concrete_array, is_traced, refuse_masked
 from .._types import Args, typechecked
 from .._words import short
 
@@ -179,10 +179,13 @@ def as_dose(dose: Any) -> AbstractDose | None:
 def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
+        refuse_masked(x, where)
         try:
             dtype = jnp.result_type(x)
         except TypeError:
             raise TypeError(f"`{where}` is a {type(x).__name__}, not a number or array.") from None
+        if not is_traced(x) and not np.isfinite(np.asarray(x)).all():
+            raise ValueError(f"`{where}` is not finite: {short(x)}.")
         if jnp.issubdtype(dtype, jnp.floating):
             return jnp.asarray(x, dtype)
         if jnp.issubdtype(dtype, jnp.integer):

@@ -54,7 +54,7 @@ class SteadyOptions(eqx.Module):
             raise ValueError(f"`rtol={rtol}` is below what {dtype} can resolve ({least:.2g}).")
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 < value < np.inf:
-                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
+                raise ValueError(f"`{name}` must be a number above 0 and finite, got {value}.")
         return SteadyOptions(self.chain, float(rtol), float(atol), self.max_steps, self.stability)
 
 
