@@ -166,7 +166,7 @@ def test_a_field_that_returns_something_else_is_refused(fn, error, words):
         (jnp.arange(3), r"Write it as `\[0., 1., 2.\]`"),
         (np.array([True]), "real and floating-point"),
         ({"a": 1.0, "b": jnp.ones(2, jnp.float32)}, "mixes dtypes"),
-        ("one", "parameter 'y0'"),
+        ("one", "`y0` must be an array"),
     ],
 )
 def test_a_state_that_is_not_floating_point_is_refused(y, words):

@@ -9,7 +9,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
-from ._static import is_traced
+from ._static import is_traced, refuse_masked
+from ._words import short
 
 
 def as_state(y: PyTree, name: str) -> PyTree:
@@ -17,7 +18,9 @@ def as_state(y: PyTree, name: str) -> PyTree:
     cannot be one."""
     leaves, treedef = jtu.tree_flatten_with_path(y)
     if not leaves:
-        raise ValueError(f"`{name}` holds no array: {y!r}. A state needs at least one component.")
+        raise ValueError(
+            f"`{name}` holds no array: {short(y)}. A state needs at least one component."
+        )
     arrays = [_as_floating(leaf, f"{name}{jtu.keystr(path)}") for path, leaf in leaves]
     if not any(a.size for a in arrays):
         raise ValueError(f"`{name}` has no component: all its arrays are empty.")
@@ -31,6 +34,7 @@ def as_state(y: PyTree, name: str) -> PyTree:
 
 
 def _as_floating(leaf: Any, name: str) -> Array:
+    refuse_masked(leaf, name)
     try:
         dtype = jnp.result_type(leaf)
     except TypeError:
@@ -48,11 +52,54 @@ def _as_floating(leaf: Any, name: str) -> Array:
             f"`{name}` is an integer array ({dtype}, {shown}); a state is floating-point. "
             f"Write it as `{as_float}`."
         )
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"`{name}` has dtype {dtype}; a state is real. Split it into real and imaginary parts: "
+            f"`(y.real, y.imag)`, put together again in the field."
+        )
     raise TypeError(f"`{name}` has dtype {dtype}; a state is real and floating-point.")
 
 
 def state_dtype(y: PyTree) -> np.dtype:
     return np.dtype(jtu.tree_leaves(y)[0].dtype)
+
+
+def broadcast_prefix(prefix: PyTree, full: PyTree) -> list | None:
+    """The leaves of `prefix`, one for each leaf of `full`; None if it is not a prefix."""
+    out: list = []
+    try:
+        jtu.tree_map(lambda x, sub: out.extend([x] * len(jtu.tree_leaves(sub))), prefix, full)
+    except (ValueError, TypeError):
+        return None
+    return out
+
+
+def for_each_component(given: PyTree[np.ndarray], y: PyTree[Array], what: str) -> PyTree:
+    """Numbers and arrays that a user gave for (parts of) a state, in the structure, shapes and
+    dtype of the state `y`; an error calls them `what`."""
+    leaves, treedef = jtu.tree_flatten(y)
+    fitted = broadcast_prefix(given, y)
+    if fitted is None:
+        hint = (
+            " A list or tuple is tree structure: for the components of an array, use "
+            "`np.array([...])`."
+            if isinstance(given, list | tuple)
+            else ""
+        )
+        raise ValueError(
+            f"{what} has the structure {jtu.tree_structure(given)}, but the state has the "
+            f"structure {treedef}.{hint}"
+        )
+    out = []
+    for x, leaf in zip(fitted, leaves, strict=True):
+        shape = jnp.shape(leaf)
+        try:
+            out.append(np.broadcast_to(x.astype(leaf.dtype), shape))
+        except ValueError:
+            raise ValueError(
+                f"{what} has shape {x.shape}, but the state has shape {shape}."
+            ) from None
+    return jtu.tree_unflatten(treedef, out)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -138,6 +185,7 @@ def as_args(args: PyTree, dtype: np.dtype) -> PyTree:
             return jnp.asarray(x, dtype)
         if isinstance(x, int) and not isinstance(x, bool):
             return jnp.asarray(x)
+        refuse_masked(x, "args")
         return jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x
 
     return jtu.tree_map(leaf, args)

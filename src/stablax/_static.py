@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._pickling import by_name
+from ._words import short
 
 _T = TypeVar("_T")
 
@@ -30,9 +31,39 @@ def concrete_array(x: Any, name: str) -> np.ndarray:
             f"`{name}` is a traced array, which cannot be held statically. Pass a tuple or an "
             "`np.array` that is built outside `jit`, `grad` and `vmap`."
         )
+    refuse_masked(x, name)
     value = np.array(x.value if isinstance(x, Frozen) else x)
     value.setflags(write=False)
     return value
+
+
+def refuse_masked(x: Any, name: str) -> None:
+    """numpy and jax take the numbers under a mask as if they were none."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"`{name}` is a masked array, whose mask would be lost. Leave the masked entries out, "
+            f"or give them a value: `{name}.filled(0.0)`."
+        )
+
+
+def real_array(x: Any, name: str) -> np.ndarray:
+    """`x` as an array of Python's floats, or an error if it is traced or holds anything else than
+    real numbers."""
+    value = concrete_array(x, name)
+    if not any(np.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating)):
+        raise TypeError(
+            f"`{name}` must be a number or an array of numbers, got {short(x)} "
+            f"({type(x).__name__})."
+        )
+    return value.astype(float)
+
+
+def real_number(x: Any, name: str) -> float:
+    """`x` as a Python float, or an error as that of `real_array`."""
+    value = real_array(x, name)
+    if value.shape != ():
+        raise TypeError(f"`{name}` must be a number, got {short(x)}.")
+    return float(value)
 
 
 def _content(leaf: Any, name: str) -> Hashable:

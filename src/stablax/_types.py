@@ -7,8 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax.tree_util as jtu
+import numpy as np
 from beartype import BeartypeConf, beartype
-from jaxtyping import Array, ArrayLike, Float, PyTree, jaxtyped
+from beartype.door import is_bearable
+from jaxtyping import Array, ArrayLike, Float, PyTree, TypeCheckError, jaxtyped
+
+from ._words import closest, quoted, short
 
 Y = PyTree[Float[Array, "..."]]
 """A state: any PyTree of real floating-point arrays."""
@@ -19,28 +23,104 @@ VF = Callable[[Any, Any, Any], Any]
 """A vector field `f(t, y, args)`; returns `dy/dt` with the structure, shapes and dtype of `y`."""
 ScalarLike = float | int | Float[ArrayLike, ""]
 
+_STATIC_NUMBERS = (int, float, bool, int | None, float | None, bool | None)
+_IN_WORDS = (
+    (VF, "a function f(t, y, args)"),
+    (YLike, "an array, or a PyTree of arrays and numbers"),
+    (ScalarLike, "a number, or an array of shape ()"),
+)
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 # A float annotation takes an int as well (PEP 484), as Python itself does.
-_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_CONFIGURATION = BeartypeConf(is_pep484_tower=True)
+_check = beartype(conf=_CONFIGURATION)
+
+_CONTROLLERS = "a step size controller has it: `controller=stablax.StiffPID.preset({}=...)`"
+# Where to say what other libraries take elsewhere.
+_ELSEWHERE = {
+    **dict.fromkeys(("rtol", "atol", "dtmin", "dtmax", "step_ts", "jump_ts", "norm"), _CONTROLLERS),
+    "stepsize_controller": "it is called `controller`",
+    "saveat": "the times to save at are `ts`, the second argument of a call of the model",
+    "duration": "a phase ends at a time, `t1`; `Phase.repeat(n, period)` takes lengths",
+}
 
 
 def typechecked(fn: _F) -> _F:
-    """Checks the annotations of a public function whenever it is called (at trace time
-    under `jit`). An integer that no float holds, such as JSON brings in, is named."""
+    """Checks the names and types of what a public function is called with, whenever it is called
+    (at trace time under `jit`). The errors name the argument, what was given, and what would do.
+    Where a number is asked for that is static, one of numpy's is Python's; an integer that no float
+    holds, such as JSON brings in, is named."""
     signature = inspect.signature(fn)
+    name = fn.__qualname__.removesuffix(".__init__")
+    numbers = [p.name for p in signature.parameters.values() if p.annotation in _STATIC_NUMBERS]
     checked = jaxtyped(fn, typechecker=_check)
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
         try:
-            return checked(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(_misfit(name, signature, args, kwargs, error)) from None
+        for number in numbers:
+            given = bound.arguments.get(number)
+            if isinstance(given, np.generic):
+                bound.arguments[number] = given.item()
+        try:
+            return checked(*bound.args, **bound.kwargs)
+        except TypeCheckError as error:
+            wrong = _wrongly_typed(signature, bound.arguments)
+            if wrong is None:  # the result, or a function that this one calls
+                raise
+            raise TypeError(f"`{name}`: {wrong}") from error
         except OverflowError as error:
-            too_large = _too_large(signature.bind(*args, **kwargs).arguments)
+            too_large = _too_large(bound.arguments)
             if too_large is None:  # of something that the function has computed
                 raise
             raise ValueError(too_large) from error
 
     return call  # pyright: ignore[reportReturnType]
+
+
+def _misfit(name: str, signature: inspect.Signature, args, kwargs, error: TypeError) -> str:
+    """Why arguments do not fit a signature."""
+    known = [p for p in signature.parameters if p != "self"]
+    for given in kwargs:
+        if given in signature.parameters:
+            continue
+        elsewhere = _ELSEWHERE.get(given)
+        hint = closest(given, known) if elsewhere is None else elsewhere.format(given) + "."
+        return f"`{name}` takes no argument `{given}`: {hint[0].lower()}{hint[1:]}"
+    positional = [
+        p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    if len(args) > len(positional):
+        skip = "self" in positional
+        by_name = [p for p in known if p not in positional]
+        return (
+            f"`{name}` takes {len(positional) - skip} arguments by position "
+            f"({quoted(positional[skip:])}), got {len(args) - skip}. "
+            f"Give the others by name: {quoted(by_name)}."
+        )
+    return f"`{name}`: {error}."
+
+
+def _wrongly_typed(signature: inspect.Signature, given: dict[str, Any]) -> str | None:
+    """The first argument that is not what its annotation says, in words."""
+    for name, value in given.items():
+        hint = signature.parameters[name].annotation
+        if hint is inspect.Parameter.empty or name == "self":
+            continue
+        if not is_bearable(value, hint, conf=_CONFIGURATION):
+            given = f"{short(value)} ({type(value).__name__})"
+            return f"`{name}` must be {_in_words(hint)}, got {given}."
+    return None
+
+
+def _in_words(hint: Any) -> str:
+    for known, words in _IN_WORDS:
+        if hint is known:
+            return words
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _too_large(given: dict[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from ._fields import Guard
 from ._models import Simulation
 from ._steady import SteadyState
 from ._types import typechecked
+from ._words import short
 
 __all__ = ["gradient_check", "spectrum", "steps", "stiffness", "trajectories"]
 
@@ -104,7 +105,7 @@ def trajectories(
     chosen = list(names[:10]) if components is None else list(components)
     for name in chosen:
         if name not in names:
-            raise ValueError(f"`components` has {name!r}; the names are {', '.join(names)}.")
+            raise ValueError(f"`components` has {short(name)}; the names are {', '.join(names)}.")
     ax = _axes(ax)
     ts, seen = np.asarray(simulation.ts), np.asarray(simulation.reached)
     ys = _flat(simulation.ys, len(ts))

@@ -14,7 +14,8 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
-from .._states import all_finite, select
+from .._states import all_finite, for_each_component, select
+from .._static import Static
 from ._watch import Cause, Step, Watch, Watched
 
 
@@ -58,8 +59,9 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     controller: diffrax.AbstractStepSizeController
     guard: Guard
     rtol: Any
-    atol: Any
+    atol: Any  # the smallest, if there is one for each component
     norm: Callable[[PyTree], Any]
+    atols: Static | None = None
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
     implicit: bool = False
     factormax_after_rejection: float | None = None
@@ -95,7 +97,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             dt=jnp.zeros((), dtype),
         )
         if self._has_box(y0):
-            outside = ~self.guard.contains(lax.stop_gradient(y0), self.rtol, self.atol)
+            outside = ~self.contains(lax.stop_gradient(y0))
         else:
             outside = jnp.array(False)
         end = lax.stop_gradient(jnp.asarray(t1))
@@ -116,6 +118,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             error = None
         else:
             failed_stages = ~all_finite(y_error) | ~keeps_digits
+            y_error = self._in_one_unit(y0, y1, y_error)
             error = jtu.tree_map(lambda e: jnp.where(good, e, jnp.inf), y_error)
         kept, next_t0, next_t1, made_jump, inner, result = self.controller.adapt_step_size(
             t0, t1, y0, y1, args, error, error_order, state.inner
@@ -180,6 +183,27 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         near = lambda t: jnp.any(jnp.abs(times - t) <= resolution)
         return near(t0) | near(t1)
 
+    def atol_for(self, y) -> PyTree:
+        """The absolute tolerance of each component of the state `y`, or the one of all."""
+        if self.atols is None:
+            return self.atol
+        return for_each_component(self.atols.tree, y, "`atol`")
+
+    def contains(self, y) -> Bool[Array, ""]:
+        """Whether `y` is in the guard's box, to within the tolerances."""
+        return self.guard.contains(y, self.rtol, self.atol_for(y))
+
+    def _in_one_unit(self, y0, y1, y_error):
+        """The error estimate, scaled so that one `atol` measures all components."""
+        if self.atols is None:
+            return y_error
+
+        def leaf(error, y0, y1, atol):
+            relative = self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            return error * (self.atol + relative) / (atol + relative)
+
+        return jtu.tree_map(leaf, y_error, y0, y1, self.atol_for(y0))
+
     def _has_box(self, y) -> bool:
         return self.guard.reject and self.guard.is_bounded
 
@@ -200,7 +224,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     def _in_box(self, y0, y1):
         if not self._has_box(y0):
             return jnp.array(True), jtu.tree_map(lambda x: jnp.zeros_like(x), y1)
-        excess = lax.stop_gradient(self.guard.excess(y1, self.rtol, self.atol))
+        excess = lax.stop_gradient(self.guard.excess(y1, self.rtol, self.atol_for(y1)))
         return jnp.all(jnp.stack([jnp.all(~(x > 1)) for x in jtu.tree_leaves(excess)])), excess
 
     def _scaled_error(self, y0, y1, y_error, good):
@@ -258,10 +282,11 @@ def admissible(
     implicit: bool = False,
     factormax_after_rejection: float | None = None,
     watch: Watch | None = None,
+    atols: Static | None = None,
 ) -> AdmissibleSteps:
     """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
     not. A controller without tolerances (fixed steps) measures the box, and solves implicit
-    stages, to sqrt(eps)."""
+    stages, to sqrt(eps). `atols`: those of the components, of which `controller` has the least."""
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         rtol, atol, norm = controller.rtol, controller.atol, controller.norm
     else:
@@ -273,6 +298,7 @@ def admissible(
         rtol=rtol,
         atol=atol,
         norm=norm,
+        atols=atols,
         masks=masks,
         implicit=implicit,
         factormax_after_rejection=factormax_after_rejection,

@@ -1,6 +1,7 @@
 """`StiffPID`: a step size controller for stiff systems, without PyTree leaves."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any, final
 
@@ -13,8 +14,9 @@ import optimistix as optx
 
 from .._fields import Guard
 from .._solvers import family_of
-from .._static import concrete_array, is_traced
+from .._static import Static, is_traced, real_array, real_number
 from .._types import typechecked
+from .._words import short
 from ._admissible import AdmissibleSteps, admissible
 from ._presets import LAWS, PRESETS
 
@@ -25,9 +27,9 @@ _X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
 def _number(x: Any, name: str, least: float = 0.0) -> float:
-    value = float(concrete_array(x, name))
-    if not value > least:
-        raise ValueError(f"`{name}` must be a number above {least:g}, got {x!r}.")
+    value = real_number(x, name)
+    if not least < value < np.inf:
+        raise ValueError(f"`{name}` must be a number above {least:g} and finite, got {short(x)}.")
     return value
 
 
@@ -40,13 +42,35 @@ def refuse_traced_times(ts: Any, name: str) -> None:
         )
 
 
+def _tolerance(atol: Any) -> float | Static:
+    """One tolerance for all components, or arrays of them."""
+    if isinstance(atol, Static):
+        return atol
+
+    def leaf(path, x):
+        name = f"atol{jax.tree_util.keystr(path)}"
+        value = real_array(x, name)
+        if not (value.size and ((value > 0) & (value < np.inf)).all()):
+            raise ValueError(f"`{name}` must be finite and above 0, got {short(x)}.")
+        return value
+
+    values = jax.tree_util.tree_map_with_path(leaf, atol)
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        return float(values)
+    return Static(values, "atol")
+
+
+def _shown(atol: float | Static) -> str:
+    return short(atol.tree) if isinstance(atol, Static) else f"{atol:g}"
+
+
 def _times(ts: Any, name: str) -> tuple[float, ...]:
     if ts is None:
         return ()
     refuse_traced_times(ts, name)
-    values = np.atleast_1d(concrete_array(ts, name)).astype(float)
+    values = np.atleast_1d(real_array(ts, name))
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"`{name}` must be a sequence of finite times, got {ts!r}.")
+        raise ValueError(f"`{name}` must be a sequence of finite times, got {short(ts)}.")
     return tuple(float(t) for t in np.unique(values))
 
 
@@ -81,8 +105,9 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
 
     **Arguments:**
 
-    - `rtol`, `atol`: relative and absolute tolerance per component; > 0, `rtol` at least 10 eps
-        of the state's dtype.
+    - `rtol`, `atol`: relative and absolute tolerance; > 0, `rtol` at least 10 eps of the state's
+        dtype. `atol` in the units of the state: one number for all components, or an array (a
+        PyTree of arrays for such a state), one for each.
     - `pcoeff`, `icoeff`, `dcoeff`: gains.
     - `dtmin`, `dtmax`: limits of the step size [time]; with `force_dtmin=True` a step at `dtmin`
         is accepted whatever its error (if it is finite and inside the box).
@@ -103,7 +128,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     """
 
     rtol: float = eqx.field(static=True)
-    atol: float = eqx.field(static=True)
+    atol: float | Static = eqx.field(static=True)
     pcoeff: float = eqx.field(static=True)
     icoeff: float = eqx.field(static=True)
     dcoeff: float = eqx.field(static=True)
@@ -145,13 +170,13 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         explicit: tuple[bool, bool] = (True, True),
     ):
         self.rtol = _number(rtol, "rtol")
-        self.atol = _number(atol, "atol")
+        self.atol = _tolerance(atol)
         if explicit[0]:
             # In a program that has no float64 the tolerance can be judged already here.
             finest = np.float64 if jax.config.read("jax_enable_x64") else np.float32
             _check_reach(self.rtol, np.dtype(finest))
         for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
-            setattr(self, name, float(concrete_array(value, name)))
+            setattr(self, name, real_number(value, name))
         self.dtmin = None if dtmin is None else _number(dtmin, "dtmin")
         self.dtmax = None if dtmax is None else _number(dtmax, "dtmax")
         if self.dtmin is not None and self.dtmax is not None and self.dtmin > self.dtmax:
@@ -182,6 +207,16 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         self.jump_ts = _times(jump_ts, "jump_ts")
         self.guard = guard
         self.explicit = explicit
+
+    def __repr__(self) -> str:
+        """The tolerances, and what is not the default."""
+        shown = [f"rtol={self.rtol:g}", f"atol={_shown(self.atol)}"]
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name)
+            if name in ("rtol", "atol", "explicit") or value in (parameter.default, ()):
+                continue
+            shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
+        return f"StiffPID({', '.join(shown)})"
 
     @staticmethod
     @typechecked
@@ -240,9 +275,21 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         else:
             rtol = max(rtol, low_rtol)
         if not self.explicit[1]:
-            atol = max(atol, low_atol)
+            atol = max(self.least_atol, low_atol)
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return StiffPID(**{**fields, "rtol": rtol, "atol": atol})
+
+    @property
+    def least_atol(self) -> float:
+        """The smallest absolute tolerance of all components."""
+        if isinstance(self.atol, Static):
+            return min(float(x.min()) for x in jax.tree.leaves(self.atol.tree))
+        return self.atol
+
+    @property
+    def atols(self) -> Static | None:
+        """The absolute tolerances of the components, if they have their own."""
+        return self.atol if isinstance(self.atol, Static) else None
 
     def control_law(
         self, dtype: np.dtype | None = None
@@ -250,7 +297,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         """The diffrax controller that decides on the size of the steps, for times of `dtype`."""
         pid = diffrax.PIDController(
             rtol=self.rtol,
-            atol=self.atol,
+            atol=self.least_atol,
             pcoeff=self.pcoeff,
             icoeff=self.icoeff,
             dcoeff=self.dcoeff,
@@ -278,6 +325,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
             self.guard,
             dtype,
             factormax_after_rejection=self.factormax_after_rejection,
+            atols=self.atols,
         )
 
     # diffrax wraps a controller before it uses it, so the one that runs is `AdmissibleSteps`.

@@ -14,9 +14,10 @@ from jaxtyping import Array, PyTree
 
 from .._linalg import as_jacobian
 from .._states import as_state, same_shape_and_dtype
-from .._static import Split, Static, concrete_array, is_traced
+from .._static import Split, Static, is_traced, real_array
 from .._types import VF, YLike, typechecked
-from ._guard import Guard, broadcast_prefix
+from .._words import short
+from ._guard import Guard
 from ._guarded import GuardedField, bare
 
 
@@ -194,12 +195,9 @@ def innermost(field: VF, y: PyTree) -> tuple[VF, PyTree]:
 
 def _positive(sizes: Any, name: str) -> Static:
     def leaf(path, x):
-        value = concrete_array(x, f"{name}{jtu.keystr(path)}")
-        if value.dtype == bool or not np.issubdtype(value.dtype, np.number):
-            raise TypeError(f"`{name}` must hold numbers, got {x!r}.")
-        value = value.astype(float)
+        value = real_array(x, f"{name}{jtu.keystr(path)}")
         if not (np.isfinite(value) & (value > 0)).all():
-            raise ValueError(f"`{name}` must be positive and finite, got {x!r}.")
+            raise ValueError(f"`{name}` must be positive and finite, got {short(x)}.")
         return value
 
     return Static(jtu.tree_map_with_path(leaf, sizes), name)

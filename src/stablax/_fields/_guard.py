@@ -7,7 +7,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._static import Static, concrete_array
+from .._states import broadcast_prefix, for_each_component
+from .._static import Static, real_array, real_number
+from .._words import short
 
 
 def _is_none(x: Any) -> bool:
@@ -21,35 +23,12 @@ def _normalise(bounds: Any, name: str) -> PyTree[np.ndarray] | None:
 
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
-        value = np.asarray(missing) if x is None else concrete_array(x, where)
-        if value.dtype == bool or not np.issubdtype(value.dtype, np.number):
-            raise TypeError(
-                f"`{where}` must be a number or an array of numbers, got {x!r} "
-                f"({type(x).__name__}). Lists, tuples and dicts are tree structure."
-            )
-        value = value.astype(float)
+        value = np.asarray(missing) if x is None else real_array(x, where)
         if np.isnan(value).any():
-            raise ValueError(f"`{where}` holds nan: {x!r}. Use -inf / inf for 'no bound'.")
+            raise ValueError(f"`{where}` holds nan: {short(x)}. Use -inf / inf for 'no bound'.")
         return value
 
     return jtu.tree_map_with_path(leaf, bounds, is_leaf=_is_none)
-
-
-def _number(x: Any, name: str) -> float:
-    value = concrete_array(x, name)
-    if value.shape != () or value.dtype == bool or not np.issubdtype(value.dtype, np.number):
-        raise TypeError(f"`{name}` must be a number, got {x!r}.")
-    return float(value)
-
-
-def broadcast_prefix(prefix: PyTree, full: PyTree) -> list | None:
-    """The leaves of `prefix`, one for each leaf of `full`; None if it is not a prefix."""
-    out: list = []
-    try:
-        jtu.tree_map(lambda x, sub: out.extend([x] * len(jtu.tree_leaves(sub))), prefix, full)
-    except (ValueError, TypeError):
-        return None
-    return out
 
 
 def _check_order(lower: PyTree, upper: PyTree) -> None:
@@ -118,14 +97,14 @@ class Guard:
         self.upper = _normalise(upper, "upper")
         if self.lower is not None and self.upper is not None:
             _check_order(self.lower, self.upper)
-        self.fill = None if fill is None else _number(fill, "fill")
+        self.fill = None if fill is None else real_number(fill, "fill")
         if self.fill is not None and not np.isfinite(self.fill):
-            raise ValueError(f"`fill` must be finite or None, got {fill!r}.")
-        self.pull = _number(pull, "pull")
+            raise ValueError(f"`fill` must be finite or None, got {short(fill)}.")
+        self.pull = real_number(pull, "pull")
         if not (np.isfinite(self.pull) and self.pull >= 0):
-            raise ValueError(f"`pull` must be a finite rate >= 0, got {pull!r}.")
+            raise ValueError(f"`pull` must be a finite rate >= 0, got {short(pull)}.")
         if not isinstance(reject, bool):
-            raise TypeError(f"`reject` must be True or False, got {reject!r}.")
+            raise TypeError(f"`reject` must be True or False, got {short(reject)}.")
         self.reject = reject
         self._key = Static((self.lower, self.upper, self.fill, self.pull, self.reject))
 
@@ -162,32 +141,8 @@ class Guard:
         return self._fit(self.lower, "lower", -np.inf, y), self._fit(self.upper, "upper", np.inf, y)
 
     def _fit(self, bounds: PyTree, name: str, missing: float, y: PyTree[Array]) -> PyTree:
-        leaves, treedef = jtu.tree_flatten(y)
-        if bounds is None:
-            fitted = [np.asarray(missing)] * len(leaves)
-        else:
-            fitted = broadcast_prefix(bounds, y)
-        if fitted is None:
-            hint = (
-                " A list or tuple is tree structure: for the components of an array, use "
-                "`np.array([...])`."
-                if isinstance(bounds, list | tuple)
-                else ""
-            )
-            raise ValueError(
-                f"`Guard({name}=...)` has the structure {jtu.tree_structure(bounds)}, but the "
-                f"state has the structure {treedef}.{hint}"
-            )
-        out = []
-        for bound, leaf in zip(fitted, leaves, strict=True):
-            shape = jnp.shape(leaf)
-            try:
-                out.append(np.broadcast_to(bound.astype(leaf.dtype), shape))
-            except ValueError:
-                raise ValueError(
-                    f"`Guard({name}=...)` has shape {bound.shape}, but the state has shape {shape}."
-                ) from None
-        return jtu.tree_unflatten(treedef, out)
+        bounds = np.asarray(missing) if bounds is None else bounds
+        return for_each_component(bounds, y, f"`Guard({name}=...)`")
 
     @property
     def is_bounded(self) -> bool:
@@ -204,18 +159,19 @@ class Guard:
             lambda x, lo, hi: jnp.where(x < lo, lo, jnp.where(x > hi, hi, x)), y, lower, upper
         )
 
-    def excess(self, y: PyTree[Array], rtol: float, atol: float) -> PyTree[Array]:
-        """How far each component is outside the box, in units of `atol + rtol |bound|`;
-        a step whose largest excess is above 1 leaves the box."""
+    def excess(self, y: PyTree[Array], rtol: float, atol: PyTree) -> PyTree[Array]:
+        """How far each component is outside the box, in units of `atol + rtol |bound|` (`atol`: a
+        number, or a PyTree as `y`); a step whose largest excess is above 1 leaves the box."""
         lower, upper = self.bounds(y)
+        atols = jtu.tree_unflatten(jtu.tree_structure(y), broadcast_prefix(atol, y))
 
-        def leaf(x, lo, hi):
+        def leaf(x, lo, hi, atol):
             scale = lambda b: atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
             return jnp.maximum(0, jnp.maximum((lo - x) / scale(lo), (x - hi) / scale(hi)))
 
-        return jtu.tree_map(leaf, y, lower, upper)
+        return jtu.tree_map(leaf, y, lower, upper, atols)
 
-    def contains(self, y: PyTree[Array], rtol: float, atol: float) -> Bool[Array, ""]:
+    def contains(self, y: PyTree[Array], rtol: float, atol: PyTree) -> Bool[Array, ""]:
         """Whether `y` is in the box to within `atol + rtol |bound|`."""
         inside = [jnp.all(x <= 1) for x in jtu.tree_leaves(self.excess(y, rtol, atol))]
         return jnp.all(jnp.stack(inside))

@@ -2,7 +2,8 @@
 
 import abc
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from jaxtyping import PyTree
 from .._linalg import AbstractJacobian, as_jacobian
 from .._states import as_state, same_shape_and_dtype, state_dtype
 from .._types import VF, Args, Y
+from .._words import short
 from ._activity import GuardActivity
 from ._gate import derivative_is_finite, gate
 from ._guard import Guard
@@ -25,7 +27,12 @@ def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: C
     clipped = guard.clip(y)
 
     def checked(t, y, args):
-        out = fn(t, y, args)
+        try:
+            out = fn(t, y, args)
+        except Exception as error:
+            for note in _notes(fn, y):
+                error.add_note(note)
+            raise
         same_shape_and_dtype(out, y, what)
         return out
 
@@ -41,9 +48,49 @@ def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: C
     return out
 
 
+def _notes(fn: VF, y: Y) -> Iterator[str]:
+    """What may be behind an error that the user's code raises."""
+    if isinstance(y, list | tuple):
+        yield (
+            f"The field got a {type(y).__name__} of {len(y)} arrays, since `y0` is one. For a "
+            "vector, write `y0=jnp.array([...])`."
+        )
+    leaves = jtu.tree_leaves(eqx.filter(fn, eqx.is_inexact_array))
+    leading = {x.shape[:1] for x in leaves}
+    if len(leaves) > 1 and len(leading) == 1 and () not in leading:
+        yield (
+            f"All arrays of the field have a leading axis of {leading.pop()[0]}. If it is an "
+            "ensemble, made under `vmap`, call the model under `eqx.filter_vmap` too: "
+            "`eqx.filter_vmap(lambda model: model(y0, ts))(models)`."
+        )
+
+
+def _check_field(fn: Any) -> None:
+    if isinstance(fn, type):
+        raise TypeError(f"The field is the class `{fn.__name__}`: make one, `{fn.__name__}(...)`.")
+    if not callable(fn):
+        raise TypeError(f"`fn` must be a callable f(t, y, args), got {short(fn)}.")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # some callables written in C have none
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        takes = ", ".join(signature.parameters)
+        text = f"A field is called as f(t, y, args), but `{name}` takes ({takes})."
+        if isinstance(fn, eqx.Module):
+            text += (
+                " Write an `eqx.Module` that holds it, with `__call__(self, t, y, args)`, so that "
+                "its arrays are trained (a lambda would hide them); or use `stablax.MLPField`."
+            )
+        raise TypeError(text) from None
+
+
 def _check_guard(guard: Any) -> None:
     if not isinstance(guard, Guard):
-        raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {guard!r}.")
+        raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {short(guard)}.")
 
 
 def _activity(guard: Guard, fn: VF, t: Any, y: Y, args: Args) -> GuardActivity:
@@ -144,9 +191,8 @@ class Guarded(eqx.Module):
     jacobian: AbstractJacobian | None = eqx.field(default=None, converter=as_jacobian)
 
     def __check_init__(self):
-        if not callable(self.fn):
-            raise TypeError(f"`fn` must be a callable f(t, y, args), got {self.fn!r}.")
         _check_guard(self.guard)
+        _check_field(self.fn)
 
     def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
         return evaluate(self, t, y, args)

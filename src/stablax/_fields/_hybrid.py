@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._linalg import as_jacobian, row_projector
 from .._states import same_shape_and_dtype
-from .._static import Frozen, Split, concrete_array
+from .._static import Frozen, Split, real_array
 from .._types import VF, typechecked
 from .._words import short
 from ._coordinates import AbstractCoordinates
@@ -172,7 +172,7 @@ def _rows(known: VF, mode: str, conserve: Any) -> Frozen | None:
         raise ValueError(
             f'`conserve` has no use with `mode="{mode}"`, which keeps what N conserves in any case.'
         )
-    rows = np.atleast_2d(np.asarray(concrete_array(conserve, "conserve"), float))
+    rows = np.atleast_2d(real_array(conserve, "conserve"))
     if rows.ndim != 2 or not np.isfinite(rows).all():
         raise ValueError(
             f"`conserve` must be True, False or a finite matrix of rows, got {short(conserve)}."

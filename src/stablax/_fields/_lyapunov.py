@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._static import Frozen, concrete_array
+from .._static import Frozen, real_array
 from .._types import Args, Y, YLike, typechecked
 from ._guard import Guard
 from ._network import Network
@@ -159,8 +159,8 @@ class LyapunovField(AbstractSizedField):
 
 
 def _given(equilibrium: Any, size: int) -> Frozen:
-    leaves = [concrete_array(x, "equilibrium").ravel() for x in jtu.tree_leaves(equilibrium)]
-    value = np.concatenate(leaves).astype(float)
+    leaves = [real_array(x, "equilibrium").ravel() for x in jtu.tree_leaves(equilibrium)]
+    value = np.concatenate(leaves)
     if value.shape != (size,):
         raise ValueError(
             f"`equilibrium` has {value.size} components, but `size` is {size}: it is a state."

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._static import Frozen
 from .._types import Args, typechecked
+from .._words import short
 from ._guard import Guard
 from ._network import Network
 from ._sized import AbstractSizedField, like, positive_vector
@@ -72,7 +73,9 @@ class MLPField(AbstractSizedField):
         guard: Guard = Guard(),
     ):
         if not (math.isfinite(initial_scale) and initial_scale >= 0):
-            raise ValueError(f"`initial_scale` must be finite and >= 0, got {initial_scale!r}.")
+            raise ValueError(
+                f"`initial_scale` must be finite and >= 0, got {short(initial_scale)}."
+            )
         self.network = Network(
             size,
             size,

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import Args
+from .._words import short
 from ._sized import check_least
 
 
@@ -22,7 +23,7 @@ def external_inputs(t: Any, args: Args, time: bool, args_size: int, dtype: Any) 
         for leaf in leaves:
             if not eqx.is_array_like(leaf):
                 raise TypeError(
-                    f"`args` holds {leaf!r}, which is no number: with `args_size={args_size}` "
+                    f"`args` holds {short(leaf)}, which is no number: with `args_size={args_size}` "
                     "the network takes all of `args` as its inputs."
                 )
         numbers = [jnp.asarray(x, dtype).reshape(-1) for x in leaves]

@@ -177,7 +177,7 @@ class MassAction(AbstractRateLaw):
         if self._bases is None:
             return f"MassAction(k={self.k!r})"
         each = zip(self._bases, self._exponents, strict=True)
-        orders = ", ".join(f"{base!r}: {n:.6g}" for base, n in each)
+        orders = ", ".join(f"{short(base)}: {n:.6g}" for base, n in each)
         return f"MassAction(k={self.k!r}, orders={{{orders}}})"
 
 

@@ -182,7 +182,7 @@ def volumes_of(volumes: Any, species: tuple[str, ...]) -> Frozen | None:
             raise ValueError(
                 f"`volumes` must name every species, and lacks {clipped(quoted(missing))}."
             )
-        given = [concrete_array(volumes[name], f"volumes[{name!r}]") for name in species]
+        given = [concrete_array(volumes[name], f"volumes[{short(name)}]") for name in species]
     numbers = _finite(given, "volumes")
     with np.errstate(divide="ignore", over="ignore"):
         if numbers.shape != (len(species),) or not (np.isfinite(1 / numbers) & (numbers > 0)).all():

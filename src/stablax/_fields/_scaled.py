@@ -7,8 +7,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._static import Static, concrete_array
+from .._static import Static, real_array, real_number
 from .._types import Args, ScalarLike, Y, YLike, typechecked
+from .._words import short
 from ._guard import Guard
 from ._guarded import GuardedField
 from ._sized import positive
@@ -34,13 +35,13 @@ class Scales:
     def __init__(self, yscale: YLike, tscale: ScalarLike):
         def leaf(path, x):
             where = f"yscale{jtu.keystr(path)}"
-            value = concrete_array(x, where).astype(float)
+            value = real_array(x, where)
             if not (np.isfinite(value) & (value > 0)).all():
-                raise ValueError(f"`{where}` must be finite and > 0, got {x!r}.")
+                raise ValueError(f"`{where}` must be finite and > 0, got {short(x)}.")
             return value
 
         self.yscale = jtu.tree_map_with_path(leaf, yscale)
-        self.tscale = positive(float(concrete_array(tscale, "tscale")), "tscale")
+        self.tscale = positive(real_number(tscale, "tscale"), "tscale")
         self._key = Static((self.yscale, self.tscale))
 
     @classmethod
@@ -59,15 +60,15 @@ class Scales:
 
         **Raises:** `ValueError` for shapes that do not fit, or numbers that are not finite.
         """
-        times = concrete_array(ts, "ts").astype(float)
+        times = real_array(ts, "ts")
         if times.ndim != 1 or times.size < 2 or not np.isfinite(times).all():
-            raise ValueError(f"`ts` must be a vector of two or more finite times, got {ts!r}.")
+            raise ValueError(f"`ts` must be a vector of two or more finite times, got {short(ts)}.")
         if axis < 0:
             raise ValueError(f"`axis` must be at least 0, got {axis}.")
 
         def leaf(path, y):
             where = f"ys{jtu.keystr(path)}"
-            value = np.abs(concrete_array(y, where).astype(float))
+            value = np.abs(real_array(y, where))
             if value.ndim <= axis or value.shape[axis] != times.size:
                 raise ValueError(
                     f"`{where}` has shape {value.shape}, which has not the {times.size} times of "

@@ -15,8 +15,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._states import as_state, same_shape_and_dtype
-from .._static import Frozen, concrete_array
+from .._static import Frozen, real_array
 from .._types import Args, Y
+from .._words import short
 from ._guarded import GuardedField
 
 
@@ -64,20 +65,21 @@ def check_least(**values: tuple[int, int]) -> None:
 
 def positive(value: float, name: str) -> float:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}.")
+        raise ValueError(f"`{name}` must be a finite number > 0, got {short(value)}.")
     return float(value)
 
 
 def positive_vector(value: Any, size: int, name: str) -> Frozen:
     """A number > 0 for each of `size` components; a single one is for all of them."""
-    given = concrete_array(value, name)
-    if given.shape not in ((), (size,)) or not np.issubdtype(given.dtype, np.number):
+    given = real_array(value, name)
+    if given.shape not in ((), (size,)):
         raise ValueError(
-            f"`{name}` must be a number or one for each of the {size} components, got {value!r}."
+            f"`{name}` must be a number or one for each of the {size} components, got "
+            f"{short(value)}."
         )
     if not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"`{name}` must be finite and > 0, got {value!r}.")
-    return Frozen(np.broadcast_to(given.astype(float), (size,)))
+        raise ValueError(f"`{name}` must be finite and > 0, got {short(value)}.")
+    return Frozen(np.broadcast_to(given, (size,)))
 
 
 def like(constant: Frozen, x: Array) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .._words import short
 from ._dense import Dense, inverse_scale
 from ._jacobian import AbstractJacobian
 
@@ -29,7 +30,7 @@ class _Factors(NamedTuple):
 
 def _count(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` must be an integer >= 0, got {value!r}.")
+        raise TypeError(f"`{name}` must be an integer >= 0, got {short(value)}.")
     if value < 0:
         raise ValueError(f"`{name}` is a number of diagonals and must be >= 0, got {value}.")
     return int(value)

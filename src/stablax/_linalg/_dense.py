@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._states import all_finite
+from .._words import short
 from ._jacobian import AbstractJacobian, FlatField
 
 # Up to these sizes; measured by `benchmarks/linear_algebra.py`.
@@ -39,7 +40,9 @@ class Dense(AbstractJacobian):
 
     def __check_init__(self):
         if self.fn is not None and not callable(self.fn):
-            raise TypeError(f"`fn` must be a function fn(t, y, args) -> (n, n), got {self.fn!r}.")
+            raise TypeError(
+                f"`fn` must be a function fn(t, y, args) -> (n, n), got {short(self.fn)}."
+            )
 
     def check(self, size: int) -> None:
         pass
@@ -160,7 +163,7 @@ def as_jacobian(given: Any) -> AbstractJacobian | None:
     raise TypeError(
         "`jacobian` must be a structure (`Banded(lower, upper)`, `Sparse(pattern)`, "
         "`MatrixFree()`, `Dense()`), a function fn(t, y, args) -> (n, n), or None; got "
-        f"{given!r}."
+        f"{short(given)}."
     )
 
 

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 import lineax as lx
 
 from .._static import Static
+from .._words import short
 from ._jacobian import AbstractJacobian
 
 
@@ -39,7 +40,7 @@ class MatrixFree(AbstractJacobian):
         if solver is not None and not isinstance(solver, lx.AbstractLinearSolver):
             raise TypeError(
                 f"`solver` must be a Lineax solver, for instance `lineax.GMRES(rtol=1e-8, "
-                f"atol=1e-8)`, got {solver!r}."
+                f"atol=1e-8)`, got {short(solver)}."
             )
         self._solver = None if solver is None else Static(solver, "solver")
 

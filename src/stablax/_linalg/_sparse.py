@@ -11,6 +11,7 @@ import scipy.sparse as sps
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from .._static import is_traced
+from .._words import short
 from ._banded import Banded
 from ._dense import Dense
 from ._jacobian import AbstractJacobian
@@ -108,7 +109,7 @@ def _read(pattern: Any) -> _Pattern:
         size = pattern[2]
         if not isinstance(size, int | np.integer):
             raise TypeError(
-                f"`n` of `Sparse((rows, columns, n))` must be an integer, got {size!r}."
+                f"`n` of `Sparse((rows, columns, n))` must be an integer, got {short(size)}."
             )
         if size < 1:
             raise ValueError(f"`n` of `Sparse((rows, columns, n))` must be >= 1, got {size}.")

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._states import same_shape_and_dtype
-from .._static import Split, Static, concrete_array
+from .._static import Split, Static, concrete_array, is_traced, refuse_masked
 from .._types import Args, typechecked
+from .._words import short
 
 
 class AbstractDose(eqx.Module):
@@ -178,10 +179,13 @@ def as_dose(dose: Any) -> AbstractDose | None:
 def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
+        refuse_masked(x, where)
         try:
             dtype = jnp.result_type(x)
         except TypeError:
             raise TypeError(f"`{where}` is a {type(x).__name__}, not a number or array.") from None
+        if not is_traced(x) and not np.isfinite(np.asarray(x)).all():
+            raise ValueError(f"`{where}` is not finite: {short(x)}.")
         if jnp.issubdtype(dtype, jnp.floating):
             return jnp.asarray(x, dtype)
         if jnp.issubdtype(dtype, jnp.integer):
@@ -190,14 +194,14 @@ def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
 
     arrays = jtu.tree_map_with_path(leaf, tree)
     if not jtu.tree_leaves(arrays):
-        raise ValueError(f"`{name}` holds no number: {tree!r}. For no dose, `dose=None`.")
+        raise ValueError(f"`{name}` holds no number: {short(tree)}. For no dose, `dose=None`.")
     return arrays
 
 
 def _as_mask(x: Any, name: str) -> np.ndarray:
     mask = concrete_array(x, name)
     if mask.dtype != bool:
-        raise TypeError(f"`{name}` must be booleans, got {x!r}.")
+        raise TypeError(f"`{name}` must be booleans, got {short(x)}.")
     return mask
 
 

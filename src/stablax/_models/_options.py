@@ -10,6 +10,7 @@ import numpy as np
 from .._control import StiffPID, refuse_traced_times
 from .._fields import Guard, as_guarded
 from .._solvers import AbstractRosenbrock, FiniteSteps, Rodas5P
+from .._words import short
 from ._adjoint import DiscreteAdjoint
 
 _ADJOINTS = (
@@ -66,7 +67,7 @@ def solve_options(
     if solver is None:
         solver = Rodas5P()
     if not isinstance(solver, diffrax.AbstractSolver):
-        raise TypeError(f"`solver` must be a diffrax solver, got {solver!r}.")
+        raise TypeError(f"`solver` must be a diffrax solver, got {short(solver)}.")
     if isinstance(solver, FiniteSteps):
         solver = solver.solver  # The field is protected from the inside; one gate is enough.
     _check_terms(solver)
@@ -77,7 +78,7 @@ def solve_options(
         controller = StiffPID.preset(solver=solver)
     if not isinstance(controller, diffrax.AbstractStepSizeController):
         raise TypeError(
-            f"`controller` must be a diffrax step size controller, got {controller!r}; for "
+            f"`controller` must be a diffrax step size controller, got {short(controller)}; for "
             "instance `StiffPID.preset()`."
         )
     if isinstance(controller, diffrax.StepTo):
@@ -122,7 +123,7 @@ def solve_options(
     if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
     if trace not in (None, "record", "print"):
-        raise ValueError(f'`trace` must be "record", "print" or None, got {trace!r}.')
+        raise ValueError(f'`trace` must be "record", "print" or None, got {short(trace)}.')
     return SolveOptions(
         solver,
         controller,

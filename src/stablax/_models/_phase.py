@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from .._states import as_args
 from .._static import Static
 from .._types import Args, ScalarLike, typechecked
+from .._words import short
 from ._dose import AbstractDose, as_dose
 
 
@@ -82,7 +83,7 @@ class Phase(eqx.Module):
         try:
             t1 = jnp.asarray(t1, float)
         except (TypeError, ValueError):
-            raise TypeError(f"`t1` must be a time, got {t1!r}.") from None
+            raise TypeError(f"`t1` must be a time, got {short(t1)}.") from None
         if t1.ndim > 1 or t1.size == 0:
             raise ValueError(
                 f"`t1` must be one time, or a vector of the ends of one or more phases, got shape "
@@ -155,7 +156,9 @@ def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
     if isinstance(phases, Phase):
         phases = [phases]
     if not isinstance(phases, Sequence) or not phases:
-        raise TypeError(f"`phases` must be a `Phase` or a sequence of one or more, got {phases!r}.")
+        raise TypeError(
+            f"`phases` must be a `Phase` or a sequence of one or more, got {short(phases)}."
+        )
     stacks: list[list[Stack]] = []
     first = 0
     for k, phase in enumerate(phases):

@@ -57,7 +57,7 @@ def _check_start(guard: Guard, options: SolveOptions, y0: PyTree[Array]) -> None
             raise ValueError(f"`y0{jtu.keystr(path)}` is not finite: {leaf}.")
     if guard.reject and guard.is_bounded:
         steps = steps_of(options, guard, state_dtype(y0))
-        if not guard.contains(y0, steps.rtol, steps.atol):
+        if not steps.contains(y0):
             lower, upper = guard.bounds(y0)
             raise ValueError(
                 f"`y0` = {y0} is outside the guard's box, lower = {lower}, upper = {upper}. Start "

@@ -58,12 +58,12 @@ def steps_of(
     watch: Watch | None = None,
 ) -> AdmissibleSteps:
     """The controller that runs, for a state of `dtype`."""
-    controller, limit = options.controller, None
+    controller, limit, atols = options.controller, None, None
     if isinstance(controller, StiffPID):
-        limit = controller.factormax_after_rejection
+        limit, atols = controller.factormax_after_rejection, controller.atols
         controller = controller.for_dtype(dtype).control_law(dtype)
     implicit = is_implicit(options.solver)
-    return admissible(controller, guard, dtype, masks, implicit, limit, watch)
+    return admissible(controller, guard, dtype, masks, implicit, limit, watch, atols)
 
 
 def _zeros(y: PyTree) -> PyTree:
@@ -305,7 +305,7 @@ def _summarise(
     result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
     if guard.reject and guard.is_bounded:
         # Where no step was asked for, no step has looked.
-        inside = guard.contains(y0, controller.rtol, controller.atol)
+        inside = controller.contains(y0)
         result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
 
     def fill_row(row, last):

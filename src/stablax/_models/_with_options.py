@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import jax.tree_util as jtu
 
 from .._types import typechecked
+from .._words import short
 from ._options import SolveOptions
 from ._simulate import Simulate
 
@@ -38,7 +39,7 @@ def with_options(model: _T, **changes: Any) -> _T:
     for name in changes:
         if name not in (*_NAMES, "field"):
             known = ", ".join(f"`{n}`" for n in (*_NAMES, "field"))
-            raise TypeError(f"There is no option {name!r}; the options are {known}.")
+            raise TypeError(f"There is no option {short(name)}; the options are {known}.")
     found = False
 
     def change(part):
@@ -50,5 +51,5 @@ def with_options(model: _T, **changes: Any) -> _T:
 
     changed = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
     if not found:
-        raise TypeError(f"`model` holds no model of stablax: {model!r}.")
+        raise TypeError(f"`model` holds no model of stablax: {short(model)}.")
     return changed

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._states import all_finite
+from .._words import short
 
 
 def _is_none(x: Any) -> bool:
@@ -43,7 +44,7 @@ class FiniteSteps(diffrax.AbstractWrappedSolver):
     def __init__(self, solver: diffrax.AbstractSolver):
         name = type(solver).__name__
         if not isinstance(solver, diffrax.AbstractSolver):
-            raise TypeError(f"`solver` must be a diffrax solver, got {solver!r}.")
+            raise TypeError(f"`solver` must be a diffrax solver, got {short(solver)}.")
         if isinstance(solver, diffrax.AbstractWrappedSolver):
             raise TypeError(f"`FiniteSteps({name}(...))`: wrap the innermost solver instead.")
         if isinstance(solver, diffrax.AbstractImplicitSolver):

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool
 
 from .._results import RESULTS
 from .._states import all_finite, select
+from .._words import short
 from ._base import AbstractSteadyMethod
 from ._integrate import Integrate
 from ._problem import SteadyProblem
@@ -43,7 +44,7 @@ class Chain(eqx.Module):
         if not stages or None in stages:
             raise ValueError(
                 "`Chain(methods)` takes a tuple of one or more methods, such as "
-                f"`(PseudoTransient(), Integrate())`; got {given!r}."
+                f"`(PseudoTransient(), Integrate())`; got {short(given)}."
             )
 
     @property
@@ -62,7 +63,7 @@ def as_chain(method: Any) -> Chain:
     if as_method(method) is None:
         raise TypeError(
             "`method` must be a search such as `PseudoTransient()` or `Newton()`, a root finder of "
-            f"optimistix, or a `Chain((...))` of them, got {method!r}."
+            f"optimistix, or a `Chain((...))` of them, got {short(method)}."
         )
     return Chain((method,))
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from .._fields import declared_conserved
 from .._linalg import row_projector
-from .._static import Frozen, concrete_array
+from .._static import Frozen, real_array
 from .._words import short
 from ._detect import ConservedQuantities
 
@@ -30,11 +30,11 @@ def as_conserved(conserved: Any, field: Any = None) -> Frozen | str | None:
                 '`conserved_quantities(field, y0)` returns, "detect", or None.'
             )
         return conserved
-    return Frozen(concrete_array(conserved, "conserved"))
+    return Frozen(real_array(conserved, "conserved"))
 
 
 def declared_rows(conserved: Frozen, size: int) -> np.ndarray:
-    rows = concrete_array(conserved, "conserved").astype(float)
+    rows = real_array(conserved, "conserved")
     if rows.size == 0:
         return np.zeros((0, size))
     rows = np.atleast_2d(rows)

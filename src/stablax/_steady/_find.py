@@ -52,8 +52,9 @@ class SteadyOptions(eqx.Module):
         least = 10 * float(np.finfo(dtype).eps)
         if not rtol >= least:
             raise ValueError(f"`rtol={rtol}` is below what {dtype} can resolve ({least:.2g}).")
-        if not atol > 0:
-            raise ValueError(f"`atol` must be above 0, got {atol}.")
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not 0 < value < np.inf:
+                raise ValueError(f"`{name}` must be a number above 0 and finite, got {value}.")
         return SteadyOptions(self.chain, float(rtol), float(atol), self.max_steps, self.stability)
 
 

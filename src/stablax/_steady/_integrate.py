@@ -11,6 +11,7 @@ from .._control import Cause, StiffPID, admissible
 from .._fields import Guard
 from .._linalg import Equilibrated
 from .._solvers import Rodas5P, is_implicit
+from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
 from ._status import STATUS
 
@@ -36,7 +37,7 @@ class Integrate(AbstractSteadyMethod):
 
     def __check_init__(self):
         if not isinstance(self.solver, diffrax.AbstractSolver):
-            raise TypeError(f"`solver` must be a diffrax solver, got {self.solver!r}.")
+            raise TypeError(f"`solver` must be a diffrax solver, got {short(self.solver)}.")
         if not 0 < self.rtol < 1:
             raise ValueError(f"`rtol` must be between 0 and 1, got {self.rtol}.")
         if not (np.isfinite(self.horizon) and self.horizon > 0):
