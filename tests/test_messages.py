@@ -57,6 +57,8 @@ def mlp():
         (lambda: sx.Simulate(mlp()), "f.t, y, args., but `MLP` takes .x, key.*`stablax.MLPField`"),
         (lambda: sx.Simulate(lambda t, y: -y), "f.t, y, args., but `<lambda>` takes .t, y.\\.$"),
         (lambda: sx.find_steady_state(lambda y: -y, Y0), "but `<lambda>` takes .y."),
+        (lambda: sx.Simulate(decay, adjoint=diffrax.ForwardMode), "class `ForwardMode`: make one"),
+        (lambda: sx.Simulate(decay, solver=sx.Rodas5P), "class `Rodas5P`: make one"),
         (lambda: sx.Simulate(sx.MLPField), "the class `MLPField`: make one"),
         (lambda: sx.Simulate(3.0), "`field` must be a function f.t, y, args., got 3.0"),
     ],

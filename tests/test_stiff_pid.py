@@ -254,7 +254,34 @@ def test_given_times_may_be_an_ulp_apart_and_at_the_start():
 def test_the_first_step_does_not_pass_a_given_time():
     """Nor where the heuristic fails, and for which the step is a part of the whole."""
     made = sx.StiffPID.preset(step_ts=[1e-8]).wrap(1)
-    func = lambda term, t, y, args: y * jnp.nan
+    term = diffrax.ODETerm(lambda t, y, args: y * jnp.nan)
     t0, t1 = jnp.array([0.0, 10.0])
-    t1, _ = made.init(None, t0, t1, jnp.ones(1), None, None, func, 5)
+    t1, _ = made.init(term, t0, t1, jnp.ones(1), None, None, diffrax.Tsit5().func, 5)
     assert t1 == 1e-8
+
+
+def test_the_first_step_follows_the_unit_of_time():
+    """diffrax's heuristic sees no `ODETerm` inside `diffeqsolve`, and begins with 0.01 in any unit:
+    longer than all of the solve, or so long that what grows (a rate of 1e10) is damped to 0."""
+
+    @jax.jit
+    @jax.vmap
+    def solve(rate, t1):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, rate: rate * y),
+            sx.Rodas5P(),
+            0.0,
+            t1,
+            None,
+            jnp.array([1.0]),
+            args=rate,
+            stepsize_controller=sx.StiffPID.preset(),
+            saveat=diffrax.SaveAt(t1=True),
+            throw=False,
+        )
+
+    rates = jnp.array([-1e-6, -1.0, -1e9, 1e10])
+    solution = solve(rates, jnp.array([1e6, 1.0, 1e-9, 1.0]))
+    np.testing.assert_allclose(solution.ys[:3, 0, 0], np.exp(-1), rtol=1e-6)
+    assert max(solution.stats["num_steps"][:3]) < 12
+    assert (solution.result == diffrax.RESULTS.successful).tolist() == [True, True, True, False]

@@ -73,6 +73,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         return dataclasses.replace(self, controller=controller, direction=direction)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        terms, func = _for_the_first_step(terms)
         tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         span = lax.stop_gradient(t1 - t0)
         span = jnp.where(jnp.isinf(span), 1, span)  # only an event ends it: no scale of time
@@ -272,6 +273,17 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             component=jnp.where(rejected, worst.astype(old.component.dtype), old.component),
             dt=lax.stop_gradient(t1 - t0),
         )
+
+
+def _for_the_first_step(terms: PyTree) -> tuple[diffrax.ODETerm, Callable]:
+    """`terms`, and how to evaluate them, as the heuristic for the first step wants them. Inside
+    `diffeqsolve` diffrax wraps them, and its heuristic, which knows an `ODETerm` only, takes 0.01
+    for every field in every unit of time: so long a step that a mode which grows is damped away."""
+
+    def slope(t, y, args):
+        return terms.vf_prod(t, y, args, terms.contr(jnp.zeros_like(t), jnp.ones_like(t)))
+
+    return diffrax.ODETerm(slope), lambda term, t, y, args: term.vf(t, y, args)
 
 
 def admissible(

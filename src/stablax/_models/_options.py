@@ -1,6 +1,8 @@
 """How a model solves: its options, and which of them cannot be protected."""
 
 import dataclasses
+import inspect
+import textwrap
 from typing import Any
 
 import diffrax
@@ -64,6 +66,10 @@ def solve_options(
 ) -> SolveOptions:
     """The options of a model of `field`, with its defaults, checked."""
     given = Given(solver, controller, adjoint)
+    for name, value in dict(solver=solver, controller=controller, adjoint=adjoint).items():
+        if isinstance(value, type):
+            made = f"{value.__name__}(...)"
+            raise TypeError(f"`{name}` is the class `{value.__name__}`: make one, `{made}`.")
     if solver is None:
         solver = Rodas5P()
     if not isinstance(solver, diffrax.AbstractSolver):
@@ -136,6 +142,21 @@ def solve_options(
         trace,
         given,
     )
+
+
+def represent(model: Any, field: Any, arguments: dict[str, Any]) -> str:
+    """A model as it is made: its field, and those of its `arguments` that are not the default."""
+    defaults = inspect.signature(type(model)).parameters
+    parts = [repr(field) if isinstance(field, eqx.Module) else eqx.tree_pformat(field)]
+    for name, value in arguments.items():
+        if isinstance(value, diffrax.NoProgressMeter) or value == defaults[name].default:
+            continue
+        parts.append(f"{name}={value!r}")
+    on_one_line = f"{type(model).__name__}({', '.join(parts)})"
+    if len(on_one_line) <= 100 and "\n" not in on_one_line:
+        return on_one_line
+    body = textwrap.indent(",\n".join(parts), "  ")
+    return f"{type(model).__name__}(\n{body}\n)"
 
 
 def is_imex(solver: diffrax.AbstractSolver) -> bool:

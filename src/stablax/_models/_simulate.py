@@ -17,7 +17,7 @@ from .._states import as_args, as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
-from ._options import SolveOptions, solve_options
+from ._options import SolveOptions, represent, solve_options
 from ._simulation import Simulation
 from ._solve import integrate, steps_of, times_are_ordered
 
@@ -172,6 +172,9 @@ class Simulate(eqx.Module):
     def options(self) -> SolveOptions:
         """Solver, controller, adjoint and the rest, as they were given."""
         return self._options.tree
+
+    def __repr__(self) -> str:
+        return represent(self, self.field, self.options.arguments())
 
     @typechecked
     def __call__(

@@ -22,7 +22,7 @@ from .._steady import (
 )
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
-from ._options import SolveOptions, solve_options
+from ._options import SolveOptions, represent, solve_options
 from ._phase import Overrides, Stack, as_stacks
 from ._run_phases import ends_of, phases_fit, run_phases
 from ._simulate import Simulate, check_call, explain_forward_mode
@@ -131,6 +131,18 @@ class SimulatePhases(eqx.Module):
         """As [`Simulate.options`][]."""
         return self.simulate.options
 
+    @property
+    def steady_options(self) -> SteadyOptions | None:
+        """How it searches for the steady state that it starts from; None where it starts from a
+        given state."""
+        return self._steady.tree
+
+    def __repr__(self) -> str:
+        steady = self.steady_options
+        search = {} if steady is None else steady.changed()
+        arguments = dict(boundary=self._boundary.tree, steady=steady is not None, **search)
+        return represent(self, self.field, {**self.options.arguments(), **arguments})
+
     @typechecked
     def __call__(
         self,
@@ -189,7 +201,7 @@ def solve_phases(
     throw: bool,
 ) -> Simulation:
     """The call of a model, with times that are checked."""
-    search: SteadyOptions | None = model._steady.tree
+    search = model.steady_options
     if search is None:
         given = dict(steady_args=steady_args, conserved=conserved, guess=guess)
         _refuse(given, "make the model with `steady=True`")

@@ -7,7 +7,7 @@ import equinox as eqx
 
 from .._steady import Chain
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._options import SolveOptions
+from ._options import SolveOptions, represent
 from ._phase import Phase, as_stacks
 from ._simulate import check_call
 from ._simulate_phases import SimulatePhases, solve_phases
@@ -86,6 +86,11 @@ class SteadyThenSimulate(eqx.Module):
     def options(self) -> SolveOptions:
         """As [`Simulate.options`][]."""
         return self._phases.options
+
+    def __repr__(self) -> str:
+        search = self._phases.steady_options
+        assert search is not None
+        return represent(self, self.field, {**self.options.arguments(), **search.changed()})
 
     @typechecked
     def __call__(

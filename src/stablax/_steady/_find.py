@@ -1,5 +1,6 @@
 """`find_steady_state`: search, verify, differentiate implicitly."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -40,11 +41,20 @@ from ._warm_start import WarmStart, as_guess
 class SteadyOptions(eqx.Module):
     """How to search: everything that is no data. Held statically."""
 
-    chain: Chain
-    rtol: float | None
-    atol: float | None
-    max_steps: int
-    stability: bool | None
+    chain: Chain = Chain()
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int = 256
+    stability: bool | None = None
+
+    def changed(self) -> dict[str, Any]:
+        """What is not the default, by the names that it has in a model."""
+        names = dict(chain="method", stability="stability")
+        return {
+            names.get(f.name, f"steady_{f.name}"): getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }
 
     def for_dtype(self, dtype: np.dtype) -> "SteadyOptions":
         """With tolerances as numbers, checked against what the dtype can resolve."""
