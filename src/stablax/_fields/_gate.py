@@ -37,10 +37,10 @@ def gate(
     place. So where I is lost against h J (a conserved quantity at an extreme rate) the matrix is
     still not singular to the last bit, on which diffrax's root finder would raise.
     """
-    return _gated(_closed(fn, t, y, args), t, y, args, lower, upper, rounding)
+    return _gated(close(fn, t, y, args), t, y, args, lower, upper, rounding)
 
 
-def _closed(fn: VF, t: Any, y: Y, args: Args) -> VF:
+def close(fn: VF, t: Any, y: Y, args: Args) -> VF:
     """`fn` without hidden inputs: what it closes over is a leaf of the result."""
     closed = eqx.filter_closure_convert(fn, t, y, args)
     known = {id(x) for x in jtu.tree_leaves(fn)}
@@ -51,10 +51,15 @@ def _closed(fn: VF, t: Any, y: Y, args: Args) -> VF:
     return closed if hidden or staged else fn
 
 
+def stop(tree: PyTree) -> PyTree:
+    """`tree` without a derivative."""
+    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+
+
 def derivative_is_finite(fn: VF, t: Any, y: Y, args: Args) -> Bool[Array, ""]:
     """Whether `fn` and its derivatives (in the state, and in all that `fn` and `args` hold) are
     finite at `y`."""
-    inputs = (_closed(fn, t, y, args), t, y, args)
+    inputs = (close(fn, t, y, args), t, y, args)
     ones = jtu.tree_map(jnp.ones_like, eqx.filter(inputs, eqx.is_inexact_array))
     out, probe = eqx.filter_jvp(_call, inputs, ones)
     return all_finite((out, probe))
@@ -91,10 +96,7 @@ def _gated_jvp(primals, tangents):
         _map_tangents(_uneven, tangents[2]),
         _map_tangents(jnp.ones_like, tangents[3]),
     )
-    frozen = jtu.tree_map(
-        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x,
-        (closed, t, y, args),
-    )
+    frozen = stop((closed, t, y, args))
 
     def usable(y):
         value, slope = eqx.filter_jvp(_call, (*frozen[:2], y, frozen[3]), direction)

@@ -17,7 +17,7 @@ from .._states import as_state, same_shape_and_dtype, state_dtype
 from .._types import VF, Args, Y
 from .._words import short
 from ._activity import GuardActivity
-from ._gate import derivative_is_finite, gate
+from ._gate import close, derivative_is_finite, gate, stop
 from ._guard import Guard
 
 
@@ -235,13 +235,24 @@ def evaluate_ungated(field: GuardedField | Guarded, t: Any, y: Y, args: Args) ->
 def evaluate_aside(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree
 ) -> PyTree:
-    """What calling a guarded field does, with the field itself at the clipped `y` plus `shift`, and
-    with derivatives that are not made safe: cheaper, for callers that look at what they get, and
-    repeat it with another shift."""
+    """What calling a guarded field does, with derivatives that are not made safe, and taken at the
+    clipped `y` plus `shift`: cheaper, for callers that look at what they get, and repeat it with
+    another shift."""
 
     def call(fn, t, y, args, lower, upper):
-        return fn(t, jtu.tree_map(jnp.add, y, shift), args)
+        # A loop that is rarely entered. Under `vmap` a branch would be taken by every lane.
+        still, t_still, y_still, args_still = stop((close(fn, t, y, args), t, y, args))
+        _, value = lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.array(False), still(t_still, y_still, args_still)),
+            (moved, jtu.tree_map(jnp.zeros_like, y_still)),
+        )
+        out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
+        return jtu.tree_map(
+            lambda x, v: jnp.where(moved, v + (x - lax.stop_gradient(x)), x), out, value
+        )
 
+    moved = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(shift)]))
     return _evaluate(*_parts(field), t, y, args, call)
 
 
