@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -74,8 +75,14 @@ class Factored(eqx.Module):
         )
 
     def solve_transposed(self, b: Array) -> Array:
-        """`(shift I - J)^-T b`. Not differentiated."""
-        return self.structure.apply(self.factors, b, transpose=True)
+        """`(shift I - J)^-T b`."""
+        multiply = lambda x: self.structure.multiply(self.stored, x)
+        return lax.custom_linear_solve(
+            lambda x: self.shift * x - jax.linear_transpose(multiply, x)(x)[0],
+            b,
+            lambda _, b: self.structure.apply(self.factors, b, transpose=True),
+            lambda _, b: self.structure.apply(self.factors, b, transpose=False),
+        )
 
     def is_singular(self) -> Bool[Array, ""]:
         return self.structure.is_singular(self.factors)

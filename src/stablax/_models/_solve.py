@@ -30,20 +30,20 @@ _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
 class _Field(eqx.Module):
     closed: Callable
     aside: Any
-    until: Any
+    end: Any
 
     def __call__(self, t, y, args):
-        if self.until is not None:
-            latest, backwards = self.until
-            beyond = jnp.where(backwards, jnp.minimum(t - latest, 0), jnp.maximum(t - latest, 0))
-            t = t - lax.stop_gradient(beyond)
+        if self.end is not None:
+            end, before = self.end
+            at_end = jnp.abs(t - end) <= jnp.abs(before - end)
+            t = t + lax.stop_gradient(jnp.where(at_end, before - t, 0))
         return self.closed(t, y, args, self.aside)
 
 
-def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False, until: Any = None):
-    """The terms of a `field(t, y, args, aside)`, that is evaluated no later than `until`: a time,
-    and whether earlier means greater."""
-    field = _Field(field, jnp.asarray(aside), until)
+def _terms(solver: diffrax.AbstractSolver, field: Callable, aside: Any = False, end: Any = None):
+    """The terms of a `field(t, y, args, aside)`. With `end`, the end of a step and a time just
+    before it, the field is evaluated before instead of at the end."""
+    field = _Field(field, jnp.asarray(aside), end)
     if is_imex(solver):
         zero = diffrax.ODETerm(lambda t, y, args: jtu.tree_map(jnp.zeros_like, y))
         return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
@@ -136,18 +136,30 @@ def _run(
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None
     state: Any = solution.controller_state
-    rest = (
-        state.record,
-        state.watched,
-        ts[0],
-        ts[1][0],
-        solution.stats,
-        solution.result,
-    )
+    result = _verdict(controller, inputs.y0, state.record, solution.result)
+    rest = (state.record, state.watched, ts[0], ts[1][0], solution.stats, result)
     outputs = Outputs(ys[0], jtu.tree_map(lambda x: x[0], ys[1]), rest)
     if not record:
         return outputs, None
-    return outputs, Trace(ts[2], ys[2], solution.stats["num_accepted_steps"])
+    # A failed sample has no derivative at all, however far it came.
+    count = jnp.where(is_okay(result), solution.stats["num_accepted_steps"], 0)
+    return outputs, Trace(ts[2], ys[2], count)
+
+
+def _verdict(controller: AdmissibleSteps, y0, record, raw: diffrax.RESULTS) -> RESULTS:
+    """How a solve from `y0` ended, for which diffrax says `raw`."""
+    guard = controller.guard
+    result = _promote(raw, record, resolves(controller.rtol, state_dtype(y0)))
+    if guard.fill is not None and guard.reject:
+        # Accepted steps come before whatever ended the solve.
+        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
+    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
+    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
+    if guard.reject and guard.is_bounded:
+        # Where no step was asked for, no step has looked.
+        inside = guard.contains(y0, controller.rtol, controller.atol)
+        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
+    return result
 
 
 def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
@@ -220,7 +232,7 @@ def integrate(
     else:
         outputs, _ = run(inputs, False)
     about = About(names, family_of(options.solver))
-    simulation = _summarise(outputs, controller, guard, about, y0, ts, active)
+    simulation = _summarise(outputs, about, ts, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
     simulation = eqx.tree_at(
         lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
@@ -262,23 +274,10 @@ def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch 
     )
 
 
-def _summarise(
-    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, active
-) -> Simulation:
+def _summarise(outputs: Outputs, about: About, ts, active) -> Simulation:
     rows, last = outputs.rows, outputs.last
-    record, watched, saved_ts, stopped_at, statistics, raw_result = outputs.rest
+    record, watched, saved_ts, stopped_at, statistics, result = outputs.rest
     reached = jnp.isfinite(saved_ts) & active
-
-    result = _promote(raw_result, record, resolves(controller.rtol, state_dtype(y0)))
-    if guard.fill is not None and guard.reject:
-        # Accepted steps come before whatever ended the solve.
-        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
-    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
-    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
-    if guard.reject and guard.is_bounded:
-        # Where no step was asked for, no step has looked.
-        inside = guard.contains(y0, controller.rtol, controller.atol)
-        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
 
     def fill_row(row, last):
         row_reached = reached.reshape(-1, *[1] * (row.ndim - 1))
