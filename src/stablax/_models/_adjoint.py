@@ -113,7 +113,8 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         first, last = k <= 0, k == trace.count - 1
         before = jnp.maximum(k - 1, 0)
         start = jnp.where(first, inputs.t0, trace.times[before])
-        end = jnp.where(trace.count > 0, trace.times[jnp.maximum(k, 0)], inputs.t0)
+        end = jnp.where(last, inputs.t1, trace.times[jnp.maximum(k, 0)])
+        end = jnp.where(trace.count > 0, end, inputs.t0)
         y = jtu.tree_map(lambda a, b: jnp.where(first, a, b), inputs.y0, at(trace.states, before))
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
         # whose other side the step must not see. Only the field looks earlier: a step that ends

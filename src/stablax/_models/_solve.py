@@ -111,6 +111,10 @@ def _run(
     if dt0 is not None:
         dtype = state_dtype(inputs.y0)
         dt0 = jnp.where(inputs.t1 < inputs.t0, -abs(dt0), abs(dt0)).astype(dtype)
+    # The derivative is taken with the steps held fixed. What moves with the times are the start,
+    # the end, and the points of the dense output.
+    t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
+    y0 = _with_time(inputs.y0, -inputs.t0, inputs.t0, inputs.field, inputs.args)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     if record:
         subs.append(diffrax.SubSaveAt(steps=True))
@@ -120,10 +124,10 @@ def _run(
     solution = diffrax.diffeqsolve(
         _terms(options.solver, inputs.field),
         options.solver,
-        inputs.t0,
-        inputs.t1,
+        t0,
+        t1,
         dt0,
-        inputs.y0,
+        y0,
         inputs.args,
         saveat=diffrax.SaveAt(subs=subs, controller_state=True),
         stepsize_controller=controller,
@@ -138,12 +142,34 @@ def _run(
     state: Any = solution.controller_state
     result = _verdict(controller, inputs.y0, state.record, solution.result)
     rest = (state.record, state.watched, ts[0], ts[1][0], solution.stats, result)
-    outputs = Outputs(ys[0], jtu.tree_map(lambda x: x[0], ys[1]), rest)
+    last = jtu.tree_map(lambda x: x[0], ys[1])
+    at_end = _with_time(last, inputs.t1, inputs.t1, inputs.field, inputs.args)
+    last = select(solution.result == diffrax.RESULTS.successful, at_end, last)
+    outputs = Outputs(ys[0], last, rest)
     if not record:
         return outputs, None
     # A failed sample has no derivative at all, however far it came.
     count = jnp.where(is_okay(result), solution.stats["num_accepted_steps"], 0)
     return outputs, Trace(ts[2], ys[2], count)
+
+
+@eqx.filter_custom_jvp
+def _with_time(y, forth, t, field: Callable, args: Args):
+    """`y` at time `t`, which moves along its slope as `forth` does."""
+    return y
+
+
+@_with_time.def_jvp
+def _with_time_jvp(primals, tangents):
+    (y, _, t, field, args), (d_y, d_forth, *_) = primals, tangents
+    if d_forth is not None:
+        slope = field(t, y, args, jnp.array(False))
+        d_y = jtu.tree_map(lambda dy, more: _plus(dy * d_forth.astype(dy.dtype), more), slope, d_y)
+    return y, d_y
+
+
+def _plus(x: Array, more: Array | None) -> Array:
+    return x if more is None else x + more
 
 
 def _verdict(controller: AdmissibleSteps, y0, record, raw: diffrax.RESULTS) -> RESULTS:
