@@ -60,9 +60,10 @@ def check_gradient(
         stablax, of plain diffrax, or none.
     - `model`: what it is differentiated in: a model, or any PyTree with floating-point arrays.
     - `inputs`: the other arguments of `fn`.
-    - `rtol`: by how much the gradient may differ, relative to the derivative in the direction; by
-        default 100 times the largest `rtol` of a stablax model in `model`, and at least 1e-3. The
-        gradient of a solve has less digits than its solution: reverse mode holds step sizes fixed.
+    - `rtol`: by how much the gradient may differ, beyond the uncertainty of the differences and
+        relative to the derivative in the direction; by default 100 times the largest `rtol` of a
+        stablax model in `model` (and at least 1e4 eps), or 1e-3 without one. The gradient of a
+        solve has less digits than its solution: reverse mode holds step sizes fixed.
     - `directions`: >= 1. How many random directions of all parameters.
     - `adjoints`: the names of the diffrax adjoints to compare; by default
         `RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode` and `BacksolveAdjoint`. They
@@ -84,14 +85,14 @@ def check_gradient(
         if name not in _ADJOINTS:
             known = ", ".join(f'"{n}"' for n in _ADJOINTS)
             raise ValueError(f'`adjoints` has "{name}"; the names are {known}.')
-    if rtol is None:
-        rtol = _reachable(model)
     params, _ = eqx.partition(model, eqx.is_inexact_array)
     if not jtu.tree_leaves(params):
         raise ValueError(
             "`model` has no floating-point array to differentiate in. Pass the parameters as "
             "`model`: any PyTree of arrays."
         )
+    if rtol is None:
+        rtol = _reachable(model)
     check = _Check(fn, model, params, inputs, rtol)
     moves = dict(_directions(params, directions, seed))
     gradient = check.reverse(model)
@@ -140,7 +141,15 @@ def _reachable(model: PyTree) -> float:
     """How well the gradients of the models in `model` can agree with differences."""
     parts = jtu.tree_leaves(model, is_leaf=lambda x: isinstance(x, Simulate))
     controllers = [part.options.controller for part in parts if isinstance(part, Simulate)]
-    return max(1e-3, *(100 * float(getattr(c, "rtol", 0.0)) for c in controllers), 0.0)
+    if not controllers:
+        return 1e-3
+    return max(1e4 * _eps(model), *(100 * float(getattr(c, "rtol", 1e-5)) for c in controllers))
+
+
+def _eps(model: PyTree) -> float:
+    """The resolution of the parameters."""
+    params = jtu.tree_leaves(eqx.filter(model, eqx.is_inexact_array))
+    return max(float(jnp.finfo(x.dtype).eps) for x in params)
 
 
 def _or_nan(x: float | None) -> float:
@@ -152,7 +161,7 @@ class _Check:
 
     def __init__(self, fn, model, params, inputs, rtol: float):
         self.fn, self.model, self.inputs, self.rtol = fn, model, inputs, rtol
-        self.eps = max(float(jnp.finfo(x.dtype).eps) for x in jtu.tree_leaves(params))
+        self.eps = _eps(params)
         self._value = eqx.filter_jit(_moved)
         self._gradient = eqx.filter_jit(eqx.filter_grad(_loss))
         value = jnp.asarray(_loss(model, fn, inputs))

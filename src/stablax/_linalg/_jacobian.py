@@ -76,13 +76,7 @@ class Factored(eqx.Module):
 
     def solve_transposed(self, b: Array) -> Array:
         """`(shift I - J)^-T b`."""
-        multiply = lambda x: self.structure.multiply(self.stored, x)
-        return lax.custom_linear_solve(
-            lambda x: self.shift * x - jax.linear_transpose(multiply, x)(x)[0],
-            b,
-            lambda _, b: self.structure.apply(self.factors, b, transpose=True),
-            lambda _, b: self.structure.apply(self.factors, b, transpose=False),
-        )
+        return jax.linear_transpose(self.solve, b)(b)[0]
 
     def is_singular(self) -> Bool[Array, ""]:
         return self.structure.is_singular(self.factors)

@@ -14,7 +14,13 @@ from jaxtyping import Array, PyTree
 from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select
 from .._types import Args
+from ._forward_only import forward_only
 
+_ONCE = (
+    "`DiscreteAdjoint` has reverse mode once. For second derivatives differentiate the gradient in "
+    "forward mode: `jax.hessian(f)`, `jax.jacfwd(jax.grad(f))`, or for the product with a vector "
+    "`jax.jvp(jax.grad(f), (x,), (v,))`. For reverse mode twice, `adjoint=diffrax.DirectAdjoint()`."
+)
 
 @final
 class DiscreteAdjoint(eqx.Module):
@@ -27,7 +33,13 @@ class DiscreteAdjoint(eqx.Module):
     control of the step size included, at several times the cost. Both are derivatives of the
     numerical solution ("discretise, then optimise") and agree to the tolerance of the solve.
 
-    Reverse mode only (`grad`, `jacrev`, `vjp`), once. Memory: `max_steps * (n + 1)` numbers for a
+    Reverse mode (`grad`, `jacrev`, `vjp`), and forward mode over it: `jax.hessian(f)`, products of
+    the Hessian with a vector as `jax.jvp(jax.grad(f), (x,), (v,))`, third derivatives. With the
+    steps held fixed a Hessian is symmetric to rounding, and right to the tolerance as the gradient
+    is. Neither forward mode alone nor reverse mode twice: see `ForwardMode` and `DirectAdjoint`
+    of diffrax.
+
+    A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory: `max_steps * (n + 1)` numbers for a
     state of n components, under `vmap` for each lane.
     """
 
@@ -163,7 +175,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
     )
     _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(cond, body, start)
     d_field, d_args = d_moving
-    return Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
+    return forward_only(Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args), _ONCE)
 
 
 def _replay(solver: diffrax.AbstractSolver, system: Callable, moving, start, end, y):

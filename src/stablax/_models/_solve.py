@@ -20,11 +20,18 @@ from .._states import component_names, finite_or_zero, select, state_dtype
 from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
+from ._forward_only import forward_only
 from ._options import SolveOptions, is_imex
 from ._simulation import About, GuardSummary, Simulation
 
 # The marker of a root finder's tolerance that diffrax takes from the controller.
 _FROM_CONTROLLER = diffrax.Kvaerno5().root_finder.rtol
+
+_FORWARD = (
+    "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
+    "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`; for "
+    "both modes, with `diffrax.DirectAdjoint()`."
+)
 
 
 class _Field(eqx.Module):
@@ -257,6 +264,9 @@ def integrate(
         outputs = solve(inputs, run, solver, jtu.Partial(_terms, solver), repeats)
     else:
         outputs, _ = run(inputs, False)
+    if isinstance(options.adjoint, diffrax.ForwardMode):
+        moves = lambda o: (o.rows, o.last)
+        outputs = eqx.tree_at(moves, outputs, forward_only(moves(outputs), _FORWARD))
     about = About(names, family_of(options.solver))
     simulation = _summarise(outputs, about, ts, active)
     result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
