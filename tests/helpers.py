@@ -228,6 +228,9 @@ SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "Rosenbrock23": sx.Rosenbrock23,
     "kvaerno5": sx.kvaerno5,
     "kvaerno3": sx.kvaerno3,
+    "Kvaerno4": lambda: diffrax.Kvaerno4(
+        root_finder=diffrax.with_stepsize_controller_tols(sx.PatientChord)()
+    ),
     "kencarp4": sx.kencarp4,
 }
 

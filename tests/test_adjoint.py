@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from helpers import Counted, richardson
+from jax.flatten_util import ravel_pytree
 
 import stablax as sx
 
@@ -78,13 +79,35 @@ def test_agrees_with_differences_and_with_the_derivative_of_the_loop():
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
-def test_a_step_that_ends_at_a_jump_does_not_see_the_other_side():
-    def field(t, y, k):
-        return jnp.where(t < 0.5, k[0], k[1]) * jnp.ones(1)
+def switched(t, y, args):
+    rates, at = args
+    return jnp.where(t < at, rates[0], rates[1]) * jnp.ones(1)
 
-    model = sx.Simulate(field, controller=sx.StiffPID.preset(jump_ts=[0.5]))
-    gradient = jax.grad(lambda k: model(jnp.zeros(1), [1.0], args=k).ys[0, 0])
-    np.testing.assert_allclose(gradient(jnp.array([1.0, 1e3])), [0.5, 0.5], rtol=1e-9)
+
+@pytest.mark.parametrize("solver", [sx.Rodas5P(), sx.kvaerno5()], ids=repr)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_step_that_ends_at_a_jump_does_not_see_the_other_side(solver, declared):
+    """A jump inside, at the start, and at the end; declared, the end of a step is exact."""
+    controller = sx.StiffPID.preset(solver=solver, jump_ts=[0.5] if declared else None)
+    model = sx.Simulate(switched, solver=solver, controller=controller)
+
+    def last(rates, t0, ts):
+        return model(jnp.zeros(1), ts, t0=t0, args=(rates, 0.5)).ys[-1, 0]
+
+    gradient = jax.jit(jax.grad(last, argnums=(0, 1, 2)))
+    rates = jnp.array([1.0, 1e3])
+    for t0, t1, exact, slopes in (
+        (0.0, 1.0, [0.5, 0.5], (1.0, 1e3)),
+        (0.5, 1.0, [0.0, 0.5], (1e3, 1e3)),
+        (0.0, 0.5, [0.5, 0.0], (1.0, 1.0)),
+    ):
+        d_rates, d_t0, d_ts = gradient(rates, t0, jnp.array([(t0 + t1) / 2, t1]))
+        sharp = declared and isinstance(solver, sx.Rodas5P)
+        np.testing.assert_allclose(d_rates, exact, rtol=1e-9 if sharp else 1e-7, atol=1e-7)
+        np.testing.assert_allclose(d_t0, -slopes[0], rtol=1e-9)
+        # kvaerno5 has a stage beyond the end, where the field is another one.
+        if t1 > 0.5 or isinstance(solver, sx.Rodas5P):
+            np.testing.assert_allclose(d_ts[-1], slopes[1], rtol=1e-9)
 
 
 def test_an_infinite_derivative_is_taken_next_door():
@@ -120,6 +143,89 @@ def test_an_event_has_another_adjoint():
 def test_forward_mode_says_which_adjoint_has_it():
     with pytest.raises(TypeError, match="ForwardMode"):
         jax.jvp(lambda k: sx.Simulate(decay)(1.0, [1.0], args=k).ys, (1.0,), (1.0,))
+
+
+# --- second and third derivatives
+
+
+def modulated(t, y, p):
+    """A <-> B, and C + C -> 0, faster and slower with the time."""
+    factor = 1 + p[2] * jnp.sin(3 * t)
+    flux = p[0] * y[0] - p[1] * y[1]
+    return factor * jnp.stack([-flux, flux, -p[1] * y[2] ** 2])
+
+
+def modulated_exactly(t, y0, p):
+    passed = t + p[2] * (1 - jnp.cos(3 * t)) / 3
+    total, rate = y0[0] + y0[1], p[0] + p[1]
+    rest = total * p[1] / rate
+    a = rest + (y0[0] - rest) * jnp.exp(-rate * passed)
+    return jnp.stack([a, total - a, y0[2] / (1 + p[1] * y0[2] * passed)])
+
+
+@pytest.mark.parametrize("solver", [sx.Rodas5P(), sx.kvaerno5()], ids=repr)
+def test_a_hessian(solver):
+    """Symmetric to rounding and right to the tolerance: in parameters, state and times; stiff or
+    not; and where the loss is stationary, so that it is all second derivative."""
+    controller = sx.StiffPID.preset("precise", solver=solver)
+    model = sx.Simulate(modulated, solver=solver, controller=controller)
+    weights = jnp.array([1.0, 2.0, -1.0])
+
+    def loss_of(last):
+        def loss(x, data):
+            residuals = last(x["t"], x["y0"], x["p"]) - data
+            return jnp.sum(weights * (residuals + residuals**2 / 2) ** 2)
+
+        return loss
+
+    ours = loss_of(lambda t, y0, p: model(y0, t[None], args=p).ys[-1])
+    p = jnp.array([[3.0, 2.0, 0.3], [3e4, 2.0, 0.3], [3.0, 2.0, 0.3]])
+    y0, t = jnp.array([1.0, 0.2, 0.7]), jnp.array(0.8)
+    data = jnp.stack([jnp.zeros(3), jnp.zeros(3), modulated_exactly(t, y0, p[2])])
+
+    def hessians(loss):
+        inputs = {"p": p, "y0": jnp.stack([y0] * 3), "t": jnp.stack([t] * 3)}
+
+        def one(x, data):
+            flat, unravel = ravel_pytree(x)
+            gradient = jax.grad(lambda flat: loss(unravel(flat), data))
+            push = lambda v: jax.jvp(gradient, (flat,), (v,))[1]
+            return jax.vmap(push)(jnp.eye(flat.size))
+
+        return jax.jit(jax.vmap(one))(inputs, data)
+
+    found, exact = hessians(ours), hessians(loss_of(modulated_exactly))
+    scale = jnp.max(jnp.abs(exact), axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found / scale, exact / scale, atol=1e-6)
+    # The time is the last but three of the inputs in alphabetical order.
+    held = jnp.array([0, 1, 2, 4, 5, 6])
+    square = (found / scale)[:, held][:, :, held]
+    np.testing.assert_allclose(square, square.swapaxes(1, 2), atol=1e-11)
+
+
+def test_a_third_derivative():
+    model = sx.Simulate(decay, solver=diffrax.Tsit5(), controller=sx.StiffPID.preset("precise"))
+    last = lambda k: model(1.0, [1.0], args=k).ys[-1]
+    third = jax.jit(jax.jacfwd(jax.hessian(last)))(1.3)
+    np.testing.assert_allclose(third, -np.exp(-1.3), rtol=1e-7)
+
+
+def test_modes_that_an_adjoint_does_not_have_are_named():
+    last = lambda k, **options: sx.Simulate(decay, **options)(1.0, [1.0], args=k).ys[-1]
+    with pytest.raises(TypeError, match="jax.hessian"):
+        jax.jacrev(jax.jacrev(lambda k: last(k, solver=diffrax.Tsit5())))(1.0)
+    options = dict(solver=diffrax.Tsit5(), adjoint=diffrax.ForwardMode())
+    with pytest.raises(TypeError, match="DiscreteAdjoint"):
+        jax.grad(lambda k: last(k, **options))(1.0)
+
+
+@pytest.mark.parametrize("solver", [diffrax.LeapfrogMidpoint, diffrax.ReversibleHeun])
+def test_a_step_that_depends_on_the_one_before_has_another_adjoint(solver):
+    options = dict(solver=solver(), controller=diffrax.ConstantStepSize(), dt0=0.1)
+    model = sx.Simulate(decay, **options)
+    assert isinstance(model.options.adjoint, diffrax.RecursiveCheckpointAdjoint)
+    with pytest.raises(ValueError, match="RecursiveCheckpointAdjoint"):
+        sx.Simulate(decay, adjoint=sx.DiscreteAdjoint(), **options)
 
 
 class Layered(eqx.Module):

@@ -118,12 +118,13 @@ def test_agrees_with_the_full_matrix(name, dtype):
 
 def solve_with(structure, rates, y, shift):
     value, stored = structure.linearise(field(rates), y)
-    return Factored(structure, shift, stored).solve(value)
+    factored = Factored(structure, shift, stored)
+    return factored.solve(value) + factored.solve_transposed(value)
 
 
 def solve_in_full(rates, y, shift):
     w = shift * jnp.eye(y.size) - jax.jacfwd(field(rates))(y)
-    return jnp.linalg.solve(w, field(rates)(y))
+    return jnp.linalg.solve(w, field(rates)(y)) + jnp.linalg.solve(w.T, field(rates)(y))
 
 
 @FEW

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -82,8 +83,8 @@ class Factored(eqx.Module):
         return self.structure.apply(self.factors, b, transpose=False)
 
     def solve_transposed(self, b: Array) -> Array:
-        """`(shift I - J)^-T b`. Not differentiated."""
-        return self.structure.apply(self.factors, b, transpose=True)
+        """`(shift I - J)^-T b`."""
+        return jax.linear_transpose(self.solve, b)(b)[0]
 
     def is_singular(self) -> Bool[Array, ""]:
         return self.structure.is_singular(self.factors)

@@ -15,6 +15,13 @@ from .._fields import Aside, Guard
 from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select
 from .._types import Args
+from ._forward_only import forward_only
+
+_ONCE = (
+    "`DiscreteAdjoint` has reverse mode once. For second derivatives differentiate the gradient in "
+    "forward mode: `jax.hessian(f)`, `jax.jacfwd(jax.grad(f))`, or for the product with a vector "
+    "`jax.jvp(jax.grad(f), (x,), (v,))`. For reverse mode twice, `adjoint=diffrax.DirectAdjoint()`."
+)
 
 
 @final
@@ -28,8 +35,14 @@ class DiscreteAdjoint(eqx.Module):
     control of the step size included, at several times the cost. Both are derivatives of the
     numerical solution ("discretise, then optimise") and agree to the tolerance of the solve.
 
-    Reverse mode only (`grad`, `jacrev`, `vjp`), once. Memory: `max_steps * (n + 1)` numbers for a
-    state of n components, under `vmap` for each lane.
+    Reverse mode (`grad`, `jacrev`, `vjp`), and forward mode over it: `jax.hessian(f)`, products of
+    the Hessian with a vector as `jax.jvp(jax.grad(f), (x,), (v,))`, third derivatives. With the
+    steps held fixed a Hessian is symmetric to rounding, and right to the tolerance as the gradient
+    is. Neither forward mode alone nor reverse mode twice: see `ForwardMode` and `DirectAdjoint`
+    of diffrax.
+
+    A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory:
+    `max_steps * (n + 1)` numbers for a state of n components, under `vmap` for each lane.
     """
 
 
@@ -70,7 +83,7 @@ def solve(
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
-    `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, until)` are what it
+    `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, end)` are what it
     solves with. A step whose derivative is not finite (a finite value can have an infinite
     derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None."""
     return run(inputs, False)[0]
@@ -86,9 +99,9 @@ def _forward(perturbed, inputs, run, solver, terms, guard):
 def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solver, terms, guard):
     moving, still = eqx.partition((inputs.field, inputs.args), eqx.is_inexact_array)
 
-    def system(shift, latest, moving):
+    def system(shift, end, moving):
         field, args = eqx.combine(moving, still)
-        return terms(field, shift, (latest, backwards)), args
+        return terms(field, shift, end), args
 
     def interpolate(dense, start, end, t):
         return solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
@@ -97,13 +110,6 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         return jtu.tree_map(lambda x: x[k], tree)
 
     backwards = inputs.t1 < inputs.t0
-    outward = jnp.where(backwards, -jnp.inf, jnp.inf).astype(inputs.t0.dtype)
-
-    def just_before(t):
-        for _ in range(4):
-            t = jnp.nextafter(t, -outward)
-        return t
-
     d_rows = _materialise(grads.rows, inputs.y0, inputs.ts.shape)
     d_last = _materialise(grads.last, inputs.y0, ())
     # Rows of a solve without steps are its start.
@@ -121,15 +127,16 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         first, last = k <= 0, k == trace.count - 1
         before = jnp.maximum(k - 1, 0)
         start = jnp.where(first, inputs.t0, trace.times[before])
-        end = jnp.where(trace.count > 0, trace.times[jnp.maximum(k, 0)], inputs.t0)
+        end = jnp.where(last, inputs.t1, trace.times[jnp.maximum(k, 0)])
+        end = jnp.where(trace.count > 0, end, inputs.t0)
         y = jtu.tree_map(lambda a, b: jnp.where(first, a, b), inputs.y0, at(trace.states, before))
-        # A step that ends at a jump of the field must not see the other side. Only the field looks
-        # earlier: a step that ends earlier is another one, and on a relaxation oscillation four
-        # ulp in each of a thousand steps are an error of 7 % in the gradient.
+        # The end of a step that was taken up to a jump of the field is recorded behind the jump,
+        # whose other side the step must not see. Only the field looks earlier: a step that ends
+        # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
+        # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
+        told = lax.stop_gradient((end, _just_before(start, end)))
         shift = None if guard is None else aside.shift
-        dense, pull = _replay(
-            solver, functools.partial(system, shift, just_before(end)), moving, start, end, y
-        )
+        dense, pull = _replay(solver, functools.partial(system, shift, told), moving, start, end, y)
 
         def in_step(carry):
             row = carry[0]
@@ -164,10 +171,8 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         aside, done = lax.cond(fine, lambda: (aside, jnp.array(True)), search)
         return *select(done, new, carry[:-1]), aside
 
-    # A sample whose cotangent is zero (one that failed) has nothing to take back.
-    asked = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves((d_rows, d_last))]))
     start = (
-        jnp.where(asked, trace.count - 1, -1),
+        trace.count - 1,
         # Rows that were not reached belong to no step.
         jnp.sum(jnp.isfinite(inputs.ts) & _reached(inputs, trace)) - 1,
         d_last,
@@ -179,7 +184,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
     )
     _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(cond, body, start)
     d_field, d_args = d_moving
-    return Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
+    return forward_only(Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args), _ONCE)
 
 
 def _replay(solver: diffrax.AbstractSolver, system: Callable, moving, start, end, y):
@@ -196,6 +201,13 @@ def _replay(solver: diffrax.AbstractSolver, system: Callable, moving, start, end
 
     (_, dense), pull = eqx.filter_vjp(take, moving, start, end, y)
     return dense, lambda d_end, d_dense: pull((d_end, d_dense))
+
+
+def _just_before(start: Array, end: Array) -> Array:
+    """A time before `end` by more than what its record and its computation as the last stage of
+    the step round off."""
+    size = jnp.maximum(jnp.abs(start), jnp.abs(end))
+    return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * size
 
 
 def _reached(inputs: Inputs, trace: Trace) -> Array:

@@ -102,8 +102,10 @@ def solve_options(
                 f"`controller` carries {controller.guard}, but the field {guard}. Guard the "
                 "field (`stablax.Guarded(field, guard)`): a model hands that to its controller."
             )
+    remembers = isinstance(solver, diffrax.LeapfrogMidpoint | diffrax.ReversibleHeun)
     if adjoint is None:
-        adjoint = DiscreteAdjoint() if event is None else diffrax.RecursiveCheckpointAdjoint()
+        discrete = event is None and not remembers
+        adjoint = DiscreteAdjoint() if discrete else diffrax.RecursiveCheckpointAdjoint()
     if not isinstance(adjoint, _ADJOINTS):
         names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
         raise TypeError(
@@ -119,6 +121,11 @@ def solve_options(
         raise ValueError(
             "`adjoint=DiscreteAdjoint()` cannot differentiate the time of an `event`. Use "
             "`RecursiveCheckpointAdjoint()`, the default of a model with an event."
+        )
+    if isinstance(adjoint, DiscreteAdjoint) and remembers:
+        raise ValueError(
+            f"`adjoint=DiscreteAdjoint()` cannot repeat a step of `{type(solver).__name__}`, which "
+            "depends on the step before. Use `RecursiveCheckpointAdjoint()`, the default with it."
         )
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")

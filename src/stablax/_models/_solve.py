@@ -22,28 +22,35 @@ from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
 from ._event import EventOf
+from ._forward_only import forward_only
 from ._kept_step import KeepsStep, KeptStep
 from ._options import SolveOptions, is_imex
 from ._simulation import About, GuardSummary, Simulation
+
+_FORWARD = (
+    "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
+    "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`; for "
+    "both modes, with `diffrax.DirectAdjoint()`."
+)
 
 
 class _Field(eqx.Module):
     closed: Callable
     shift: PyTree | None
-    until: Any
+    end: Any
 
     def __call__(self, t, y, args):
-        if self.until is not None:
-            latest, backwards = self.until
-            beyond = jnp.where(backwards, jnp.minimum(t - latest, 0), jnp.maximum(t - latest, 0))
-            t = t - lax.stop_gradient(beyond)
+        if self.end is not None:
+            end, before = self.end
+            at_end = jnp.abs(t - end) <= jnp.abs(before - end)
+            t = t + lax.stop_gradient(jnp.where(at_end, before - t, 0))
         return self.closed(t, y, args, _zeros(y) if self.shift is None else self.shift)
 
 
-def _terms(solver: diffrax.AbstractSolver, field: Callable, shift: Any = None, until: Any = None):
-    """The terms of a `field(t, y, args, shift)` (by default zeros), that is evaluated no later than
-    `until`: a time, and whether earlier means greater."""
-    field = _Field(field, shift, until)
+def _terms(solver: diffrax.AbstractSolver, field: Callable, shift: Any = None, end: Any = None):
+    """The terms of a `field(t, y, args, shift)` (by default zeros). With `end`, the end of a step
+    and a time just before it, the field is evaluated before instead of at the end."""
+    field = _Field(field, shift, end)
     if is_imex(solver):
         zero = diffrax.ODETerm(lambda t, y, args: _zeros(y))
         return diffrax.MultiTerm(zero, diffrax.ODETerm(field))
@@ -115,6 +122,10 @@ def _run(
     if dt0 is not None:
         dtype = state_dtype(inputs.y0)
         dt0 = jnp.where(inputs.t1 < inputs.t0, -abs(dt0), abs(dt0)).astype(dtype)
+    # The derivative is taken with the steps held fixed. What moves with the times are the start,
+    # the end, and the points of the dense output.
+    t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
+    y0 = _with_time(inputs.y0, -inputs.t0, inputs.t0, inputs.field, inputs.args)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     if record:
         subs.append(diffrax.SubSaveAt(steps=True))
@@ -125,8 +136,8 @@ def _run(
     settings = dict(
         terms=_terms(solver, inputs.field),
         solver=solver,
-        t0=inputs.t0,
-        t1=inputs.t1,
+        t0=t0,
+        t1=t1,
         dt0=dt0,
         saveat=saveat,
         stepsize_controller=controller,
@@ -141,7 +152,7 @@ def _run(
             settings = {**settings, "solver": KeepsStep(solver), "saveat": saveat}
     solution = diffrax.diffeqsolve(
         **settings,
-        y0=inputs.y0,
+        y0=y0,
         args=inputs.args,
         adjoint=adjoint,
         event=None if event is None else event.for_loop(),
@@ -151,19 +162,59 @@ def _run(
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None
     state: Any = solution.controller_state
-    saved, t, last = ts[0], ts[1][0], jtu.tree_map(lambda x: x[0], ys[1])
     result: Any = RESULTS.promote(solution.result)
+    saved, t, last = ts[0], ts[1][0], jtu.tree_map(lambda x: x[0], ys[1])
+    at_end = _with_time(last, inputs.t1, inputs.t1, inputs.field, inputs.args)
+    last = select(result == RESULTS.successful, at_end, last)
     if event is not None and event.is_located:
         solver_state: Any = solution.solver_state
         t, last, result = _at_the_event(
             event, solver, inputs.args, solver_state[1], t, last, result
         )
         saved = jnp.where(way * saved > way * t, jnp.nan, saved)
+    result = _verdict(controller, inputs.y0, state.record, result)
     rest = (state.record, state.watched, saved, t, solution.stats, result)
     outputs = Outputs(ys[0], last, rest)
     if not record:
         return outputs, None
-    return outputs, Trace(ts[2], ys[2], solution.stats["num_accepted_steps"])
+    # A failed sample has no derivative at all, however far it came.
+    count = jnp.where(is_okay(result), solution.stats["num_accepted_steps"], 0)
+    return outputs, Trace(ts[2], ys[2], count)
+
+
+@eqx.filter_custom_jvp
+def _with_time(y, forth, t, field: Callable, args: Args):
+    """`y` at time `t`, which moves along its slope as `forth` does."""
+    return y
+
+
+@_with_time.def_jvp
+def _with_time_jvp(primals, tangents):
+    (y, _, t, field, args), (d_y, d_forth, *_) = primals, tangents
+    if d_forth is not None:
+        slope = field(t, y, args, _zeros(y))
+        d_y = jtu.tree_map(lambda dy, more: _plus(dy * d_forth.astype(dy.dtype), more), slope, d_y)
+    return y, d_y
+
+
+def _plus(x: Array, more: Array | None) -> Array:
+    return x if more is None else x + more
+
+
+def _verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
+    """How a solve from `y0` ended, whose loop `ended` so."""
+    guard = controller.guard
+    result = _promote(ended, record, resolves(controller.rtol, state_dtype(y0)))
+    if guard.fill is not None and guard.reject:
+        # Accepted steps come before whatever ended the solve.
+        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
+    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
+    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
+    if guard.reject and guard.is_bounded:
+        # Where no step was asked for, no step has looked.
+        inside = controller.contains(y0)
+        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
+    return result
 
 
 def _at_the_event(event: EventOf, solver, args: Args, step: KeptStep, t, y, result):
@@ -247,14 +298,13 @@ def integrate(
         )
     else:
         outputs, _ = run(inputs, False)
+    if isinstance(options.adjoint, diffrax.ForwardMode):
+        moves = lambda o: (o.rows, o.last)
+        outputs = eqx.tree_at(moves, outputs, forward_only(moves(outputs), _FORWARD))
     about = About(names, family_of(options.solver))
-    simulation = _summarise(outputs, controller, guard, about, y0, ts, end, active)
-    result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
-    simulation = eqx.tree_at(
-        lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
-    )
+    simulation = _summarise(outputs, about, ts, end, active, ordered)
     last = finite_or_zero(outputs.last)
-    return simulation, select(is_okay(result), last, lax.stop_gradient(last))
+    return simulation, select(is_okay(simulation.result), last, lax.stop_gradient(last))
 
 
 def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
@@ -290,23 +340,11 @@ def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch 
     )
 
 
-def _summarise(
-    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, end, active
-) -> Simulation:
+def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simulation:
     rows, last = outputs.rows, outputs.last
-    record, watched, saved_ts, stopped_at, statistics, raw_result = outputs.rest
+    record, watched, saved_ts, stopped_at, statistics, result = outputs.rest
+    result = RESULTS.where(ordered, result, RESULTS.bad_times)
     reached = jnp.isfinite(saved_ts) & active
-
-    result = _promote(raw_result, record, resolves(controller.rtol, state_dtype(y0)))
-    if guard.fill is not None and guard.reject:
-        # Accepted steps come before whatever ended the solve.
-        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
-    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
-    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
-    if guard.reject and guard.is_bounded:
-        # Where no step was asked for, no step has looked.
-        inside = controller.contains(y0)
-        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
 
     def fill_row(row, last):
         row_reached = reached.reshape(-1, *[1] * (row.ndim - 1))

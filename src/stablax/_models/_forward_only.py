@@ -1,0 +1,43 @@
+"""A derivative that has forward mode only, and says so."""
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import PyTree
+
+
+class _Untransposable(lx.AbstractLinearSolver):
+    """The identity, whose transpose is refused: the one place in which JAX asks for it."""
+
+    message: str
+
+    def init(self, operator, options):
+        return None
+
+    def compute(self, state, vector, options):
+        return vector, lx.RESULTS.successful, {}
+
+    def transpose(self, state, options):
+        raise TypeError(self.message)
+
+    def conj(self, state, options):
+        return state, options
+
+    def assume_full_rank(self):
+        return True
+
+
+@eqx.filter_custom_jvp
+def forward_only(tree: PyTree, message: str) -> PyTree:
+    """`tree`, whose derivative in reverse mode is a `TypeError` with `message`."""
+    return tree
+
+
+@forward_only.def_jvp
+def _forward_only_jvp(primals, tangents):
+    (tree, message), (d_tree, _) = primals, tangents
+    if jtu.tree_leaves(d_tree):
+        identity = lx.FunctionLinearOperator(lambda x: x, jax.eval_shape(lambda: d_tree))
+        d_tree = lx.linear_solve(identity, d_tree, _Untransposable(message), throw=False).value
+    return tree, d_tree
