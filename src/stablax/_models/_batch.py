@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
 from .._types import typechecked
 from ._explain import raise_on_failed_lanes
@@ -76,6 +77,10 @@ def simulate_batch(
     inputs, shared = _as_arrays(dict(inputs), dict(shared))
     samples = _number_of_samples(inputs)
     order = _order(order_by, inputs, shared, samples)
+    if throw:
+        model, inputs, shared = inputs_with_finite_derivative(
+            field=model, inputs=inputs, shared=shared
+        )
     with explain_forward_mode():
         simulations = _simulate_batch(model, inputs, shared, order, batch_size)
     return raise_on_failed_lanes(simulations) if throw else simulations

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._failure import inputs_with_finite_derivative
 from .._fields import Guard, as_guarded
 from .._results import RESULTS, message
 from .._states import as_args, as_state, state_dtype
@@ -194,8 +195,13 @@ class Simulate(eqx.Module):
         `RuntimeError` that says what failed, at which time, in which component, and what helps.
         """
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
+        model = self
+        if throw:
+            model, y0, ts, t0, args = inputs_with_finite_derivative(
+                field=self, y0=y0, ts=ts, t0=t0, args=args
+            )
         with explain_forward_mode():
-            simulation = _simulate(self, y0, ts, t0, args)
+            simulation = _simulate(model, y0, ts, t0, args)
         return raise_on_failure(simulation) if throw else simulation
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._failure import inputs_with_finite_derivative
 from .._results import RESULTS, message
 from .._states import as_args, state_dtype
 from .._static import Static, is_traced
@@ -199,6 +200,10 @@ def solve_phases(
         steady_args = as_args(steady_args, dtype)
         conserved = as_conserved(conserved, model.field)
         guess = as_guess(guess, y0)
+    if throw:
+        model, y0, ts, t0, stacks, steady_args = inputs_with_finite_derivative(
+            field=model, y0=y0, ts=ts, t0=t0, phases=stacks, steady_args=steady_args
+        )
     with explain_forward_mode():
         simulation = _simulate_phases(
             model, search, y0, ts, t0, stacks, steady_args, conserved, guess
