@@ -88,13 +88,18 @@ _OUTPUT = (
 def inputs_with_finite_derivative(**inputs: Any) -> tuple[Any, ...]:
     """The inputs. A `RuntimeError` is raised if one of them gets a derivative that is not finite;
     without a derivative nothing of that is in the program."""
-    passed = _passed(inputs, _INPUT) if is_traced(inputs) else inputs
+    passed = _with_finite_derivative(inputs, _INPUT)
     return tuple(passed[name] for name in inputs)  # jax sorts them
 
 
 def output_with_finite_derivative(output: _T) -> _T:
     """As [`inputs_with_finite_derivative`][], of an output."""
-    return _passed(output, _OUTPUT) if is_traced(output) else output
+    return _with_finite_derivative(output, _OUTPUT)
+
+
+def _with_finite_derivative(tree: _T, text: str) -> _T:
+    traced, known = eqx.partition(tree, is_traced)
+    return eqx.combine(_passed(traced, text), known) if jtu.tree_leaves(traced) else tree
 
 
 @eqx.filter_custom_jvp

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._control import StiffPID
 from .._failure import inputs_with_finite_derivative
 from .._fields import Guard, as_guarded
 from .._results import RESULTS, message
@@ -21,16 +22,24 @@ from ._explain import raise_on_failure
 from ._options import SolveOptions, solve_options
 from ._simulation import Simulation
 from ._solve import integrate, steps_of, times_are_ordered
+from ._times import Times, as_times, told_apart
 
 
 def check_call(
-    field: VF, options: SolveOptions, y0: Any, ts: Any, t0: Any, args: Args
+    field: VF,
+    options: SolveOptions,
+    y0: Any,
+    ts: Any,
+    t0: Any,
+    args: Args,
+    ends: Times | None = None,
 ) -> tuple[PyTree[Array], Array, Array, Args]:
-    """The inputs of a call as arrays of one dtype, or an error that names the wrong one."""
+    """The inputs of a call as arrays of one dtype, or an error that names the wrong one. `ends`:
+    of phases."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
-    ts = jnp.asarray(ts, dtype)
-    t0 = jnp.asarray(t0, dtype)
+    given, start = dict(ts=as_times(ts, dtype)), as_times(t0, dtype)
+    ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(
             f"`ts` must be a vector of one or more times, got shape {ts.shape}; for a single "
@@ -46,10 +55,20 @@ def check_call(
         )
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
+    if isinstance(options.controller, StiffPID):
+        for name in ("jump_ts", "step_ts"):
+            if getattr(options.controller, name):
+                given[name] = as_times(getattr(options.controller, name), dtype)
+    start = told_apart(start, given, ends, lambda: tolerance_of(field, options, dtype))
+    t0 = start if is_traced(start) else t0
     if not is_traced(y0):
         with jax.ensure_compile_time_eval():
             _check_start(guard, options, y0)
     return y0, ts, t0, as_args(args, dtype)
+
+
+def tolerance_of(field: VF, options: SolveOptions, dtype: np.dtype) -> float:
+    return float(steps_of(options, as_guarded(field).guard, dtype).rtol)
 
 
 def _check_start(guard: Guard, options: SolveOptions, y0: PyTree[Array]) -> None:

@@ -220,13 +220,9 @@ def integrate(
     else:
         outputs, _ = run(inputs, False)
     about = About(names, family_of(options.solver))
-    simulation = _summarise(outputs, controller, guard, about, y0, ts, active)
-    result = RESULTS.where(ordered, simulation.result, RESULTS.bad_times)
-    simulation = eqx.tree_at(
-        lambda s: s.result, simulation, result, is_leaf=lambda x: isinstance(x, RESULTS)
-    )
+    simulation = _summarise(outputs, controller, guard, about, y0, ts, active, ordered)
     last = finite_or_zero(outputs.last)
-    return simulation, select(is_okay(result), last, lax.stop_gradient(last))
+    return simulation, select(is_okay(simulation.result), last, lax.stop_gradient(last))
 
 
 def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
@@ -263,7 +259,7 @@ def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch 
 
 
 def _summarise(
-    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, active
+    outputs: Outputs, controller, guard: Guard, about: About, y0, ts, active, ordered
 ) -> Simulation:
     rows, last = outputs.rows, outputs.last
     record, watched, saved_ts, stopped_at, statistics, raw_result = outputs.rest
@@ -279,6 +275,7 @@ def _summarise(
         # Where no step was asked for, no step has looked.
         inside = guard.contains(y0, controller.rtol, controller.atol)
         result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
+    result = RESULTS.where(ordered, result, RESULTS.bad_times)
 
     def fill_row(row, last):
         row_reached = reached.reshape(-1, *[1] * (row.ndim - 1))
