@@ -66,9 +66,7 @@ def raise_if(
     tree, one = eqx.branched_error_if((tree, jnp.ones(())), failed, index, messages)
     one = lax.stop_gradient(one)
     # A derivative that needs no number of `tree` (of a loss that is linear in it) needs this one.
-    return jtu.tree_map(
-        lambda x: x * one.astype(x.dtype) if eqx.is_inexact_array(x) else x, tree
-    )
+    return jtu.tree_map(lambda x: x * one.astype(x.dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 _INPUT = (
@@ -80,8 +78,8 @@ _INPUT = (
 _OUTPUT = (
     "The derivative at the output `{name}` is not finite, though the value is. In reverse mode it "
     "comes from what was made of the output: look at the loss, since the derivative of `sqrt` and "
-    "`log` at 0 is infinite. In forward mode it comes from the field, or from the inputs: guard the "
-    "field (`stablax.Guarded`). `stablax.check_gradient` tells where."
+    "`log` at 0 is infinite. In forward mode it comes from the field: guard it "
+    "(`stablax.Guarded`). `stablax.check_gradient` tells where."
 )
 
 

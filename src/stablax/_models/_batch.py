@@ -92,7 +92,11 @@ def simulate_batch(
 
 @eqx.filter_jit
 def _simulate_batch(
-    model: Model, inputs: dict[str, Any], shared: dict[str, Any], order: Array | None, most: int
+    model: Model,
+    inputs: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    order: Array | None,
+    most: int,
 ) -> Simulation:
     batched, static = eqx.partition(inputs, eqx.is_array)
     samples = jtu.tree_leaves(batched)[0].shape[0]

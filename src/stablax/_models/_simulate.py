@@ -203,7 +203,7 @@ class Simulate(eqx.Module):
         - `y0`: the state at `t0`: a PyTree of floating arrays; Python floats and numpy arrays are
             converted.
         - `ts`: times to save at, shape `(times,)`, in one direction from `t0`. Times are held in
-            the dtype of `y0`.
+            the dtype of `y0`, which must tell them apart: with float32, count from the start.
         - `t0`: the time of `y0`.
         - `args`: the condition, passed to the field.
         - `throw`: raise an error if the solve fails, or return the reason as `result`.
@@ -211,7 +211,8 @@ class Simulate(eqx.Module):
         **Returns:** a [`Simulation`][].
 
         **Raises:** `ValueError` or `TypeError` for inputs that do not fit; with `throw=True` a
-        `RuntimeError` that says what failed, at which time, in which component, and what helps.
+        `RuntimeError` that says what failed, at which time, in which component, and what helps;
+        and one from the derivative, if that is not finite.
         """
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
         model = self

@@ -135,6 +135,6 @@ def _words(span: _Span, dtype: Any) -> str:
 def _remedy(dtype: Any) -> str:
     finer = "" if dtype == np.float64 else ", or use a float64 `y0`"
     return (
-        "Count time from the start: `t0=0.0`, `ts - t0`, and so the ends of phases (to a field that "
-        f"depends on time give its start in `args`){finer}."
+        "Count time from the start: `t0=0.0`, `ts - t0`, and so the ends of phases (a field that "
+        f"depends on time gets the start in `args`){finer}."
     )
