@@ -72,21 +72,21 @@ def simulate_batch(
     **Raises:** `ValueError` or `TypeError` for inputs that do not fit, by name; with `throw=True`
     a `RuntimeError` that says which samples failed, and why.
     """
-    shared = {} if shared is None else shared
+    common: Mapping[str, Any] = {} if shared is None else shared
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    _check_names(model, inputs, shared)
-    given = {**shared, **inputs}
-    inputs, shared = _as_arrays(dict(inputs), dict(shared))
+    _check_names(model, inputs, common)
+    given = {**common, **inputs}
+    inputs, common = _as_arrays(dict(inputs), dict(common))
     samples = _number_of_samples(inputs)
     _check_times(model, given, inputs)
-    order = _order(order_by, inputs, shared, samples)
+    order = _order(order_by, inputs, common, samples)
     if throw:
-        model, inputs, shared = inputs_with_finite_derivative(
-            field=model, inputs=inputs, shared=shared
+        model, inputs, common = inputs_with_finite_derivative(
+            field=model, inputs=inputs, shared=common
         )
     with explain_forward_mode():
-        simulations = _simulate_batch(model, inputs, shared, order, batch_size)
+        simulations = _simulate_batch(model, inputs, common, order, batch_size)
     return raise_on_failed_lanes(simulations) if throw else simulations
 
 

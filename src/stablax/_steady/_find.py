@@ -132,11 +132,10 @@ def find_steady_state(
     options = SteadyOptions(as_chain(method), rtol, atol, max_steps, stability).for_dtype(dtype)
     conserved = as_conserved(conserved, field)
     guess = as_guess(guess, y0)
-    inputs = Split(field, "field"), y0, args, t
+    split, time = Split(field, "field"), t
     if throw:
-        names = ("field", "y0", "args", "t")
-        inputs = inputs_with_finite_derivative(**dict(zip(names, inputs, strict=True)))
-    steady = _find(*inputs, options, conserved, guess)
+        split, y0, args, time = inputs_with_finite_derivative(field=split, y0=y0, args=args, t=t)
+    steady = _find(split, y0, args, time, options, conserved, guess)
     refuse_rows_of(steady, field, y0, args, t, conserved)
     if not throw:
         return steady
