@@ -12,13 +12,16 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
+from .._static import is_traced
 from .._types import typechecked
 from ._explain import raise_on_failed_lanes
-from ._simulate import Simulate, explain_forward_mode
+from ._simulate import Simulate, explain_forward_mode, tolerance_of
 from ._simulate_phases import SimulatePhases
 from ._simulation import Simulation
 from ._steady_then_simulate import SteadyThenSimulate
+from ._times import as_times, told_apart
 
 Model = Simulate | SteadyThenSimulate | SimulatePhases
 
@@ -69,21 +72,31 @@ def simulate_batch(
     **Raises:** `ValueError` or `TypeError` for inputs that do not fit, by name; with `throw=True`
     a `RuntimeError` that says which samples failed, and why.
     """
-    shared = {} if shared is None else shared
+    common: Mapping[str, Any] = {} if shared is None else shared
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    _check_names(model, inputs, shared)
-    inputs, shared = _as_arrays(dict(inputs), dict(shared))
+    _check_names(model, inputs, common)
+    given = {**common, **inputs}
+    inputs, common = _as_arrays(dict(inputs), dict(common))
     samples = _number_of_samples(inputs)
-    order = _order(order_by, inputs, shared, samples)
+    _check_times(model, given, inputs)
+    order = _order(order_by, inputs, common, samples)
+    if throw:
+        model, inputs, common = inputs_with_finite_derivative(
+            field=model, inputs=inputs, shared=common
+        )
     with explain_forward_mode():
-        simulations = _simulate_batch(model, inputs, shared, order, batch_size)
+        simulations = _simulate_batch(model, inputs, common, order, batch_size)
     return raise_on_failed_lanes(simulations) if throw else simulations
 
 
 @eqx.filter_jit
 def _simulate_batch(
-    model: Model, inputs: dict[str, Any], shared: dict[str, Any], order: Array | None, most: int
+    model: Model,
+    inputs: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    order: Array | None,
+    most: int,
 ) -> Simulation:
     batched, static = eqx.partition(inputs, eqx.is_array)
     samples = jtu.tree_leaves(batched)[0].shape[0]
@@ -141,7 +154,7 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
         if name == "y0":
             return y0
         if name in ("ts", "t0"):
-            return jnp.asarray(value, dtype)
+            return jnp.asarray(value, None if is_traced(value) else dtype)
         if name == "conserved" and not isinstance(value, str | None):
             return jnp.asarray(value, dtype)
         return as_args(value, dtype)
@@ -150,6 +163,18 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
         {name: convert(name, value) for name, value in inputs.items()},
         {name: convert(name, value) for name, value in shared.items()},
     )
+
+
+def _check_times(model: Model, given: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Raises for times that the dtype of the state does not tell apart. Traced ones are looked at
+    in the model."""
+    dtype = state_dtype(as_state(given["y0"], "y0"))
+    ts, t0 = as_times(given["ts"], dtype), as_times(given.get("t0", 0.0), dtype)
+    if is_traced((ts, t0)) or ts.rounded.size == 0:
+        return
+    if "t0" in inputs:
+        t0 = t0._replace(rounded=t0.rounded[:, None], lost=t0.lost[:, None])
+    told_apart(t0, dict(ts=ts), None, lambda: tolerance_of(model.field, model.options, dtype))
 
 
 def _number_of_samples(inputs: dict[str, Any]) -> int:

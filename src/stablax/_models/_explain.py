@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool
 
-from .._failure import raise_if
+from .._failure import output_with_finite_derivative, raise_if
 from .._results import RESULTS, is_okay, message
 from .._states import component_names
 from .._static import is_traced
@@ -203,7 +203,7 @@ def _one(x: Any, outcome: RESULTS) -> str:
 def raise_on_failure(simulation: Simulation) -> Simulation:
     """The simulation, or a `RuntimeError` with its explanation."""
     return raise_if(
-        simulation,
+        output_with_finite_derivative(simulation),
         ~is_okay(simulation.result),
         _facts(simulation),
         lambda facts: _paragraph(facts, simulation.about),
@@ -214,7 +214,7 @@ def raise_on_failed_lanes(simulations: Simulation) -> Simulation:
     """A batch of simulations, or a `RuntimeError` that explains which of them failed."""
     failed = ~is_okay(simulations.result)
     return raise_if(
-        simulations,
+        output_with_finite_derivative(simulations),
         jnp.any(failed),
         (failed, _facts(simulations)),
         lambda facts: _paragraphs(

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._states import as_args
-from .._static import Static
+from .._static import Static, is_traced
 from .._types import Args, ScalarLike, typechecked
 from .._words import short
 from ._dose import AbstractDose, as_dose
+from ._times import Times, as_times
 
 
 class Overrides(eqx.Module):
@@ -66,6 +67,7 @@ class Phase(eqx.Module):
     t1: Array
     args: Args
     dose: AbstractDose | None
+    _lost: Array  # what the dtype of `t1` has taken off the time that was given
     _overrides: Static
 
     @typechecked
@@ -81,7 +83,7 @@ class Phase(eqx.Module):
         dt0: float | None = None,
     ):
         try:
-            t1 = jnp.asarray(t1, float)
+            t1, lost = _as_end(t1)
         except (TypeError, ValueError):
             raise TypeError(f"`t1` must be a time, got {short(t1)}.") from None
         if t1.ndim > 1 or t1.size == 0:
@@ -89,7 +91,7 @@ class Phase(eqx.Module):
                 f"`t1` must be one time, or a vector of the ends of one or more phases, got shape "
                 f"{t1.shape}."
             )
-        self.t1 = t1
+        self.t1, self._lost = t1, lost
         self.args = args
         self.dose = as_dose(dose)
         self._overrides = Static(Overrides(solver, controller, max_steps, dt0), "phase")
@@ -128,8 +130,14 @@ class Phase(eqx.Module):
         stacked = jtu.tree_map(
             lambda x: jnp.repeat(jnp.asarray(x)[None], n, 0) if is_array(x) else x, one
         )
-        t1 = one.t1 + period * jnp.arange(1, n + 1, dtype=one.t1.dtype)
-        return eqx.tree_at(lambda p: p.t1, stacked, t1)
+        steps = np.arange(1, n + 1)
+        ends = _as_end(t0 + (period * jnp.asarray(steps) if is_traced(period) else period * steps))
+        return eqx.tree_at(lambda p: (p.t1, p._lost), stacked, ends)
+
+
+def _as_end(t1: Any) -> tuple[Array, ...]:
+    dtype = jnp.result_type(float)
+    return tuple(jnp.asarray(x, dtype) for x in as_times(t1, dtype)[:2])
 
 
 class Stack(eqx.Module):
@@ -171,6 +179,16 @@ def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
         else:
             stacks.append([stack])
     return tuple(_join(alike) for alike in stacks)
+
+
+def ends_given(phases: Any, dtype: np.dtype) -> Times:
+    """When the phases end, in the dtype of the state; of phases that [`as_stacks`][] has seen."""
+    phases = [phases] if isinstance(phases, Phase) else phases
+    given = [(phase.t1, phase._lost) for phase in phases]
+    xp = jnp if is_traced(given) else np
+    t1, lost = (xp.concatenate([xp.atleast_1d(x) for x in xs]) for xs in zip(*given, strict=True))
+    rounded, more, blur = as_times(t1, dtype)
+    return Times(rounded, lost + more, blur)
 
 
 def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree
 from .._control import StepLog
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
-from .._states import select
+from .._states import finite_or_zero, select
 from .._steady import SteadyState
 from .._types import VF
 from ._adjoint import DiscreteAdjoint
@@ -100,7 +100,7 @@ def run_phases(
     def rest(row, y):
         return jnp.where(progress.reached.reshape(-1, *[1] * y.ndim), row, y[None])
 
-    ys = jtu.tree_map(rest, progress.rows, progress.y)
+    ys = finite_or_zero(jtu.tree_map(rest, progress.rows, progress.y))
     # A failed sample has no gradient at all, whichever part failed.
     okay = is_okay(result)
     ys, t1 = select(okay, (ys, progress.t), lax.stop_gradient((ys, progress.t)))

@@ -11,6 +11,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._control import StiffPID
+from .._failure import inputs_with_finite_derivative
 from .._fields import Guard, as_guarded
 from .._results import RESULTS, message
 from .._states import as_args, as_state, state_dtype
@@ -20,16 +22,24 @@ from ._explain import raise_on_failure
 from ._options import SolveOptions, represent, solve_options
 from ._simulation import Simulation
 from ._solve import integrate, steps_of, times_are_ordered
+from ._times import Times, as_times, told_apart
 
 
 def check_call(
-    field: VF, options: SolveOptions, y0: Any, ts: Any, t0: Any, args: Args
+    field: VF,
+    options: SolveOptions,
+    y0: Any,
+    ts: Any,
+    t0: Any,
+    args: Args,
+    ends: Times | None = None,
 ) -> tuple[PyTree[Array], Array, Array, Args]:
-    """The inputs of a call as arrays of one dtype, or an error that names the wrong one."""
+    """The inputs of a call as arrays of one dtype, or an error that names the wrong one. `ends`:
+    of phases."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
-    ts = jnp.asarray(ts, dtype)
-    t0 = jnp.asarray(t0, dtype)
+    given, start = dict(ts=as_times(ts, dtype)), as_times(t0, dtype)
+    ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(
             f"`ts` must be a vector of one or more times, got shape {ts.shape}; for a single "
@@ -45,10 +55,20 @@ def check_call(
         )
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
+    if isinstance(options.controller, StiffPID):
+        for name in ("jump_ts", "step_ts"):
+            if getattr(options.controller, name):
+                given[name] = as_times(getattr(options.controller, name), dtype)
+    start = told_apart(start, given, ends, lambda: tolerance_of(field, options, dtype))
+    t0 = start if is_traced(start) else t0
     if not is_traced(y0):
         with jax.ensure_compile_time_eval():
             _check_start(guard, options, y0)
     return y0, ts, t0, as_args(args, dtype)
+
+
+def tolerance_of(field: VF, options: SolveOptions, dtype: np.dtype) -> float:
+    return float(steps_of(options, as_guarded(field).guard, dtype).rtol)
 
 
 def _check_start(guard: Guard, options: SolveOptions, y0: PyTree[Array]) -> None:
@@ -193,7 +213,7 @@ class Simulate(eqx.Module):
         - `y0`: the state at `t0`: a PyTree of floating arrays; Python floats and numpy arrays are
             converted.
         - `ts`: times to save at, shape `(times,)`, in one direction from `t0`. Times are held in
-            the dtype of `y0`.
+            the dtype of `y0`, which must tell them apart: with float32, count from the start.
         - `t0`: the time of `y0`.
         - `args`: the condition, passed to the field.
         - `throw`: raise an error if the solve fails, or return the reason as `result`.
@@ -201,11 +221,17 @@ class Simulate(eqx.Module):
         **Returns:** a [`Simulation`][].
 
         **Raises:** `ValueError` or `TypeError` for inputs that do not fit; with `throw=True` a
-        `RuntimeError` that says what failed, at which time, in which component, and what helps.
+        `RuntimeError` that says what failed, at which time, in which component, and what helps;
+        and one from the derivative, if that is not finite.
         """
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
+        model = self
+        if throw:
+            model, y0, ts, t0, args = inputs_with_finite_derivative(
+                field=self, y0=y0, ts=ts, t0=t0, args=args
+            )
         with explain_forward_mode():
-            simulation = _simulate(self, y0, ts, t0, args)
+            simulation = _simulate(model, y0, ts, t0, args)
         return raise_on_failure(simulation) if throw else simulation
 
 

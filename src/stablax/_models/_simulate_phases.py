@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._failure import inputs_with_finite_derivative
 from .._results import RESULTS, message
-from .._states import as_args, state_dtype
+from .._states import as_args, as_state, state_dtype
 from .._static import Static, is_traced
 from .._steady import (
     Chain,
@@ -23,7 +24,7 @@ from .._steady import (
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
 from ._options import SolveOptions, represent, solve_options
-from ._phase import Overrides, Stack, as_stacks
+from ._phase import Overrides, Stack, as_stacks, ends_given
 from ._run_phases import ends_of, phases_fit, run_phases
 from ._simulate import Simulate, check_call, explain_forward_mode
 from ._simulation import Simulation
@@ -177,8 +178,10 @@ class SimulatePhases(eqx.Module):
         **Raises:** `ValueError` or `TypeError` for phases that are out of order, save times outside
         them, a dose that does not fit the state; and as [`SteadyThenSimulate`][].
         """
-        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None)
+        y0 = as_state(y0, "y0")
         stacks = as_stacks(phases, state_dtype(y0))
+        ends = ends_given(phases, state_dtype(y0))
+        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None, ends)
         _check_times(t0, ts, ends_of(stacks))
         return solve_phases(self, y0, ts, t0, stacks, steady_args, conserved, guess, throw)
 
@@ -211,6 +214,10 @@ def solve_phases(
         steady_args = as_args(steady_args, dtype)
         conserved = as_conserved(conserved, model.field)
         guess = as_guess(guess, y0)
+    if throw:
+        model, y0, ts, t0, stacks, steady_args = inputs_with_finite_derivative(
+            field=model, y0=y0, ts=ts, t0=t0, phases=stacks, steady_args=steady_args
+        )
     with explain_forward_mode():
         simulation = _simulate_phases(
             model, search, y0, ts, t0, stacks, steady_args, conserved, guess

@@ -58,7 +58,9 @@ class Simulation(eqx.Module):
     - `steady`: the [`SteadyState`][] it starts from, or `None`.
     - `result`: a member of [`RESULTS`][]: the first thing that went wrong, in time order. If it is
         not successful, the gradient of `ys` is zero, so that a loss of it means something only
-        together with `result`; see [`masked_mean`][].
+        together with `result`; see [`masked_mean`][]. A successful one may still have a gradient
+        that is not finite, where the field has none: an error with `throw=True`, returned as it is
+        with `throw=False`.
     - `stats`: `num_steps`, `num_accepted_steps`, `num_rejected_steps`, `max_steps`; and where the
         solve ended: `t`, the step size `dt` last tried, and the `component` (its index in
         `ravel_pytree` order) that was worst in the last rejected step.

@@ -12,7 +12,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from .._failure import raise_if
+from .._failure import (
+    inputs_with_finite_derivative,
+    output_with_finite_derivative,
+    raise_if,
+)
 from .._fields import AbstractCoordinates, as_guarded, evaluate_ungated, innermost
 from .._linalg import Dense
 from .._results import RESULTS, is_okay, message
@@ -139,13 +143,16 @@ def find_steady_state(
     options = SteadyOptions(as_chain(method), rtol, atol, max_steps, stability).for_dtype(dtype)
     conserved = as_conserved(conserved, field)
     guess = as_guess(guess, y0)
-    steady = _find(Split(field, "field"), y0, args, t, options, conserved, guess)
+    split, time = Split(field, "field"), t
+    if throw:
+        split, y0, args, time = inputs_with_finite_derivative(field=split, y0=y0, args=args, t=t)
+    steady = _find(split, y0, args, time, options, conserved, guess)
     refuse_rows_of(steady, field, y0, args, t, conserved)
     if not throw:
         return steady
     names = component_names(y0)
     return raise_if(
-        steady,
+        output_with_finite_derivative(steady),
         ~is_okay(steady.result),
         steady_facts(steady),
         lambda facts: explain_steady(facts, names),
