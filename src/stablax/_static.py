@@ -46,11 +46,16 @@ def refuse_masked(x: Any, name: str) -> None:
         )
 
 
+def is_real(dtype: np.dtype) -> bool:
+    """Whether it is one of real numbers: numpy counts lengths of time among the integers."""
+    return dtype.kind in "iuf" or jnp.issubdtype(dtype, jnp.floating)
+
+
 def real_array(x: Any, name: str) -> np.ndarray:
     """`x` as an array of Python's floats, or an error if it is traced or holds anything else than
     real numbers."""
     value = concrete_array(x, name)
-    if not any(np.issubdtype(value.dtype, kind) for kind in (np.integer, np.floating)):
+    if not is_real(value.dtype):
         raise TypeError(
             f"`{name}` must be a number or an array of numbers, got {short(x)} "
             f"({type(x).__name__})."

@@ -169,7 +169,7 @@ def _check_times(model: Model, given: dict[str, Any], inputs: dict[str, Any]) ->
     """Raises for times that the dtype of the state does not tell apart. Traced ones are looked at
     in the model."""
     dtype = state_dtype(as_state(given["y0"], "y0"))
-    ts, t0 = as_times(given["ts"], dtype), as_times(given.get("t0", 0.0), dtype)
+    ts, t0 = as_times(given["ts"], dtype, "ts"), as_times(given.get("t0", 0.0), dtype, "t0")
     if is_traced((ts, t0)) or ts.rounded.size == 0:
         return
     if "t0" in inputs:

@@ -137,7 +137,7 @@ class Phase(eqx.Module):
 
 def _as_end(t1: Any) -> tuple[Array, ...]:
     dtype = jnp.result_type(float)
-    return tuple(jnp.asarray(x, dtype) for x in as_times(t1, dtype)[:2])
+    return tuple(jnp.asarray(x, dtype) for x in as_times(t1, dtype, "t1")[:2])
 
 
 class Stack(eqx.Module):
@@ -187,7 +187,7 @@ def ends_given(phases: Any, dtype: np.dtype) -> Times:
     given = [(phase.t1, phase._lost) for phase in phases]
     xp = jnp if is_traced(given) else np
     t1, lost = (xp.concatenate([xp.atleast_1d(x) for x in xs]) for xs in zip(*given, strict=True))
-    rounded, more, blur = as_times(t1, dtype)
+    rounded, more, blur = as_times(t1, dtype, "t1")
     return Times(rounded, lost + more, blur)
 
 

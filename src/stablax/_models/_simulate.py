@@ -38,7 +38,7 @@ def check_call(
     of phases."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
-    given, start = dict(ts=as_times(ts, dtype)), as_times(t0, dtype)
+    given, start = dict(ts=as_times(ts, dtype, "ts")), as_times(t0, dtype, "t0")
     ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(
@@ -58,7 +58,7 @@ def check_call(
     if isinstance(options.controller, StiffPID):
         for name in ("jump_ts", "step_ts"):
             if getattr(options.controller, name):
-                given[name] = as_times(getattr(options.controller, name), dtype)
+                given[name] = as_times(getattr(options.controller, name), dtype, name)
     start = told_apart(start, given, ends, lambda: tolerance_of(field, options, dtype))
     t0 = start if is_traced(start) else t0
     if not is_traced(y0):

@@ -7,7 +7,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 
-from .._static import is_traced
+from .._static import is_real, is_traced, refuse_masked
+from .._words import short
 
 # Decimals that differ by so much of their size are equal but for the rounding of double precision:
 # 0.1 + 0.2 is a time of 0.3.
@@ -25,8 +26,9 @@ class Times(NamedTuple):
     blur: float  # of the given ones, relative
 
 
-def as_times(given: Any, dtype: np.dtype) -> Times:
-    """`given` in `dtype`."""
+def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
+    """`given` in `dtype`, or a `TypeError` that calls them `name`."""
+    refuse_masked(given, name)
     if is_traced(given):
         given = jnp.asarray(given)
         rounded = given.astype(dtype)
@@ -35,6 +37,11 @@ def as_times(given: Any, dtype: np.dtype) -> Times:
         lost = lax.stop_gradient(given - rounded.astype(given.dtype))
         return Times(rounded, lost.astype(dtype), _EQUAL)
     given = np.asarray(given)
+    if not is_real(given.dtype):
+        raise TypeError(
+            f"`{name}` must be numbers, in the unit of time of the field, got {short(given)} "
+            f"of dtype {given.dtype}."
+        )
     rounded = given.astype(dtype)
     near = rounded.astype(float)
     if np.issubdtype(given.dtype, np.integer):  # nanoseconds have more digits than float64
