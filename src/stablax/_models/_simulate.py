@@ -109,8 +109,8 @@ class Simulate(eqx.Module):
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve; rows after it are marked in `reached`.
-    - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`. One that raises stops
-        the solve; Ctrl-C alone waits for its end.
+    - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`. One that raises
+        stops the solve; Ctrl-C alone waits for its end.
     - `telemetry`: whether the activity of the guard on the accepted steps is counted for each
         component, into the `guard` of the simulation. Costs a comparison for each bound, and one
         evaluation of the field a step if the guard has a `fill`.
