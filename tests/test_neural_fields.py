@@ -81,7 +81,10 @@ def test_single_precision_stays_single():
     assert field(0.5, y, np.float64(3.0)).dtype == jnp.float32
     scaled = sx.ScaledNeuralField(field, sx.Scales(np.array([1.0, 1e-5]), 1e3))
     assert scaled(0.5, y, 3).dtype == jnp.float32
-    with pytest.raises(TypeError, match="returned dtype float64 .* float32"):
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(TypeError, match="returned dtype float64 .* float32"),
+    ):
         sx.MLPField(2, 4, 1, key=jr.key(0))(0.0, {"a": y}, None)
 
 
