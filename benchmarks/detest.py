@@ -173,7 +173,7 @@ def main() -> int:
         right, row = reference(problem), []
         for name in names:
             solution = solve(problem, SOLVERS[name])
-            ok = solution.result == diffrax.RESULTS.successful
+            ok = bool(solution.result == diffrax.RESULTS.successful)
             error = np.max(np.abs(np.asarray(solution.ys)[-1] - right) / (1 + np.abs(right)))
             wrong += not (ok and error < RIGHT)
             row.append(

@@ -21,10 +21,8 @@ from ._tableaus import Tableau
 # ODE of 8 states, and Robertson.
 UNROLLED = 24
 
-
-# The part of the second look in the error estimate. Of 400 problems with a Jacobian that is huge at
-# their start only, 1 and 0.1 find every wrong step and 0.01 misses some; 1 costs attempts on
-# problems that were right without it, 0.1 none.
+# The weight of the second look in the error estimate. With 1 `stablax.problems` need up to 9 % more
+# attempts, with 0.1 no more than without it, give or take 1 %.
 SECOND_LOOK = 0.1
 
 
