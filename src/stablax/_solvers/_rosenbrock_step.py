@@ -117,7 +117,8 @@ def at_start_of(
     tableau: Tableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
 ) -> AtStart:
     factored = step.factored(tableau, structure, known.stored)
-    return AtStart(start, step.size * known.value, factored, step.size**2 * known.drift)
+    drift = step.size * (step.size * known.drift)
+    return AtStart(start, step.size * known.value, factored, drift)
 
 
 def end_of(tableau: Tableau, at_start: AtStart, u: Array) -> Array:
