@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
 from .._states import all_finite
-from ._gate import gated
+from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
 from ._rosenbrock_step import Step, at_start, step_of, take_step
 from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
@@ -98,7 +98,7 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         step = step_of(terms, self.structure, args, t0, t1, y0, closed=True)
         known = solver_state is not None and made_jump is not True
         handed = (solver_state, made_jump) if known else None
-        (y1, error, stages), known = gated(take, (step, y0), handed)
+        (y1, error, stages), known = gated_step(take, (step, y0), handed)
         ok = all_finite((y1, error, stages))
         # To be rejected by any controller; diffrax's own would lock up on a state of inf.
         y1_or_nan = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.nan), y1)

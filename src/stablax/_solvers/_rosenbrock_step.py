@@ -67,7 +67,7 @@ class Step(eqx.Module):
             structure,
             lambda flat: self.value(t, flat),
             flat,
-            lambda _: self.jacobian(t, self.unravel(flat), self.args),
+            lambda _: self.jacobian(t, self.unravel(flat), self.args),  # pyright: ignore[reportOptionalCall]
         )
         # Where the field is finite and its derivative is not (a root at zero), nothing is better.
         return value, stored if isinstance(structure, MatrixFree) else finite_or_zero(stored)
@@ -92,15 +92,17 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
     def field(t, y, args):
         return terms.vf_prod(t, y, args, direction(t))
 
-    def by_hand(t, y, args):
-        return direction(t) * structure.fn(t * direction(t), y, args)
+    jacobian = None
+    fn = structure.fn if isinstance(structure, Dense) else None
+    if fn is not None:
 
-    flat0, unravel = ravel_pytree(y0)
-    jacobian = by_hand if isinstance(structure, Dense) and structure.fn is not None else None
+        def jacobian(t, y, args):
+            return direction(t) * fn(t * direction(t), y, args)
+
     if closed:
         field = eqx.filter_closure_convert(field, t0, y0, args)
-        if jacobian is not None:
-            jacobian = eqx.filter_closure_convert(jacobian, t0, y0, args)
+        jacobian = jacobian and eqx.filter_closure_convert(jacobian, t0, y0, args)
+    flat0, unravel = ravel_pytree(y0)
     return Step(field, jacobian, args, t0, t1, unravel, flat0.dtype)
 
 
