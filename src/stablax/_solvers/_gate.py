@@ -21,12 +21,23 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def gated(step: Callable, inputs: tuple, known: Any) -> Any:
-    """`step(*inputs, known)`, which returns arrays with a derivative and what has none. `known` is
-    a value without a derivative that `step` finds by itself where it is given None, and then with
-    one. Where the result is not finite, its derivative is zero; elsewhere it is untouched.
+def gated(fn: Callable, inputs: tuple) -> Any:
+    """`fn(*inputs)`. Where a floating-point array of the result is not finite, its derivative is
+    zero; elsewhere it is untouched. Costs nothing unless it is differentiated, and then no second
+    evaluation."""
+    # What it closes over would bypass the gate, so it becomes an explicit input.
+    closed = eqx.filter_closure_convert(fn, *inputs)
 
-    What `step` closes over would bypass the gate: it belongs into `inputs`."""
+    def step(closed, inputs, _):
+        return eqx.partition(closed(*inputs), eqx.is_inexact_array)
+
+    return eqx.combine(*gated_step(step, (closed, inputs), None))
+
+
+def gated_step(step: Callable, inputs: tuple, known: Any) -> tuple[Any, Any]:
+    """`step(*inputs, known)`: arrays with a derivative, which is zero where one of them is not
+    finite, and what has none. `known` is a value that `step` finds by itself, and with its
+    derivative, where it is given None. What `step` closes over bypasses the gate."""
     return _gated(step, inputs, known)
 
 

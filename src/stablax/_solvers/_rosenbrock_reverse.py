@@ -72,7 +72,8 @@ def replay_step(
         step = step_at(inputs)
         bend = _products(tableau, structure, step, start, u)
         d_drift = jnp.asarray(tableau.d, dtype) @ m
-        return jnp.sum(m * bend) + jnp.sum(d_drift * step.size**2 * step.drift(step.t0, start))
+        drift = step.size * (step.size * step.drift(step.t0, start))
+        return jnp.sum(m * bend) + jnp.sum(d_drift * drift)
 
     def pull(d_end, d_dense):
         d_end = flat(d_end) + flat(d_dense["y1"])

@@ -21,10 +21,8 @@ from ._tableaus import Tableau
 # ODE of 8 states, and Robertson.
 UNROLLED = 24
 
-
-# The part of the second look in the error estimate. Of 400 problems with a Jacobian that is huge at
-# their start only, 1 and 0.1 find every wrong step and 0.01 misses some; 1 costs attempts on
-# problems that were right without it, 0.1 none.
+# The weight of the second look in the error estimate. With 1 `stablax.problems` need up to 9 % more
+# attempts, with 0.1 no more than without it, give or take 1 %.
 SECOND_LOOK = 0.1
 
 
@@ -69,7 +67,7 @@ class Step(eqx.Module):
             structure,
             lambda flat: self.value(t, flat),
             flat,
-            lambda _: self.jacobian(t, self.unravel(flat), self.args),
+            lambda _: self.jacobian(t, self.unravel(flat), self.args),  # pyright: ignore[reportOptionalCall]
         )
         # Where the field is finite and its derivative is not (a root at zero), nothing is better.
         return value, stored if isinstance(structure, MatrixFree) else finite_or_zero(stored)
@@ -94,15 +92,17 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
     def field(t, y, args):
         return terms.vf_prod(t, y, args, direction(t))
 
-    def by_hand(t, y, args):
-        return direction(t) * structure.fn(t * direction(t), y, args)
+    jacobian = None
+    fn = structure.fn if isinstance(structure, Dense) else None
+    if fn is not None:
 
-    flat0, unravel = ravel_pytree(y0)
-    jacobian = by_hand if isinstance(structure, Dense) and structure.fn is not None else None
+        def jacobian(t, y, args):
+            return direction(t) * fn(t * direction(t), y, args)
+
     if closed:
         field = eqx.filter_closure_convert(field, t0, y0, args)
-        if jacobian is not None:
-            jacobian = eqx.filter_closure_convert(jacobian, t0, y0, args)
+        jacobian = jacobian and eqx.filter_closure_convert(jacobian, t0, y0, args)
+    flat0, unravel = ravel_pytree(y0)
     return Step(field, jacobian, args, t0, t1, unravel, flat0.dtype)
 
 
@@ -119,7 +119,8 @@ def at_start_of(
     tableau: Tableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
 ) -> AtStart:
     factored = step.factored(tableau, structure, known.stored)
-    return AtStart(start, step.size * known.value, factored, step.size**2 * known.drift)
+    drift = step.size * (step.size * known.drift)
+    return AtStart(start, step.size * known.value, factored, drift)
 
 
 def end_of(tableau: Tableau, at_start: AtStart, u: Array) -> Array:
