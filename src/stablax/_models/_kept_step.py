@@ -12,8 +12,8 @@ from jaxtyping import Array, PyTree
 class KeptStep(eqx.Module):
     """A step from `y0` at `t0` to `t1`, and what its solver interpolates it with."""
 
-    t0: Array
-    t1: Array
+    t0: Any
+    t1: Any
     y0: PyTree[Array]
     dense: PyTree[Array]
 
@@ -25,11 +25,11 @@ class KeepsStep(diffrax.AbstractWrappedSolver):
     solver: diffrax.AbstractSolver
 
     @property
-    def term_structure(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def term_structure(self):
         return self.solver.term_structure
 
     @property
-    def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.solver.interpolation_cls
 
     # What diffrax sets on an implicit, and on a Runge-Kutta method.

@@ -133,7 +133,7 @@ def _run(
     if isinstance(adjoint, DiscreteAdjoint):
         adjoint = diffrax.ForwardMode()  # the loop that costs least
     solver, saveat = options.solver, diffrax.SaveAt(subs=subs, controller_state=True)
-    settings = dict(
+    settings: dict[str, Any] = dict(
         terms=_terms(solver, inputs.field),
         solver=solver,
         t0=t0,
