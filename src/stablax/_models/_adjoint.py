@@ -22,6 +22,7 @@ _ONCE = (
     "`jax.jvp(jax.grad(f), (x,), (v,))`. For reverse mode twice, `adjoint=diffrax.DirectAdjoint()`."
 )
 
+
 @final
 class DiscreteAdjoint(eqx.Module):
     """Reverse mode through the steps that were accepted, in stablax's models.
@@ -39,8 +40,8 @@ class DiscreteAdjoint(eqx.Module):
     is. Neither forward mode alone nor reverse mode twice: see `ForwardMode` and `DirectAdjoint`
     of diffrax.
 
-    A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory: `max_steps * (n + 1)` numbers for a
-    state of n components, under `vmap` for each lane.
+    A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory:
+    `max_steps * (n + 1)` numbers for a state of n components, under `vmap` for each lane.
     """
 
 
@@ -133,9 +134,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
         told = lax.stop_gradient((end, _just_before(start, end)))
-        dense, pull = _replay(
-            solver, functools.partial(system, aside, told), moving, start, end, y
-        )
+        dense, pull = _replay(solver, functools.partial(system, aside, told), moving, start, end, y)
 
         def in_step(carry):
             row = carry[0]
