@@ -134,6 +134,29 @@ def test_an_infinite_derivative():
     assert check.verdict == "not finite" and check.result == "gradient_not_finite"
 
 
+class Fades(eqx.Module):
+    k: jax.Array
+
+    def __call__(self, t, y, args):
+        return -self.k * y * (1 + 0.1 * jnp.sin(t))
+
+
+# https://github.com/patrick-kidger/diffrax/issues/716
+def test_an_error_beyond_the_tolerance_of_the_solve_is_one():
+    """Half a permille, where the model is good for more, was once called right."""
+
+    def loss(model, bias):
+        y = model(1.0, [1.0], throw=False).ys[-1]
+        return y + bias * (y - lax.stop_gradient(y))
+
+    model = sx.Simulate(Fades(jnp.array(1.5)), solver=diffrax.Tsit5())
+    verdicts = [
+        sx.check_gradient(loss, model, bias, adjoints=()).verdict
+        for bias in (jnp.array(5e-4), jnp.array(0.0))
+    ]
+    assert verdicts == ["wrong", "right"]
+
+
 def test_noise_is_not_taken_for_an_error():
     """A right gradient under noise that leaves no digit of the differences."""
 

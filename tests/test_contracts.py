@@ -234,9 +234,8 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
         return sim.ys, sim
 
     def over_lanes(derivative, fn, **options):
-        return jax.jit(
-            jax.vmap(derivative(fn, argnums=(0, 1, 2, 3), **options), (0, 0, None, None))
-        )
+        slopes = derivative(fn, argnums=(0, 1, 2, 3), **options)
+        return jax.jit(jax.vmap(slopes, (0, 0, None, None)))
 
     derivative = jax.jacfwd if adjoint == "ForwardMode" else jax.jacrev
     inputs = (LANES, jnp.ones((4, 2)), jnp.array(0.2), TIMES)
