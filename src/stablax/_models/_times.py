@@ -65,22 +65,26 @@ def told_apart(
     starts."""
     everything = [t0, *times.values()] + ([] if ends is None else [ends])
     lossy = any(is_traced(x.lost) or x.lost.any() for x in everything)
-    if is_traced(everything):
-        if not lossy:
-            return t0.rounded
-        spans = _spans(t0, times, ends, 10 * rtol(), jnp)
+    traced, dtype = is_traced(everything), t0.rounded.dtype
+    if traced and not lossy:
+        return t0.rounded
+    number = (lambda x: jnp.asarray(x, dtype)) if traced else (lambda x: np.asarray(x, float))
+    numbers = lambda x: Times(number(x.rounded), number(x.lost), x.blur)
+    start, ends = numbers(t0), None if ends is None else numbers(ends)
+    times = {name: numbers(x) for name, x in times.items()}
+    if traced:
+        spans = _spans(start, times, ends, 10 * rtol(), jnp)
         wrong = jnp.any(jnp.concatenate([span.wrong for span in spans]))
         return jnp.where(wrong, jnp.nan, t0.rounded)
-    dtype = t0.rounded.dtype
-    wide = lambda x: x._replace(rounded=x.rounded.astype(float))
-    start, ends = wide(t0), None if ends is None else wide(ends)
-    times = {name: wide(x) for name, x in times.items()}
-    for span in _spans(start, times, ends, 10 * rtol(), np) if lossy else ():
-        if span.wrong.any():
-            raise ValueError(_words(span, dtype))
+    eps = float(jnp.finfo(dtype).eps)
+    # To know the tolerance costs more than all the rest, and none is below 10 eps.
+    if lossy and any(span.wrong.any() for span in _spans(start, times, ends, 100 * eps, np)):
+        for span in _spans(start, times, ends, 10 * rtol(), np):
+            if span.wrong.any():
+                raise ValueError(_words(span, dtype))
     last = (times["ts"] if ends is None else ends).rounded[..., -1:]
     length = np.abs(last - start.rounded)
-    if ((length > 0) & (length < _LEAST * float(jnp.finfo(dtype).eps) * np.abs(last))).any():
+    if ((length > 0) & (length < _LEAST * eps * np.abs(last))).any():
         raise ValueError(
             f"Between `t0` and the last time are fewer than {_LEAST} times that {dtype}, the dtype "
             f"of `y0` and of all times, can tell apart. {_remedy(dtype)}"
