@@ -182,7 +182,8 @@ class Hill(AbstractRateLaw):
 
     For any n > 0 without overflow, with exact derivatives of all orders, at S = 0 too. Those that
     are infinite there (in S, of an order above n, unless n is whole), or have an infinite square,
-    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910), J. Physiol. 40, iv.
+    are those at S = sqrt(eps) k instead. Below zero it is what it is at zero. A. V. Hill (1910),
+    J. Physiol. 40, iv.
 
     **Arguments:**
 
