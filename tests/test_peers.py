@@ -79,6 +79,7 @@ def test_every_form_of_saving_in_both_directions(name):
         )
         solution = solve(SOLVERS[name](), t0=t0, t1=t1, saveat=saveat, rtol=1e-7)
         assert solution.result == diffrax.RESULTS.successful
+        assert solution.ts is not None and solution.ys is not None
         (ends_t, at_t, step_t, second_t, fn_t) = solution.ts
         (ends_y, at_y, step_y, second_y, (seen_t, fn_y)) = solution.ys
         close = dict(rtol=1e-4, atol=1e-4)

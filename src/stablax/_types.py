@@ -111,8 +111,8 @@ def _wrongly_typed(signature: inspect.Signature, given: dict[str, Any]) -> str |
         if hint is inspect.Parameter.empty or name == "self":
             continue
         if not is_bearable(value, hint, conf=_CONFIGURATION):
-            given = f"{short(value)} ({type(value).__name__})"
-            return f"`{name}` must be {_in_words(hint)}, got {given}."
+            shown = f"{short(value)} ({type(value).__name__})"
+            return f"`{name}` must be {_in_words(hint)}, got {shown}."
     return None
 
 

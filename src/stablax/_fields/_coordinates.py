@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._linalg import as_jacobian
-from .._states import as_state, same_shape_and_dtype
+from .._states import as_state, broadcast_prefix, same_shape_and_dtype
 from .._static import Split, Static, is_traced, real_array
 from .._types import VF, YLike, typechecked
 from .._words import short

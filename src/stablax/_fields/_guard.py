@@ -163,7 +163,9 @@ class Guard:
         """How far each component is outside the box, in units of `atol + rtol |bound|` (`atol`: a
         number, or a PyTree as `y`); a step whose largest excess is above 1 leaves the box."""
         lower, upper = self.bounds(y)
-        atols = jtu.tree_unflatten(jtu.tree_structure(y), broadcast_prefix(atol, y))
+        atols = broadcast_prefix(atol, y)
+        assert atols is not None
+        atols = jtu.tree_unflatten(jtu.tree_structure(y), atols)
 
         def leaf(x, lo, hi, atol):
             scale = lambda b: atol + rtol * np.abs(np.where(np.isfinite(b), b, 0))
