@@ -194,6 +194,8 @@ def _without_climbing(h: Array, slope: Array, decay: Array) -> Array:
 
 
 def _size(x: Array) -> Array:
-    """The largest of |x|, without a derivative; 1 for zeros."""
+    """The largest of |x| to a factor of 2, without a derivative: a power of 2, by which quotients
+    and products are exact; 1 for zeros."""
     largest = lax.stop_gradient(jnp.max(jnp.abs(x)))
-    return jnp.where(largest == 0, 1, largest)
+    power = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1])
+    return jnp.where(largest < jnp.finfo(x.dtype).tiny, 1, power)
