@@ -162,7 +162,7 @@ def solve(name: str, solver) -> diffrax.Solution:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="DETEST")
     parser.add_argument("--solvers", default="Rodas5P")
     names = parser.parse_args().solvers.split(",")
     start = time.process_time()

@@ -92,20 +92,13 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
     def field(t, y, args):
         return terms.vf_prod(t, y, args, direction(t))
 
-    jacobian = None
     fn = structure.fn if isinstance(structure, Dense) else None
-    if fn is not None:
-
-        def by_hand(t, y, args):
-            return direction(t) * fn(t * direction(t), y, args)
-
-        jacobian = by_hand
-
+    by_hand = fn and (lambda t, y, args: direction(t) * fn(t * direction(t), y, args))
     if closed:
         field = eqx.filter_closure_convert(field, t0, y0, args)
-        jacobian = jacobian and eqx.filter_closure_convert(jacobian, t0, y0, args)
+        by_hand = by_hand and eqx.filter_closure_convert(by_hand, t0, y0, args)
     flat0, unravel = ravel_pytree(y0)
-    return Step(field, jacobian, args, t0, t1, unravel, flat0.dtype)
+    return Step(field, by_hand, args, t0, t1, unravel, flat0.dtype)
 
 
 class AtStart(eqx.Module):
