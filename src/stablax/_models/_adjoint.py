@@ -134,9 +134,9 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         # whose other side the step must not see. Only the field looks earlier: a step that ends
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
-        told = lax.stop_gradient((end, _just_before(start, end)))
+        seen = lax.stop_gradient((end, _just_before(start, end)))
         shift = None if guard is None else aside.shift
-        dense, pull = _replay(solver, functools.partial(system, shift, told), moving, start, end, y)
+        dense, pull = _replay(solver, functools.partial(system, shift, seen), moving, start, end, y)
 
         def in_step(carry):
             row = carry[0]
@@ -148,7 +148,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
             row, d_dense, d_start, d_stop, d_ts = carry
             _, pull_row = eqx.filter_vjp(interpolate, dense, start, end, inputs.ts[row])
             more = pull_row(at(d_rows, row))
-            d_dense, d_start, d_stop = _add((d_dense, d_start, d_stop), more[:3])
+            d_dense, d_start, d_stop = add((d_dense, d_start, d_stop), more[:3])
             return row - 1, d_dense, d_start, d_stop, d_ts.at[row].set(more[3])
 
         zeros = _zeros(dense)
@@ -157,7 +157,7 @@ def _backward(trace: Trace, grads: Outputs, perturbed, inputs: Inputs, run, solv
         more, step_start, step_end, d_y = pull(d_y, d_dense)
         d_end = jnp.where(last, d_stop + step_end, d_end)
         d_start = d_start + step_start
-        new = (k - 1, row, d_y, _add(d_moving, more), d_ts, d_start, d_end)
+        new = (k - 1, row, d_y, add(d_moving, more), d_ts, d_start, d_end)
         if guard is None:
             return *new, aside
         finite = all_finite(new)
@@ -226,7 +226,9 @@ def _zeros(tree: PyTree) -> PyTree:
     return jtu.tree_map(jnp.zeros_like, tree)
 
 
-def _add(a: PyTree, b: PyTree) -> PyTree:
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """`a + b`, where `b` has None for zero."""
+
     def leaf(x, y):
         return x if y is None else x + y
 

@@ -20,7 +20,7 @@ from .._solvers import family_of, is_implicit
 from .._states import all_finite, component_names, finite_or_zero, select, state_dtype
 from .._static import is_traced
 from .._types import VF, Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, solve
+from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add, solve
 from ._event import EventOf
 from ._forward_only import forward_only
 from ._kept_step import KeepsStep, KeptStep
@@ -193,12 +193,8 @@ def _with_time_jvp(primals, tangents):
     (y, _, t, field, args), (d_y, d_forth, *_) = primals, tangents
     if d_forth is not None:
         slope = field(t, y, args, _zeros(y))
-        d_y = jtu.tree_map(lambda dy, more: _plus(dy * d_forth.astype(dy.dtype), more), slope, d_y)
+        d_y = add(jtu.tree_map(lambda dy: dy * d_forth.astype(dy.dtype), slope), d_y)
     return y, d_y
-
-
-def _plus(x: Array, more: Array | None) -> Array:
-    return x if more is None else x + more
 
 
 def _verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
