@@ -25,6 +25,7 @@ class Times(NamedTuple):
     blur: float  # of the given ones, relative
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite has its own errors
 def as_times(given: Any, dtype: np.dtype) -> Times:
     """`given` in `dtype`."""
     if is_traced(given):
@@ -49,6 +50,7 @@ def _digits(dtype: Any) -> int:
     return jnp.iinfo(dtype).bits if is_integer else jnp.finfo(dtype).nmant + 1
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def told_apart(
     t0: Times, times: dict[str, Times], ends: Times | None, rtol: Callable[[], float]
 ) -> Any:
