@@ -26,6 +26,7 @@ class Times(NamedTuple):
     blur: float  # of the given ones, relative
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite has its own errors
 def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
     """`given` in `dtype`, or a `TypeError` that calls them `name`."""
     refuse_masked(given, name)
@@ -56,6 +57,7 @@ def _digits(dtype: Any) -> int:
     return jnp.iinfo(dtype).bits if is_integer else jnp.finfo(dtype).nmant + 1
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def told_apart(
     t0: Times, times: dict[str, Times], ends: Times | None, rtol: Callable[[], float]
 ) -> Any:
