@@ -125,7 +125,9 @@ def _run(
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
     # the end, and the points of the dense output.
     t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
-    y0 = _with_time(inputs.y0, -inputs.t0, inputs.t0, inputs.field, inputs.args)
+    # Without a step to take nothing moves.
+    start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
+    y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     if record:
         subs.append(diffrax.SubSaveAt(steps=True))
@@ -164,7 +166,7 @@ def _run(
     state: Any = solution.controller_state
     result: Any = RESULTS.promote(solution.result)
     saved, t, last = ts[0], ts[1][0], jtu.tree_map(lambda x: x[0], ys[1])
-    at_end = _with_time(last, inputs.t1, inputs.t1, inputs.field, inputs.args)
+    at_end = _with_time(last, end, inputs.t1, inputs.field, inputs.args)
     last = select(result == RESULTS.successful, at_end, last)
     if event is not None and event.is_located:
         solver_state: Any = solution.solver_state
@@ -192,7 +194,8 @@ def _with_time(y, forth, t, field: Callable, args: Args):
 def _with_time_jvp(primals, tangents):
     (y, _, t, field, args), (d_y, d_forth, *_) = primals, tangents
     if d_forth is not None:
-        slope = field(t, y, args, _zeros(y))
+        # A start that has no slope is that of a sample that fails.
+        slope = finite_or_zero(field(t, y, args, _zeros(y)))
         d_y = add(jtu.tree_map(lambda dy: dy * d_forth.astype(dy.dtype), slope), d_y)
     return y, d_y
 
