@@ -285,3 +285,36 @@ def test_the_first_step_follows_the_unit_of_time():
     np.testing.assert_allclose(solution.ys[:3, 0, 0], np.exp(-1), rtol=1e-6)
     assert max(solution.stats["num_steps"][:3]) < 12
     assert (solution.result == diffrax.RESULTS.successful).tolist() == [True, True, True, False]
+
+
+def test_every_component_has_a_tolerance_of_its_own():
+    """A small component that moves fast needs many steps only if it is asked for, whatever the
+    structure of the state; so with the guard's box, and what `diagnose` says."""
+
+    def field(t, y, args):
+        return {"a": -y["a"], "b": -1e3 * (y["b"] - 1e-8 * jnp.cos(50 * t))}
+
+    y0, ts = {"a": 1.0, "b": 0.0}, [1.0]
+
+    def simulate(atol):
+        guard = sx.Guard({"a": None, "b": -1e-7}, None)
+        controller = sx.StiffPID.preset(rtol=1e-4, atol=atol)
+        model = sx.Simulate(sx.Guarded(field, guard), controller=controller)
+        return model, model(y0, ts)
+
+    loose, tight = simulate(1e-6)[1], simulate(1e-12)[1]
+    model, own = simulate({"a": 1e-6, "b": np.array(1e-12)})
+    assert own.stats["num_steps"] == tight.stats["num_steps"] > 5 * loose.stats["num_steps"]
+    other = simulate({"a": 1e-12, "b": 1e-6})[1]
+    assert other.stats["num_steps"] == loose.stats["num_steps"]
+    exact = 1e-8 * (np.cos(50) + 0.05 * np.sin(50)) / (1 + 0.05**2)
+    np.testing.assert_allclose(own.ys["b"][0], exact, rtol=1e-3)
+    assert model == simulate({"a": 1e-6, "b": np.array(1e-12)})[0]
+    assert "atol={'a': array(1.e-06), 'b': array(1.e-12)}" in repr(model.options.controller)
+
+    found = sx.diagnose(model, y0, ts)
+    assert not any(s.cause == "badly_scaled_components" for s in found.suggestions)
+    assert any(
+        s.cause == "badly_scaled_components"
+        for s in sx.diagnose(simulate(1e-6)[0], y0, ts).suggestions
+    )

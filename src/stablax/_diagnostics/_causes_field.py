@@ -156,7 +156,7 @@ def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
             weight,
         )
     if underflow and not (along or in_time):
-        grown = np.abs(seen.states[-1]) > 1e4 * (np.abs(seen.states[0]) + seen.atol)
+        grown = np.abs(seen.states[-1]) > 1e4 * (np.abs(seen.states[0]) + seen.atols)
         names = ", ".join(name for name, g in zip(seen.names, grown, strict=True) if g)
         if names:
             t = seen.t[-1]

@@ -98,7 +98,7 @@ def _jacobian(seen: Observation) -> Iterator[Suggestion]:
         return
     place = len(seen.times) // 2
     t = float(seen.times[place])
-    y = seen.unravel(seen.states[place] + 1e-3 * (seen.atol + np.abs(seen.states[place])))
+    y = seen.unravel(seen.states[place] + 1e-3 * (seen.atols + np.abs(seen.states[place])))
     args = seen.conditions.args[int(seen.conditions.at(t))]
     try:
         check_jacobian(seen.model.field, t, y, args, jacobian=declared)
@@ -114,7 +114,7 @@ def _jacobian(seen: Observation) -> Iterator[Suggestion]:
 
 def _uncontrolled_components(seen: Observation) -> Iterator[Suggestion]:
     largest = np.abs(seen.states).max(axis=0)
-    small = (largest > 0) & (largest < 10 * seen.atol)
+    small = (largest > 0) & (largest < 10 * seen.atols)
     if not small.any():
         return
     names = ", ".join(seen.names[i] for i in np.flatnonzero(small)[:5])
@@ -122,7 +122,7 @@ def _uncontrolled_components(seen: Observation) -> Iterator[Suggestion]:
     yield Suggestion(
         "badly_scaled_components",
         f"{names} never exceeds {number(largest[small].max())}, while `atol` is "
-        f"{seen.atol:g}: no digit of it is controlled.",
+        f"{seen.atols[small].max():g}: no digit of it is controlled.",
         model_with(controller=preset(seen, atol=number(atol))),
         0.4,
     )

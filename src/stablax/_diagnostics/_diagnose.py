@@ -250,7 +250,7 @@ def _component_reports(seen: Observation) -> tuple[ComponentReport, ...]:
     clipped, masked = (np.asarray(ravel_pytree(x)[0]) for x in (counts.clipped, counts.masked))
     worst = np.bincount(seen.component[~seen.accepted], minlength=len(seen.names))
     with np.errstate(divide="ignore"):
-        digits = -np.log10(seen.rtol + seen.atol / size.max(axis=0))
+        digits = -np.log10(seen.rtol + seen.atols / size.max(axis=0))
     reports = [
         ComponentReport(
             name,

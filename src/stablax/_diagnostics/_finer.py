@@ -17,6 +17,7 @@ from .._control import StiffPID
 from .._models import Simulate, Simulation, with_options
 from .._results import is_okay, name_of
 from .._states import as_args
+from .._static import Static
 from ._observe import Observation
 
 _PARTS = 100  # of the time span, of which no step is longer than one
@@ -75,9 +76,10 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
             return part
         changed.append(part)
         c = _tighter(part.options.controller, dtype)
+        atol = getattr(c, "least_atol", c.atol)
         return with_options(
             part,
-            controller=_ShortSteps(rtol=c.rtol, atol=c.atol, norm=c.norm, controller=c),
+            controller=_ShortSteps(rtol=c.rtol, atol=atol, norm=c.norm, controller=c),
             adjoint=diffrax.ForwardMode(),
             max_steps=10 * part.options.max_steps,
             trace=None,
@@ -91,7 +93,9 @@ def _tighter(controller: Any, dtype: np.dtype) -> Any:
     if isinstance(controller, StiffPID):
         controller = controller.for_dtype(dtype)
         fields = {f.name: getattr(controller, f.name) for f in dataclasses.fields(controller)}
-        tolerances = dict(rtol=controller.rtol * _TIGHTER, atol=controller.atol * _TIGHTER)
+        atol = controller.atol.tree if isinstance(controller.atol, Static) else controller.atol
+        atol = jtu.tree_map(lambda x: x * _TIGHTER, atol)
+        tolerances = dict(rtol=controller.rtol * _TIGHTER, atol=atol)
         return StiffPID(**{**fields, **tolerances, "explicit": (True, True)})
     law = lambda c: law(c.controller) if hasattr(c, "controller") else c
     tolerances = (controller.rtol * _TIGHTER, controller.atol * _TIGHTER)
@@ -147,7 +151,7 @@ def solve_finer(seen: Observation) -> FinerReport | None:
         flat, other = (_flat(x)[reached] if x is not None else 0.0 for x in (states, less))
         return np.abs(flat - other).max(axis=0, initial=0)
 
-    size = largest(simulation.ys) + seen.atol / seen.rtol
+    size = largest(simulation.ys) + seen.atols / seen.rtol
     value = largest(simulation.ys, fine.ys)
     factor = float(np.max(value / size)) / seen.rtol
     derivative = np.full(len(size), np.nan)

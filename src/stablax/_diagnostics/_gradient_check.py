@@ -156,8 +156,10 @@ def _advice(check: GradientCheck) -> list[Advice]:
         why = "the function scatters by the tolerance of its solver; a smaller one decides."
         return [Advice("noise", why, precise)]
     if check.verdict == "discontinuous":
-        why = "a number of steps, an event or a threshold changes the value by a jump. The time of "
-        why += "an event is smooth only if it is solved for, with `diffrax.Event(f, root_finder)`."
+        why = "a number of steps, an event or a threshold changes the value by a jump. In plain "
+        why += (
+            "diffrax an event is smooth only with a root finder: `diffrax.Event(f, root_finder)`."
+        )
         return [Advice("jump", why, "")]
     if check.verdict == "right":
         return []

@@ -43,7 +43,8 @@ class Observation:
     names: tuple[str, ...]
     dtype: np.dtype
     rtol: float
-    atol: float
+    atol: float  # the least of all components
+    atols: np.ndarray  # of each component
     # every step that was tried
     t: np.ndarray
     dt: np.ndarray
@@ -198,6 +199,7 @@ def observe(model: Model, inputs: dict[str, Any]) -> Observation:
         dtype,
         float(controller.rtol),
         float(controller.atol),
+        _for_each(controller.atol_for(inputs["y0"]), inputs["y0"]),
         t,
         dt,
         cause,
@@ -214,6 +216,11 @@ def _some_of(ts: np.ndarray, start: float) -> np.ndarray:
     if len(ts) > most:
         return ts[np.linspace(0, len(ts) - 1, most).astype(int)]
     return np.concatenate([np.full(most - len(ts), start), ts])
+
+
+def _for_each(atol: Any, y0: Any) -> np.ndarray:
+    flat = np.asarray(ravel_pytree(y0)[0])
+    return np.broadcast_to(np.asarray(ravel_pytree(atol)[0]), flat.shape)
 
 
 def _where_to_look(first: Simulation, start: float) -> np.ndarray:

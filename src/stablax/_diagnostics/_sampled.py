@@ -87,7 +87,7 @@ def stepped_over(seen: Observation) -> list[Skipped]:
     times, saw, values = times[:, len(stages) :], values[:, : len(stages)], values[:, len(stages) :]
     low, high = saw.min(axis=1, keepdims=True), saw.max(axis=1, keepdims=True)
     unseen = values - np.clip(values, 2 * low - high, 2 * high - low)
-    tolerance = seen.atol + seen.rtol * np.abs(seen.states).max(axis=0)
+    tolerance = seen.atols + seen.rtol * np.abs(seen.states).max(axis=0)
     change = np.abs(seen.dt[places])[:, None] * np.abs(unseen).mean(axis=1)
     worst = np.max(np.where(np.isfinite(change), change, 0) / tolerance, axis=1)
     found = []
@@ -124,7 +124,7 @@ def jumps_in_time(seen: Observation) -> list[float]:
     parts = np.append(parts, 1 + parts[0])
     times, values = _sample(seen, places, parts)
     scale = np.abs(values).max(axis=1, keepdims=True)
-    scale = scale + (seen.atol + seen.rtol * np.abs(seen.states).max(axis=0)) / np.abs(
+    scale = scale + (seen.atols + seen.rtol * np.abs(seen.states).max(axis=0)) / np.abs(
         seen.dt[places, None, None]
     )
     change = np.max(np.abs(np.diff(values, axis=1)) / scale, axis=2)

@@ -7,6 +7,7 @@ import diffrax
 import jax.tree_util as jtu
 import numpy as np
 
+from .._static import Static
 from ._observe import Observation
 from ._report import number
 
@@ -47,7 +48,9 @@ def preset(seen: Observation, **changes: str) -> str:
     old = seen.model.options.controller
     given = {}
     if isinstance(old, diffrax.AbstractAdaptiveStepSizeController):
-        given = dict(rtol=number(old.rtol), atol=number(old.atol))
+        by_component = isinstance(old.atol, Static)
+        atol = "model.options.controller.atol" if by_component else number(old.atol)
+        given = dict(rtol=number(old.rtol), atol=atol)
     for name in ("step_ts", "jump_ts"):
         if len(declared(seen, name)):
             given[name] = as_times(declared(seen, name))

@@ -34,7 +34,7 @@ def find_walls(seen: Observation, t: float, dt: float) -> list[Wall]:
     if not np.isfinite(flux).all():
         return []
     size = len(y)
-    step = np.abs(dt * flux) + seen.rtol * np.abs(y) + seen.atol
+    step = np.abs(dt * flux) + seen.rtol * np.abs(y) + seen.atols
     reach = np.geomspace(1e-3, 1e6, 46)
     # moved[i, s, k]: component i, below or above, by reach[k] steps
     distance = np.concatenate([-reach, reach]).reshape(2, -1)
