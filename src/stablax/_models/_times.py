@@ -38,6 +38,8 @@ def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
         lost = lax.stop_gradient(given - rounded.astype(given.dtype))
         return Times(rounded, lost.astype(dtype), _EQUAL)
     given = np.asarray(given)
+    if given.dtype == object and all(isinstance(x, int) for x in given.flat):
+        given = given.astype(float)
     if not is_real(given.dtype):
         raise TypeError(
             f"`{name}` must be numbers, in the unit of time of the field, got {short(given)} "
