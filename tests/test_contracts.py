@@ -224,8 +224,11 @@ PAIRS = [(solver, "DiscreteAdjoint") for solver in SOLVERS] + [
 @pytest.mark.parametrize(("solver", "adjoint"), PAIRS)
 def test_failures_are_data_and_gradients_are_right(solver, adjoint):
     """In parameters, an input of time, state and times."""
-    options = dict(adjoint=ADJOINTS[adjoint](), max_steps=1000)
-    model = sx.Simulate(_follows, solver=SOLVERS[solver](), **options)
+    method = SOLVERS[solver]()
+    # What a step over a kink gets wrong depends on where it happens to begin.
+    controller = sx.StiffPID.preset(solver=method, step_ts=np.asarray(KNOTS[1:4]))
+    options = dict(adjoint=ADJOINTS[adjoint](), controller=controller, max_steps=1000)
+    model = sx.Simulate(_follows, solver=method, **options)
 
     def ys(*inputs):
         args, y0, t0, ts = inputs
