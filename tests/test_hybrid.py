@@ -188,7 +188,7 @@ def test_inside_a_model_and_other_coordinates():
     """The totals go to the steady-state engine, through logarithms too."""
     field = HYBRIDS["multiplicative_rates"]
     y0 = field.known.state({"A": 3.0, "E": 1.0}, default=0.01)
-    totals = np.asarray(field.conserved) @ y0
+    totals = np.asarray(field.conserved) @ np.asarray(y0)
     model = sx.SteadyThenSimulate(field, method=sx.PseudoTransient())
     steady = model(y0, [1.0]).steady
     np.testing.assert_allclose(np.asarray(field.conserved) @ steady.y, totals, rtol=1e-10)

@@ -275,7 +275,9 @@ def test_equilibrium_of_perturbed_rate_constants(insulin):
     found = jax.jit(jax.vmap(equilibrium))(log_k)
     assert sx.is_successful(found).all(), sx.explain(found)
     totals = np.asarray(found.y) @ insulin.CONSERVED.T
-    np.testing.assert_allclose(totals, np.tile(insulin.CONSERVED @ y0, (200, 1)), rtol=1e-10)
+    np.testing.assert_allclose(
+        totals, np.tile(insulin.CONSERVED @ np.asarray(y0), (200, 1)), rtol=1e-10
+    )
 
     # In units of the state itself, which spans ten orders of magnitude.
     value = lambda log_k, scale: jnp.sum(jnp.sin(equilibrium(log_k).y / scale))

@@ -211,7 +211,7 @@ def test_a_failed_sample_does_not_touch_the_others(key):
 def train(model, steps=5):
     optimiser = optax.adam(3e-2)
     state = optimiser.init(model)
-    update = jax.jit(optimiser.update)
+    update = jax.jit(functools.partial(updated, optimiser))
     values = []
     for _ in range(steps):
         (value, _), gradient = solve()(model, SLOPES)
