@@ -87,7 +87,7 @@ def test_a_row_that_is_not_conserved_is_an_error():
         (dict(method="newton"), Exception, "method"),
         (dict(max_steps=0), ValueError, "`max_steps` must be at least 1"),
         (dict(rtol=1e-17), ValueError, "below what float64 can resolve"),
-        (dict(atol=0.0), ValueError, "`atol` must be above 0"),
+        (dict(atol=0.0), ValueError, "`atol` must be a number above 0"),
     ],
 )
 def test_bad_options_are_refused(options, error, words):
