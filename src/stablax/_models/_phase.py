@@ -188,7 +188,7 @@ def ends_given(phases: Any, dtype: np.dtype) -> Times:
     xp = jnp if is_traced(given) else np
     t1, lost = (xp.concatenate([xp.atleast_1d(x) for x in xs]) for xs in zip(*given, strict=True))
     rounded, more, blur = as_times(t1, dtype, "t1")
-    return Times(rounded, lost + more, blur)
+    return Times(rounded, lost.astype(more.dtype) + more, blur)
 
 
 def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:
