@@ -38,9 +38,12 @@ def test_the_batch_is_that_of_vmap_in_the_order_of_the_inputs(batch_size, order_
     )
     theirs = WIDE(RATES)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    leaves = zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+    for (path, a), b in leaves:
         assert a.shape == b.shape and a.dtype == b.dtype
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-9, atol=1e-12)
+        # The size of a step comes from an error estimate, a small difference of large numbers.
+        rtol = 1e-6 if jax.tree_util.keystr(path).endswith("['dt']") else 1e-9
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=1e-12)
     assert len(set(np.asarray(ours.stats["num_steps"]).tolist())) > 2  # they do differ
 
 
