@@ -51,7 +51,7 @@ def test_a_field_that_declares_its_stoichiometry(network):
     # A total has a sensitivity of one to itself.
     slope = jax.jit(jax.jacfwd(lambda y0: find(network, y0).y))(Y0)
     np.testing.assert_allclose(
-        np.array([[2, 0, 2, 1], [1, -1, 0, 0]]) @ slope,
+        np.array([[2.0, 0, 2, 1], [1, -1, 0, 0]]) @ slope,
         [[2, 0, 2, 1], [1, -1, 0, 0]],
         atol=1e-10,
     )

@@ -119,7 +119,7 @@ def test_backwards_in_time_the_log_has_real_times():
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eagerly", "jit"])
 def test_the_trace_is_printed_as_it_happens(capfd, compiled):
-    model = sx.Simulate(lambda t, y, args: -1e3 * (y - 1), trace="print")
+    model = sx.Simulate(lambda t, y, args: -1e3 * (y - 1), trace="print", dt0=0.01)
     solve = eqx.filter_jit(lambda model: model(jnp.zeros(2), [1.0])) if compiled else None
     simulation = model(jnp.zeros(2), [1.0]) if solve is None else solve(model)
     jax.effects_barrier()
