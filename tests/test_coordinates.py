@@ -316,7 +316,7 @@ def test_bad_input():
     for bad in (0.0, -1.0, np.nan, np.array([1.0, 0.0])):
         with pytest.raises(ValueError, match="must be positive and finite"):
             sx.ScaledField(nothing, bad)
-    with pytest.raises(TypeError, match="`offset` must hold numbers"):
+    with pytest.raises(TypeError, match="`offset` must be a number"):
         sx.LogField(nothing, offset="small")
     with pytest.raises(TypeError, match="traced array"):
         jax.jit(lambda s: sx.ScaledField(nothing, s)(0.0, jnp.ones(1), None))(1.0)
