@@ -157,7 +157,7 @@ def _advice(check: GradientCheck) -> list[Advice]:
         return [Advice("noise", why, precise)]
     if check.verdict == "discontinuous":
         why = "a number of steps, an event or a threshold changes the value by a jump. In plain "
-        why += "diffrax an event is smooth only with one that solves for it: `Event(f, root_finder)`."
+        why += "diffrax an event is smooth only if it is solved for: `Event(f, root_finder)`."
         return [Advice("jump", why, "")]
     if check.verdict == "right":
         return []
