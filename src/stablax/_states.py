@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -114,6 +116,11 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 def finite_or_zero(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
+
+
+def stop(tree: PyTree) -> PyTree:
+    """`tree` without a derivative."""
+    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree
 
-from .._states import all_finite
+from .._states import all_finite, stop
 from .._static import is_traced
 from .._types import VF, Args, Y
 from ._aside import Aside
@@ -49,11 +49,6 @@ def close(fn: VF, t: Any, y: Y, args: Args) -> VF:
     # Eagerly, each operation of `fn` is compiled by itself, and those of a converted `fn` in
     # other units: the results differ in the last bit. So there `fn` itself is called.
     return closed if hidden or staged else fn
-
-
-def stop(tree: PyTree) -> PyTree:
-    """`tree` without a derivative."""
-    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def derivative_is_finite(fn: VF, t: Any, y: Y, args: Args) -> Bool[Array, ""]:

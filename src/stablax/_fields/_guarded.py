@@ -13,11 +13,11 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._linalg import AbstractJacobian, as_jacobian
-from .._states import as_state, same_shape_and_dtype, state_dtype
+from .._states import as_state, same_shape_and_dtype, state_dtype, stop
 from .._types import VF, Args, Y
 from .._words import short
 from ._activity import GuardActivity
-from ._gate import close, derivative_is_finite, gate, stop
+from ._gate import close, derivative_is_finite, gate
 from ._guard import Guard
 
 

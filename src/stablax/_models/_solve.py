@@ -17,7 +17,7 @@ from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
 from .._pickling import FROM_CONTROLLER
 from .._results import RESULTS, is_okay
 from .._solvers import family_of, is_implicit
-from .._states import all_finite, component_names, finite_or_zero, select, state_dtype
+from .._states import all_finite, component_names, finite_or_zero, select, state_dtype, stop
 from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add, solve
@@ -77,10 +77,6 @@ def _zeros(y: PyTree) -> PyTree:
     return jtu.tree_map(jnp.zeros_like, y)
 
 
-def _stop(tree):
-    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
-
-
 def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
@@ -88,11 +84,11 @@ def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
     solver = _with_tolerances(options.solver, controller)
     if isinstance(solver, diffrax.AbstractRungeKutta):
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
-    terms = _terms(solver, _stop(field))
+    terms = _terms(solver, stop(field))
 
     def masks(t0, t1, y0, args):
-        y0, args = _stop((y0, args))
-        t0, t1 = _stop((t0, t1))
+        y0, args = stop((y0, args))
+        t0, t1 = stop((t0, t1))
         state = solver.init(terms, t0, t1, y0, args)
         y1, *_ = solver.step(terms, t0, t1, y0, args, state, False)
         finite = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y1)]
@@ -272,7 +268,7 @@ def integrate(
         unmasked = bare
         bare = eqx.filter_closure_convert(
             lambda t, y, args, shift: unmasked(t, y, args),
-            *_stop((t0, y0, args)),
+            *stop((t0, y0, args)),
             _zeros(y0),
         )
         masks = _mask_detector(options, bare, dtype)
@@ -361,7 +357,7 @@ def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simu
         "dt": record.dt,
         "component": jnp.where(record.cause == Cause.none.value, -1, record.component),
     }
-    stats = _stop(jtu.tree_map(jnp.asarray, stats))
+    stats = stop(jtu.tree_map(jnp.asarray, stats))
     summary = GuardSummary(
         rejected_not_finite=record.not_finite,
         rejected_outside=record.outside,

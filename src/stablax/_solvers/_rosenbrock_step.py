@@ -8,12 +8,11 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
-from .._states import finite_or_zero
+from .._states import finite_or_zero, stop
 from ._tableaus import Tableau
 
 # Up to this size the stages are unrolled: 1.2x to 2.3x faster than a loop over the stages, forward
@@ -134,7 +133,7 @@ def take_step(
     u = solve(tableau, step.slope_at, at_start)
     end = end_of(tableau, at_start, u)
     error = _combine(tableau.e, u)
-    missed, at_end = second_look(tableau, structure, *_stop((step, at_start, end, u)))
+    missed, at_end = second_look(tableau, structure, *stop((step, at_start, end, u)))
     # Written so that nan does not get lost.
     error = jnp.where(SECOND_LOOK * missed <= jnp.abs(error), error, SECOND_LOOK * missed)
     return (end, error, u), at_end
@@ -193,10 +192,6 @@ def at_start(
 
     # Not `cond`: in a batch a loop costs an evaluation only in the step in which a lane has jumped.
     return lax.while_loop(lambda carry: carry[1], evaluate, (known, jnp.asarray(jumped)))[0]
-
-
-def _stop(tree: PyTree) -> PyTree:
-    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def _combine(weights, u):

@@ -28,6 +28,7 @@ from .._states import (
     finite_or_zero,
     select,
     state_dtype,
+    stop,
 )
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
@@ -235,9 +236,9 @@ def steady_state(
         return ravel_pytree(closed(t, unravel(y), args))[0]
 
     # Nothing of the search is differentiated, and it looks at the derivatives that it takes.
-    flat_y0_, t_, args_ = _stopped((flat_y0, t, args))
+    flat_y0_, t_, args_ = stop((flat_y0, t, args))
     ungated = lambda t, y, args: evaluate_ungated(guarded, t, y, args)
-    searched = _stopped(eqx.filter_closure_convert(ungated, t_, y0, args_))
+    searched = stop(eqx.filter_closure_convert(ungated, t_, y0, args_))
     guard = guarded.guard
     walls = tuple(
         np.concatenate([np.ravel(b) for b in jtu.tree_leaves(bounds)])
@@ -266,7 +267,7 @@ def steady_state(
     clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]
     problem, conserves = _survey(problem, conserved, clip)
     if guess is not None:
-        start = _stopped((ravel_pytree(guess.y)[0], guess.known))
+        start = stop((ravel_pytree(guess.y)[0], guess.known))
     else:
         start = None
     refused = _refused(problem, conserves)
@@ -302,7 +303,7 @@ def _in_coordinates(
     if guess is not None:
         guess = eqx.tree_at(lambda g: g.y, guess, field.from_(guess.y))
     steady = steady_state(field.field, inside, args, t, options, conserved, guess)
-    there = field.to(_stopped(steady.y))
+    there = field.to(stop(steady.y))
     result, finite = steady.result, all_finite(there)
     result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)
     guard = field.guard
@@ -310,15 +311,11 @@ def _in_coordinates(
         contained = guard.contains(there, options.rtol, options.atol)
         result = RESULTS.where(is_okay(result) & ~contained, RESULTS.left_bounds, result)
     # A state without finite coordinates has no derivative either.
-    y = field.to(select(finite, steady.y, _stopped(inside)))
-    y = select(is_okay(result), y, finite_or_zero(_stopped(y)))
+    y = field.to(select(finite, steady.y, stop(inside)))
+    y = select(is_okay(result), y, finite_or_zero(stop(y)))
     return eqx.tree_at(
         lambda s: (s.y, s.result), steady, (y, result), is_leaf=lambda x: isinstance(x, RESULTS)
     )
-
-
-def _stopped(tree):
-    return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
 def _survey(problem: SteadyProblem, conserved: Frozen | str | None, clip):
