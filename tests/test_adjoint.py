@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optimistix as optx
 import pytest
 from helpers import Counted, richardson
 from jax.flatten_util import ravel_pytree
@@ -23,6 +24,7 @@ def test_rows_of_a_solve_without_steps_are_its_start():
     model = sx.Simulate(decay, solver=diffrax.Tsit5())
     row = lambda y0: model(y0, jnp.array([0.5, 0.5]), t0=0.5, args=1.5).ys
     np.testing.assert_array_equal(jax.jacrev(row)(2.0), [1.0, 1.0])
+    np.testing.assert_array_equal(jax.jacfwd(row)(2.0), [1.0, 1.0])
 
 
 @pytest.mark.parametrize("solver", [sx.Rodas5P(), diffrax.Tsit5(), sx.kvaerno5()], ids=repr)
@@ -41,15 +43,16 @@ def test_gradients_in_state_times_and_condition(solver, forth):
 
     ts = 0.5 + sign * jnp.array([0.0, 0.4, 0.4, 1.0])
     inputs = (jnp.array(2.0), ts, jnp.array(0.5), jnp.array(1.5))
-    ours = jax.jit(jax.grad(loss, argnums=(0, 2, 3)))(*inputs)
     theirs = jax.grad(exact, argnums=(0, 2, 3))(*inputs)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    d_ts = jax.grad(exact, argnums=1)(*inputs)[1:]
+    reverse = jax.jit(jax.grad(loss, argnums=(0, 2, 3)))(*inputs)
+    np.testing.assert_allclose(reverse, theirs, rtol=1e-6)
+    forward = jax.jit(jax.jacfwd(loss, argnums=(0, 2, 3, 1)))(*inputs)
+    np.testing.assert_allclose(forward[:3], theirs, rtol=1e-6)
     # A row at the start moves with the start, not with its own time.
-    np.testing.assert_allclose(
-        jax.jit(jax.grad(loss, argnums=1))(*inputs)[1:],
-        jax.grad(exact, argnums=1)(*inputs)[1:],
-        rtol=1e-5,
-    )
+    np.testing.assert_allclose(forward[3][1:], d_ts, rtol=1e-5)
+    reverse = jax.jit(jax.grad(loss, argnums=1))(*inputs)
+    np.testing.assert_allclose(reverse[1:], d_ts, rtol=1e-5)
 
 
 class Robertson(eqx.Module):
@@ -86,8 +89,8 @@ def switched(t, y, args):
 
 @pytest.mark.parametrize(
     ("solver", "declared"),
-    [(sx.Rodas5P(), True), (sx.kvaerno5(), True), (sx.kvaerno5(), False)],
-    ids=["Rodas5P-declared", "kvaerno5-declared", "kvaerno5"],
+    [(sx.Rodas5P(), True), (sx.Rodas5P(), False), (sx.kvaerno5(), True), (sx.kvaerno5(), False)],
+    ids=["Rodas5P-declared", "Rodas5P", "kvaerno5-declared", "kvaerno5"],
 )
 def test_a_step_that_ends_at_a_jump_does_not_see_the_other_side(solver, declared):
     """A jump inside, at the start, and at the end; declared, the end of a step is exact."""
@@ -97,7 +100,9 @@ def test_a_step_that_ends_at_a_jump_does_not_see_the_other_side(solver, declared
     def last(rates, t0, ts):
         return model(jnp.zeros(1), ts, t0=t0, args=(rates, 0.5)).ys[-1, 0]
 
-    gradient = jax.jit(jax.grad(last, argnums=(0, 1, 2)))
+    # One mode for each solver: they are equal.
+    derivative = jax.grad if declared else jax.jacfwd
+    gradient = jax.jit(derivative(last, argnums=(0, 1, 2)))
     rates = jnp.array([1.0, 1e3])
     for t0, t1, exact, slopes in (
         (0.0, 1.0, [0.5, 0.5], (1.0, 1e3)),
@@ -121,8 +126,9 @@ def test_an_infinite_derivative_is_taken_next_door():
         return jnp.stack([-k * y[0], -jnp.sqrt(y[1])])
 
     model = sx.Simulate(field, controller=sx.StiffPID.preset(**TIGHT))
-    gradient = jax.grad(lambda k: model(jnp.array([1.0, 0.0]), [1.0], args=k).ys[0, 0])
-    np.testing.assert_allclose(gradient(2.0), -np.exp(-2.0), rtol=1e-6)
+    alive = lambda k: model(jnp.array([1.0, 0.0]), [1.0], args=k).ys[0, 0]
+    for derivative in (jax.grad, jax.jacfwd):
+        np.testing.assert_allclose(derivative(alive)(2.0), -np.exp(-2.0), rtol=1e-6)
 
 
 def test_the_backward_pass_needs_no_second_trace_of_the_python_code():
@@ -143,9 +149,39 @@ def test_an_event_has_another_adjoint():
         sx.Simulate(decay, event=event, adjoint=sx.DiscreteAdjoint())
 
 
-def test_forward_mode_says_which_adjoint_has_it():
-    with pytest.raises(TypeError, match="ForwardMode"):
-        jax.jvp(lambda k: sx.Simulate(decay)(1.0, [1.0], args=k).ys, (1.0,), (1.0,))
+def test_forward_mode_is_reverse_mode_in_the_parameters_of_a_model():
+    """The product of the Jacobian with a vector, transposed: equal to rounding, alone, linearised
+    and under `vmap` over tangents, parameters and states."""
+    key, other = jr.split(jr.key(1))
+    model = sx.Simulate(sx.MLPField(2, 8, 1, key=key))
+    parameters, rest = sx.partition(model)
+    flat, unravel = ravel_pytree(parameters)
+    ts = jnp.array([0.3, 1.0])
+
+    def rows(flat, y0):
+        return eqx.combine(unravel(flat), rest)(y0, ts).ys.ravel()
+
+    y0 = jnp.array([[1.0, -0.5], [0.2, 2.0]])
+    reverse = jax.jit(jax.vmap(jax.jacrev(rows), (None, 0)))(flat, y0)
+    forward = jax.jit(jax.vmap(jax.jacfwd(rows), (None, 0)))(flat, y0)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9, atol=1e-12)
+
+    moves = jr.normal(other, flat.shape)
+    _, push = jax.linearize(lambda flat: rows(flat, y0[0]), flat)
+    np.testing.assert_allclose(push(moves), reverse[0] @ moves, rtol=1e-9)
+    (pulled,) = jax.linear_transpose(push, flat)(jnp.ones(4))
+    np.testing.assert_allclose(pulled, jnp.sum(reverse[0], axis=0), rtol=1e-9, atol=1e-12)
+
+
+# Issue 12: it raised in JAX's words, since forward mode was missing.
+def test_least_squares_of_optimistix_take_a_model_as_it_is():
+    ts, right = jnp.linspace(0.2, 2.0, 5), jnp.array([2.0, 0.7])
+    model = sx.Simulate(lambda t, y, p: -p[0] * y**2 + p[1])
+    rows = lambda p: model(1.5, ts, args=p).ys
+    measured = rows(right)
+    for method in (optx.LevenbergMarquardt(1e-8, 1e-8), optx.GaussNewton(1e-8, 1e-8)):
+        fit = optx.least_squares(lambda p, _: rows(p) - measured, method, jnp.array([1.0, 1.0]))
+        np.testing.assert_allclose(fit.value, right, rtol=1e-5)
 
 
 # --- second and third derivatives
@@ -209,14 +245,20 @@ def test_a_hessian(solver):
 def test_a_third_derivative():
     model = sx.Simulate(decay, solver=diffrax.Tsit5(), controller=sx.StiffPID.preset("precise"))
     last = lambda k: model(1.0, [1.0], args=k).ys[-1]
-    third = jax.jit(jax.jacfwd(jax.hessian(last)))(1.3)
-    np.testing.assert_allclose(third, -np.exp(-1.3), rtol=1e-7)
+    for second in (jax.hessian(last), jax.jacfwd(jax.jacfwd(last))):
+        third = jax.jit(jax.jacfwd(second))(1.3)
+        np.testing.assert_allclose(third, -np.exp(-1.3), rtol=1e-7)
 
 
 def test_modes_that_an_adjoint_does_not_have_are_named():
     last = lambda k, **options: sx.Simulate(decay, **options)(1.0, [1.0], args=k).ys[-1]
     with pytest.raises(TypeError, match="jax.hessian"):
         jax.jacrev(jax.jacrev(lambda k: last(k, solver=diffrax.Tsit5())))(1.0)
+    with pytest.raises(TypeError, match="jax.hessian"):
+        jax.jacrev(jax.jacfwd(lambda k: last(k, solver=diffrax.Tsit5())))(1.0)
+    options = dict(solver=diffrax.Tsit5(), adjoint=diffrax.RecursiveCheckpointAdjoint())
+    with pytest.raises(TypeError, match="RecursiveCheckpointAdjoint.*DiscreteAdjoint"):
+        jax.jvp(lambda k: last(k, **options), (1.0,), (1.0,))
     options = dict(solver=diffrax.Tsit5(), adjoint=diffrax.ForwardMode())
     with pytest.raises(TypeError, match="DiscreteAdjoint"):
         jax.grad(lambda k: last(k, **options))(1.0)

@@ -200,17 +200,20 @@ LANES = {
     "wall": jnp.array([10.0, 1.5, 10.0, 10.0]),
 }
 TIMES = jnp.array([1.7, 3.2])
-# Every solver with the default adjoint; the others each with a solver of each family.
+# Every solver with the default adjoint; the others, and its forward mode, each with a solver of
+# each family.
 PAIRS = [(solver, "DiscreteAdjoint") for solver in SOLVERS] + [
+    ("Tsit5", "DiscreteAdjoint, forward"),
+    ("Rodas4", "DiscreteAdjoint, forward"),
+    ("kvaerno3", "DiscreteAdjoint, forward"),
     ("Dopri5", "RecursiveCheckpointAdjoint"),
-    ("Rodas5P", "RecursiveCheckpointAdjoint"),
-    ("kvaerno5", "RecursiveCheckpointAdjoint"),
+    ("Rodas4", "RecursiveCheckpointAdjoint"),
+    ("kvaerno3", "RecursiveCheckpointAdjoint"),
     ("Tsit5", "DirectAdjoint"),
-    ("Rodas4", "DirectAdjoint"),
-    ("kvaerno3", "DirectAdjoint"),
+    ("Rodas5P", "DirectAdjoint"),
+    ("kvaerno5", "DirectAdjoint"),
     ("FiniteSteps(Tsit5)", "ForwardMode"),
     ("Rosenbrock23", "ForwardMode"),
-    ("kvaerno5", "ForwardMode"),
     ("kencarp4", "ForwardMode"),
 ]
 
@@ -223,7 +226,9 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
     method = SOLVERS[solver]()
     # What a step over a kink gets wrong depends on where it happens to begin.
     controller = sx.StiffPID.preset(solver=method, step_ts=np.asarray(KNOTS[1:4]))
-    options = dict(adjoint=ADJOINTS[adjoint](), controller=controller, max_steps=1000)
+    name, _, forward = adjoint.partition(", ")
+    budget = 256 if name == "DirectAdjoint" else 1000  # its cost is that of the budget
+    options = dict(adjoint=ADJOINTS[name](), controller=controller, max_steps=budget)
     model = sx.Simulate(_follows, solver=method, **options)
 
     def ys(*inputs):
@@ -235,12 +240,12 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
         slopes = derivative(fn, argnums=(0, 1, 2, 3), **options)
         return jax.jit(jax.vmap(slopes, (0, 0, None, None)))
 
-    derivative = jax.jacfwd if adjoint == "ForwardMode" else jax.jacrev
+    derivative = jax.jacfwd if forward or name == "ForwardMode" else jax.jacrev
     inputs = (LANES, jnp.ones((4, 2)), jnp.array(0.2), TIMES)
     slopes, sim = over_lanes(derivative, ys, has_aux=True)(*inputs)
 
     ok = np.asarray(sx.is_successful(sim))
-    if adjoint not in ("DiscreteAdjoint", "ForwardMode"):
+    if name not in ("DiscreteAdjoint", "ForwardMode"):
         # No derivative in the save times of a sample that failed (a documented limit).
         slopes = (*slopes[:3], jnp.where(ok[:, None, None, None], slopes[3], 0.0))
     assert all_finite((slopes, sim.ys))
@@ -252,9 +257,9 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
     np.testing.assert_allclose(sim.ys[ok], values[ok], rtol=1e-4, atol=2e-5)
     # The steps of a constant input are too long for what it could be.
     wanders = np.array([False, False, True, True])
-    for name, ours in slopes[0].items():
-        kept = ok & wanders if name in ("values", "size") else ok
-        np.testing.assert_allclose(ours[kept], exact[0][name][kept], rtol=1e-4, atol=5e-5)
+    for key, ours in slopes[0].items():
+        kept = ok & wanders if key in ("values", "size") else ok
+        np.testing.assert_allclose(ours[kept], exact[0][key][kept], rtol=1e-4, atol=5e-5)
     for ours, theirs in zip(slopes[1:3], exact[1:3], strict=True):
         np.testing.assert_allclose(ours[ok], theirs[ok], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(slopes[3][ok], exact[3][ok], rtol=1e-3, atol=1e-3)
@@ -263,7 +268,7 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
     assert "not finite" in sx.explain(sim)
     assert not sim.reached[1].any()
     if runs_out:
-        assert "budget of 1000 steps" in sx.explain(sim)
+        assert f"budget of {budget} steps" in sx.explain(sim)
 
 
 # good; runs into the wall; good

@@ -222,14 +222,10 @@ def test_jit_vmap_and_derivatives_agree():
 
     np.testing.assert_allclose(jax.vmap(last)(rates), np.exp(-rates), rtol=1e-4)
     np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(last)))(rates), -np.exp(-rates), rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(last))(1.0), -np.exp(-1.0), rtol=1e-3)
     forward = sx.Simulate(_linear, adjoint=diffrax.ForwardMode())
     slope = jax.jacfwd(lambda k: forward(1.0, TS, args=k).ys[-1])(1.0)
     np.testing.assert_allclose(slope, -np.exp(-1.0), rtol=1e-3)
-
-
-def test_forward_mode_with_the_default_adjoint_says_what_to_do():
-    with pytest.raises(TypeError, match="adjoint=diffrax.ForwardMode()"):
-        jax.jacfwd(lambda k: MODEL(1.0, TS, args=k).ys)(1.0)
 
 
 def test_traced_times_that_make_no_sense_are_a_result():

@@ -156,7 +156,10 @@ def test_phases_are_watched_as_one_solve():
     model = sx.SimulatePhases(FLOOR, solver=diffrax.Tsit5(), max_steps=300)
     watched = sx.with_options(model, telemetry=True, trace="record")
     plain, simulation = (m(Y0, [0.5, 1.5, 3.0], phases) for m in (model, watched))
-    assert eqx.tree_equal(plain.ys, simulation.ys) and sx.is_successful(simulation)
+    # To rounding: how XLA contracts the arithmetic of a loop over phases is its own affair.
+    assert eqx.tree_allclose(plain.ys, simulation.ys, rtol=1e-13, atol=1e-14)
+    assert sx.is_successful(simulation)
+    assert eqx.tree_equal(plain.stats, simulation.stats)
     log, counts = simulation.steps, simulation.guard.accepted
     count = int(log.count)
     assert count == int(simulation.stats["num_steps"])

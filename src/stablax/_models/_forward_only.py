@@ -37,7 +37,12 @@ def forward_only(tree: PyTree, message: str) -> PyTree:
 @forward_only.def_jvp
 def _forward_only_jvp(primals, tangents):
     (tree, message), (d_tree, _) = primals, tangents
-    if jtu.tree_leaves(d_tree):
-        identity = lx.FunctionLinearOperator(lambda x: x, jax.eval_shape(lambda: d_tree))
-        d_tree = lx.linear_solve(identity, d_tree, _Untransposable(message), throw=False).value
-    return tree, d_tree
+    return tree, untransposable(d_tree, message)
+
+
+def untransposable(tangents: PyTree, message: str) -> PyTree:
+    """`tangents`, whose transpose is a `TypeError` with `message`."""
+    if not jtu.tree_leaves(tangents):
+        return tangents
+    identity = lx.FunctionLinearOperator(lambda x: x, jax.eval_shape(lambda: tangents))
+    return lx.linear_solve(identity, tangents, _Untransposable(message), throw=False).value

@@ -94,8 +94,10 @@ def explain_forward_mode():
         if "forward-mode" not in str(error):
             raise
         raise TypeError(
-            "This model was made for reverse mode (`grad`, `jacrev`). For `jvp`, `jacfwd` and "
-            "`linearize`, make it with `adjoint=diffrax.ForwardMode()`; for both modes, with "
+            "This model was made for reverse mode (`grad`, `jacrev`), with `adjoint="
+            "diffrax.RecursiveCheckpointAdjoint()` (the default of a model with an event). For "
+            "`jvp`, `jacfwd` and `linearize`, make it with `adjoint=diffrax.ForwardMode()`; for "
+            "both modes, with `stablax.DiscreteAdjoint()`, or with an event with "
             "`diffrax.DirectAdjoint()`."
         ) from error
 
@@ -111,8 +113,8 @@ class Simulate(eqx.Module):
 
     Its PyTree leaves are exactly the floating-point arrays of `field`; the rest of the field and
     all options are static, so the model (or `sx.partition(model)[0]`) is a parameter tree for
-    optax. Works under `jit`, `vmap`, `grad` (and `jacfwd`, with an adjoint that has forward
-    mode). The gradient is protected: a rejected step that is not finite cannot ruin it.
+    optax. Works under `jit`, `vmap`, `grad` and `jacfwd`. The gradient is protected: a rejected
+    step that is not finite cannot ruin it.
 
     **Arguments:**
 
@@ -122,10 +124,10 @@ class Simulate(eqx.Module):
         with the structure of the Jacobian that the field declares.
     - `controller`: a diffrax step size controller; by default `StiffPID.preset(solver=solver)`.
         Whatever it says, a step that is not finite or leaves the guard's box is rejected.
-    - `adjoint`: [`DiscreteAdjoint`][] (the default; reverse mode), or diffrax's `ForwardMode`
-        (forward mode; cheaper for few parameters), `RecursiveCheckpointAdjoint` (reverse mode,
-        through events too: the default of a model that has one) or `DirectAdjoint` (both modes;
-        slow). Others are refused.
+    - `adjoint`: [`DiscreteAdjoint`][] (the default; both modes), or diffrax's `ForwardMode`
+        (forward mode, through events too; runs fastest in it), `RecursiveCheckpointAdjoint`
+        (reverse mode, through events too: the default of a model that has one) or
+        `DirectAdjoint` (both modes, through events too; slow). Others are refused.
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve. Its time is the `t1` of the simulation; rows
@@ -143,7 +145,10 @@ class Simulate(eqx.Module):
     - `trace`: `"record"` keeps every step that is tried, with the reason if it is rejected, as
         the `steps` of the simulation; `"print"` prints them as they are taken, under `jit` too
         (with a `RecursiveCheckpointAdjoint`, those that its backward pass repeats too). The
-        result is the same as without.
+        result is the same as without, to rounding.
+
+    A `solver`, `controller` or `adjoint` that is equal to the default is the default: the same
+    program, and derived again by `with_options`.
     To switch on what is off in a model, see [`with_options`][].
 
     **Raises:** `TypeError` for a solver or adjoint that cannot be protected, by name;

@@ -20,7 +20,7 @@ from .._solvers import family_of, is_implicit
 from .._states import all_finite, component_names, finite_or_zero, select, state_dtype, stop
 from .._static import is_traced
 from .._types import VF, Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add, solve
+from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add, for_forward_mode, solve
 from ._event import EventOf
 from ._forward_only import forward_only
 from ._kept_step import KeepsStep, KeptStep
@@ -29,8 +29,8 @@ from ._simulation import About, GuardSummary, Simulation
 
 _FORWARD = (
     "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
-    "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`; for "
-    "both modes, with `diffrax.DirectAdjoint()`."
+    "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`, which "
+    "has both; with an event, with `diffrax.DirectAdjoint()`."
 )
 
 
@@ -81,9 +81,7 @@ def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
     controller = steps_of(options, Guard(), dtype)
-    solver = _with_tolerances(options.solver, controller)
-    if isinstance(solver, diffrax.AbstractRungeKutta):
-        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
+    solver = for_forward_mode(_with_tolerances(options.solver, controller))
     terms = _terms(solver, stop(field))
 
     def masks(t0, t1, y0, args):

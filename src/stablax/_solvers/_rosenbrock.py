@@ -17,7 +17,7 @@ from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
 from .._states import all_finite
 from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
-from ._rosenbrock_step import Step, at_start, step_of, take_step
+from ._rosenbrock_step import Step, at_start, repeat_step, step_of, take_step
 from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
 
 _Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
@@ -103,6 +103,10 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         error = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.inf), error)
         dense_info = dict(y0=y0, y1=y1, stages=stages)
         return y1_or_nan, error, dense_info, known, diffrax.RESULTS.successful
+
+    def repeat(self, terms, t0, t1, y0, args):
+        """An accepted step: the new state, and what makes its dense output."""
+        return repeat_step(self.tableau, self.structure, terms, args, t0, t1, y0)
 
     def replay(self, system, moving, t0, t1, y0):
         """An accepted step, and its derivative in reverse mode; see `replay_step`."""

@@ -129,14 +129,24 @@ def take_step(
     """**Returns:** the new state, the error estimate, and the stages u with a leading axis; and
     what is known of the field at the end, which has no derivative."""
     at_start = at_start_of(tableau, structure, step, start, known)
-    solve = unrolled if start.size <= UNROLLED else scanned
-    u = solve(tableau, step.slope_at, at_start)
+    u = stages_of(tableau, step.slope_at, at_start)
     end = end_of(tableau, at_start, u)
     error = _combine(tableau.e, u)
     missed, at_end = second_look(tableau, structure, *stop((step, at_start, end, u)))
     # Written so that nan does not get lost.
     error = jnp.where(SECOND_LOOK * missed <= jnp.abs(error), error, SECOND_LOOK * missed)
     return (end, error, u), at_end
+
+
+def repeat_step(tableau: Tableau, structure: AbstractJacobian, terms, args, t0, t1, y0):
+    """A step without its error estimate: the new state, and the dense output's `y0`, `y1` and
+    `stages`."""
+    step = step_of(terms, structure, args, t0, t1, y0)
+    start = ravel_pytree(y0)[0]
+    at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
+    u = stages_of(tableau, step.slope_at, at_start)
+    y1 = step.unravel(end_of(tableau, at_start, u))
+    return y1, dict(y0=y0, y1=y1, stages=jax.vmap(step.unravel)(u))
 
 
 def second_look(
@@ -197,6 +207,11 @@ def at_start(
 def _combine(weights, u):
     rows = [w * u[i] if w != 1 else u[i] for i, w in enumerate(weights) if w != 0]
     return functools.reduce(jnp.add, rows)
+
+
+def stages_of(tableau: Tableau, slope, at_start: AtStart) -> Array:
+    solve = unrolled if at_start.start.size <= UNROLLED else scanned
+    return solve(tableau, slope, at_start)
 
 
 def unrolled(tableau: Tableau, slope, at_start: AtStart) -> Array:
