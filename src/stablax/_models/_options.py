@@ -12,7 +12,6 @@ import numpy as np
 from .._control import StiffPID, refuse_traced_times
 from .._fields import Guard, as_guarded
 from .._solvers import AbstractRosenbrock, FiniteSteps, Rodas5P
-from .._static import Static
 from .._words import short
 from ._adjoint import DiscreteAdjoint
 
@@ -25,8 +24,7 @@ _ADJOINTS = (
 
 
 class Given(eqx.Module):
-    """Options that have a default which depends on others, as they were given; `None`: not, or
-    equal to the default, so that two equal configurations are one program."""
+    """Options that have a default which depends on others, as they were given; `None`: not."""
 
     solver: diffrax.AbstractSolver | None
     controller: diffrax.AbstractStepSizeController | None
@@ -67,14 +65,13 @@ def solve_options(
     trace,
 ) -> SolveOptions:
     """The options of a model of `field`, with its defaults, checked."""
-    given = dict(solver=solver, controller=controller, adjoint=adjoint)
-    for name, value in given.items():
+    given = Given(solver, controller, adjoint)
+    for name, value in dict(solver=solver, controller=controller, adjoint=adjoint).items():
         if isinstance(value, type):
             made = f"{value.__name__}(...)"
             raise TypeError(f"`{name}` is the class `{value.__name__}`: make one, `{made}`.")
-    default: dict[str, Any] = {"solver": Rodas5P()}
     if solver is None:
-        solver = default["solver"]
+        solver = Rodas5P()
     if not isinstance(solver, diffrax.AbstractSolver):
         raise TypeError(f"`solver` must be a diffrax solver, got {short(solver)}.")
     if isinstance(solver, FiniteSteps):
@@ -83,9 +80,8 @@ def solve_options(
     declared = as_guarded(field).jacobian
     if isinstance(solver, AbstractRosenbrock) and solver.jacobian is None:
         solver = dataclasses.replace(solver, jacobian=declared)
-    default["controller"] = StiffPID.preset(solver=solver)
     if controller is None:
-        controller = default["controller"]
+        controller = StiffPID.preset(solver=solver)
     if not isinstance(controller, diffrax.AbstractStepSizeController):
         raise TypeError(
             f"`controller` must be a diffrax step size controller, got {short(controller)}; for "
@@ -107,10 +103,9 @@ def solve_options(
                 "field (`stablax.Guarded(field, guard)`): a model hands that to its controller."
             )
     remembers = isinstance(solver, diffrax.LeapfrogMidpoint | diffrax.ReversibleHeun)
-    discrete = event is None and not remembers
-    default["adjoint"] = DiscreteAdjoint() if discrete else diffrax.RecursiveCheckpointAdjoint()
     if adjoint is None:
-        adjoint = default["adjoint"]
+        discrete = event is None and not remembers
+        adjoint = DiscreteAdjoint() if discrete else diffrax.RecursiveCheckpointAdjoint()
     if not isinstance(adjoint, _ADJOINTS):
         names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
         raise TypeError(
@@ -152,12 +147,8 @@ def solve_options(
         diffrax.NoProgressMeter() if progress_meter is None else progress_meter,
         telemetry,
         trace,
-        Given(**{k: _unless_default(k, x, default[k]) for k, x in given.items()}),
+        given,
     )
-
-
-def _unless_default(name: str, value: Any, default: Any) -> Any:
-    return None if Static(value, name) == Static(default, name) else value
 
 
 def represent(model: Any, field: Any, arguments: dict[str, Any]) -> str:
