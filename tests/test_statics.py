@@ -425,27 +425,6 @@ def test_equal_configurations_share_one_compilation():
     assert runs(configured(1.5, rtol=1e-5)) == 0
 
 
-@pytest.mark.parametrize("Model", MODELS)
-def test_an_argument_equal_to_its_default_is_the_default(Model):
-    """One program for both, and options that follow when another is changed."""
-    plain = Model(_decay_of_two)
-    defaults = dict(
-        solver=sx.Rodas5P(), controller=sx.StiffPID.preset(), adjoint=sx.DiscreteAdjoint()
-    )
-    spelled_out = Model(_decay_of_two, **defaults)
-    assert jax.tree.structure(plain) == jax.tree.structure(spelled_out)
-    explicit = diffrax.Tsit5()
-    changed = [sx.with_options(model, solver=explicit) for model in (plain, spelled_out)]
-    assert jax.tree.structure(changed[0]) == jax.tree.structure(changed[1])
-    assert jax.tree.structure(changed[0]) != jax.tree.structure(plain)
-    other = Model(_decay_of_two, controller=sx.StiffPID.preset("fast"))
-    assert jax.tree.structure(other) != jax.tree.structure(plain)
-
-
-def _decay_of_two(t, y, args):
-    return -y
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -98,7 +98,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
 def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:
     """Successful, or ended by the user's event."""
     if not isinstance(result, RESULTS):
-        result = RESULTS.promote(result)
+        result = promoted(result)
     return jnp.asarray((result == RESULTS.successful) | (result == RESULTS.event_occurred))
 
 
@@ -111,6 +111,19 @@ unstable_steady_state not_finite not_conserved bad_times bad_phases step_budget_
 tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow event_not_finite
 event_not_located stages_unsolved
 """.split()
+
+
+_OF_DIFFRAX = _NAMES[: _NAMES.index("no_steady_state")]
+
+
+def promoted(result: Any) -> RESULTS:
+    """A member of `diffrax.RESULTS` as one of ours. (`RESULTS.promote` looks it up in an array,
+    which fails under `shard_map`.)"""
+    out: Any = RESULTS.successful
+    for name in _OF_DIFFRAX[1:]:
+        is_it = result == getattr(diffrax.RESULTS, name)
+        out = RESULTS.where(is_it, getattr(RESULTS, name), out)
+    return out
 
 
 def name_of(result: diffrax.RESULTS) -> str:

@@ -123,6 +123,10 @@ def stop(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
+def zeros_like(tree: PyTree[Array]) -> PyTree[Array]:
+    return jtu.tree_map(jnp.zeros_like, tree)
+
+
 def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
     return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
 

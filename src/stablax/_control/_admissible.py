@@ -14,7 +14,8 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
-from .._states import all_finite, for_each_component, select
+from .._lanes import spread
+from .._states import all_finite, for_each_component, select, stop, zeros_like
 from .._static import Static
 from ._watch import Cause, Step, Watch, Watched
 
@@ -73,19 +74,16 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         return dataclasses.replace(self, controller=controller, direction=direction)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        terms, func = _for_the_first_step(terms)
-        tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         span = lax.stop_gradient(t1 - t0)
         span = jnp.where(jnp.isinf(span), 1, span)  # only an event ends it: no scale of time
         tiny = 1e-30 * span
         if dt0 is None:
-            # The heuristic for the first step probes the field once, and returns 0 or nan where
-            # it overflows; any small step will do, since the error control takes it from there.
-            guess = lax.stop_gradient(tnext - t0)
+            guess = self._first_step(error_order, *stop((terms, t0, y0, args)))
+            # The heuristic probes the field, and gives 0 or nan where that overflows; any small
+            # step will do, since the error control takes it from there.
             usable = jnp.isfinite(guess) & (guess > tiny)
-            small = 1e-6 * span
-            fallback, _ = self.controller.init(terms, t0, t1, y0, small, args, func, error_order)
-            tnext = jnp.where(usable, tnext, fallback)
+            dt0 = lax.stop_gradient(jnp.where(usable, guess, 1e-6 * span))
+        tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         zero = jnp.zeros((), jnp.int32)
         dtype = jnp.result_type(t0)
         record = StepRecord(
@@ -104,6 +102,36 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         end = lax.stop_gradient(jnp.asarray(t1))
         watched = None if self.watch is None else self.watch.init(y0, dtype)
         return tnext, _State(inner, record, tiny, end, outside, jnp.array(False), watched)
+
+    def _first_step(self, error_order, terms, t0, y0, args) -> Any:
+        """Such that an explicit Euler step would have about the error that is allowed. Hairer,
+        Norsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.4.
+
+        diffrax's own, inside `diffeqsolve`, takes 0.01 for every field in every unit of time: so
+        long a step that a mode which grows is damped away."""
+        allowed = jtu.tree_map(lambda y: self.atol + self.rtol * jnp.abs(y), y0)
+        size = lambda tree: self.norm(jtu.tree_map(jnp.divide, tree, allowed))
+        of_state = size(y0)
+
+        def probe(i, carry):
+            """First the slope at the start, then its change over a first guess `h`."""
+            h, of_slope, change = carry
+            t, y = t0 + h, jtu.tree_map(lambda y, dy: y + h * dy, y0, change)
+            control = terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
+            slope = terms.vf_prod(t, y, args, control)
+            new = size(slope)
+            nothing = (of_state < 1e-5) | (new < 1e-5)
+            guess = jnp.where(nothing, 1e-6, 0.01 * (of_state / jnp.where(nothing, 1, new)))
+            first = (guess, new, slope)
+            then = (h, of_slope, jtu.tree_map(jnp.subtract, slope, change))
+            return select(i == 0, first, then)
+
+        start = (jnp.zeros_like(t0), jnp.zeros_like(of_state), zeros_like(y0))
+        start = spread(start, terms, t0, y0, args)
+        h, of_slope, change = lax.fori_loop(0, 2, probe, start)
+        most = jnp.maximum(of_slope, size(change) / h)
+        curved = (0.01 / most) ** (1 / error_order)
+        return jnp.minimum(100 * h, jnp.where(most <= 1e-15, jnp.maximum(1e-6, h * 1e-3), curved))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -273,17 +301,6 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             component=jnp.where(rejected, worst.astype(old.component.dtype), old.component),
             dt=lax.stop_gradient(t1 - t0),
         )
-
-
-def _for_the_first_step(terms: PyTree) -> tuple[diffrax.ODETerm, Callable]:
-    """`terms`, and how to evaluate them, as the heuristic for the first step wants them. Inside
-    `diffeqsolve` diffrax wraps them, and its heuristic, which knows an `ODETerm` only, takes 0.01
-    for every field in every unit of time: so long a step that a mode which grows is damped away."""
-
-    def slope(t, y, args):
-        return terms.vf_prod(t, y, args, terms.contr(jnp.zeros_like(t), jnp.ones_like(t)))
-
-    return diffrax.ODETerm(slope), lambda term, t, y, args: term.vf(t, y, args)
 
 
 def admissible(

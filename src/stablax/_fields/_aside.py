@@ -108,7 +108,8 @@ def _numbered(tree: PyTree) -> tuple[PyTree, int]:
     leaves, treedef = jtu.tree_flatten(tree)
     ends = np.cumsum([x.size for x in leaves], dtype=np.int32)
     numbers = [
-        np.arange(end - x.size, end, dtype=np.int32).reshape(x.shape)
+        # Made where it is used: as a constant it would be an input of the branch that does.
+        jnp.arange(end - x.size, end, dtype=jnp.int32).reshape(x.shape)
         for x, end in zip(leaves, ends, strict=True)
     ]
     return treedef.unflatten(numbers), int(ends[-1])

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree
 
+from .._captured import capture
+from .._lanes import spread
 from .._states import all_finite, stop
 from .._static import is_traced
 from .._types import VF, Args, Y
@@ -42,7 +44,7 @@ def gate(
 
 def close(fn: VF, t: Any, y: Y, args: Args) -> VF:
     """`fn` without hidden inputs: what it closes over is a leaf of the result."""
-    closed = eqx.filter_closure_convert(fn, t, y, args)
+    closed = capture(fn, t, y, args)
     known = {id(x) for x in jtu.tree_leaves(fn)}
     hidden = any(is_traced(x) and id(x) not in known for x in jtu.tree_leaves(closed))
     staged = is_traced(jnp.zeros(()))
@@ -109,11 +111,11 @@ def _gated_jvp(primals, tangents):
             lambda aside: aside.after(
                 usable(_add(frozen[2], aside.shift))[0], frozen[2], lower, upper
             ),
-            Aside.start(y, done=here),
+            spread(Aside.start(y, done=here), frozen),
         )
         return aside.shift, aside.helps
 
-    nothing = jtu.tree_map(jnp.zeros_like, y), jnp.array(True)
+    nothing = spread((jtu.tree_map(jnp.zeros_like, y), jnp.array(True)), frozen)
     shift, ok = lax.cond(here, lambda: nothing, search)
 
     # The value is unchanged where `ok`; its own derivative (second order) is selected away too.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._lanes import spread
 from .._linalg import AbstractJacobian, as_jacobian
 from .._states import as_state, same_shape_and_dtype, state_dtype, stop
 from .._types import VF, Args, Y
@@ -244,8 +245,8 @@ def evaluate_aside(
         still, t_still, y_still, args_still = stop((close(fn, t, y, args), t, y, args))
         _, value = lax.while_loop(
             lambda carry: carry[0],
-            lambda carry: (jnp.array(False), still(t_still, y_still, args_still)),
-            (moved, jtu.tree_map(jnp.zeros_like, y_still)),
+            lambda carry: spread((jnp.array(False), still(t_still, y_still, args_still)), moved),
+            spread((moved, jtu.tree_map(jnp.zeros_like, y_still)), still, t_still, args_still),
         )
         out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
         return jtu.tree_map(

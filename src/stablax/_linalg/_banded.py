@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .._lanes import spread
 from .._words import short
 from ._dense import Dense, inverse_scale
 from ._jacobian import AbstractJacobian
@@ -97,7 +98,7 @@ class Banded(AbstractJacobian):
         size, width = y.size, self.width
         # Columns `width` apart share no row: the sum of each such set comes from one product.
         colour = np.arange(size) % width
-        seeds = jnp.asarray(colour == np.arange(width)[:, None], y.dtype)
+        seeds = spread(jnp.asarray(colour == np.arange(width)[:, None], y.dtype), y)
         columns = jax.vmap(push)(seeds)
         column = np.arange(size) + np.arange(-self.lower, self.upper + 1)[:, None]
         stored = columns[column % width, np.arange(size)]
@@ -182,7 +183,9 @@ class Banded(AbstractJacobian):
             value = value - jnp.sum(row * after)
             return jnp.concatenate([value[None], after])[:-1], value
 
-        _, x = lax.scan(forward, b[:size], (factors.lower, jnp.pad(b[size:], (0, size))))
+        _, x = lax.scan(
+            forward, spread(b[:size], factors), (factors.lower, jnp.pad(b[size:], (0, size)))
+        )
         return self._sweep(backward, factors, x, reverse=True)
 
     def _solve_transposed(self, factors: _Factors, b: Array) -> Array:
@@ -203,12 +206,12 @@ class Banded(AbstractJacobian):
 
         x = self._sweep(forward, factors, b, reverse=False)
         # A row is final when it leaves the window, `lower` steps after it was reached.
-        start = jnp.zeros(size, b.dtype)
+        start = spread(jnp.zeros(size, b.dtype), factors, x)
         first, rest = lax.scan(backward, start, (factors.lower, x), reverse=True)
         return jnp.concatenate([first, rest[: b.size - size]])
 
     def _sweep(self, step, factors: _Factors, x: Array, reverse: bool) -> Array:
-        start = jnp.zeros(self.lower + self.upper, x.dtype)
+        start = spread(jnp.zeros(self.lower + self.upper, x.dtype), factors, x)
         return lax.scan(step, start, (factors.upper, x), reverse=reverse)[1]
 
     def _by_column(self, diagonals: Float[Array, "width n"]) -> list[Array]:

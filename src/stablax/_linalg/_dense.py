@@ -9,6 +9,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._lanes import spread
 from .._states import all_finite
 from .._words import short
 from ._jacobian import AbstractJacobian, FlatField
@@ -49,7 +50,8 @@ class Dense(AbstractJacobian):
 
     def linearise(self, fn, y):
         value, push = jax.linearize(fn, y)
-        return value, jax.vmap(push, out_axes=1)(jnp.eye(y.size, dtype=y.dtype))
+        eye = spread(jnp.eye(y.size, dtype=y.dtype), y)
+        return value, jax.vmap(push, out_axes=1)(eye)
 
     def multiply(self, stored, x):
         return _product(stored, x)
@@ -219,7 +221,7 @@ def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return work, pivots.at[k].set(pivot), regular
 
     start = (matrix, jnp.zeros(size, index.dtype), jnp.array(True))
-    work, pivots, regular = lax.fori_loop(0, size, eliminate, start)
+    work, pivots, regular = lax.fori_loop(0, size, eliminate, spread(start))
     # Row `pivots[k]` solves for unknown k, and column k belongs to equation `pivots[k]`.
     work = jnp.where(regular, work[pivots], jnp.nan)
     return jnp.zeros_like(work).at[:, pivots].set(work, unique_indices=True)

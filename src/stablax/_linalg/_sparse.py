@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sps
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
+from .._lanes import spread
 from .._static import is_traced
 from .._words import short
 from ._banded import Banded
@@ -201,7 +202,7 @@ class Sparse(AbstractJacobian):
     def linearise(self, fn, y):
         value, push = jax.linearize(fn, y)
         colour = self.pattern.colour
-        seeds = jnp.asarray(colour == np.arange(self.colours)[:, None], y.dtype)
+        seeds = spread(jnp.asarray(colour == np.arange(self.colours)[:, None], y.dtype), y)
         columns = jax.vmap(push)(seeds)
         return value, columns[colour[self.pattern.columns], self.pattern.rows]
 

@@ -13,8 +13,9 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._fields import Aside, Guard
+from .._lanes import spread
 from .._solvers import AbstractRosenbrock
-from .._states import all_finite, select
+from .._states import all_finite, select, zeros_like
 from .._types import Args
 from ._forward_only import forward_only
 from ._linear_call import linear_call
@@ -163,13 +164,15 @@ class _Steps(eqx.Module):
             return new, aside
         guard, finite = self.guard, all_finite(new)
 
+        inside, bounds = guard.clip(step.y), spread(guard.bounds(step.y), step.y)
+
         def search():
-            tried = aside.after(finite, guard.clip(step.y), *guard.bounds(step.y))
+            tried = aside.after(finite, inside, *bounds)
             return select(tried.done, tried.again(), tried), tried.done
 
         # A branch, since it is rarely taken.
         fine = finite & (aside.how == 0)
-        aside, done = lax.cond(fine, lambda: (aside, jnp.array(True)), search)
+        aside, done = lax.cond(fine, lambda: (aside, jnp.ones_like(fine)), search)
         return select(done, new, old), aside
 
 
@@ -227,6 +230,7 @@ def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Arr
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
     start = (jnp.zeros_like(count), jnp.zeros_like(rows), d_y0, still, Aside.start(inputs.y0))
+    start: Any = spread(start)
     _, _, d_last, d_rows, _ = lax.while_loop(lambda carry: carry[0] < count, body, start)
     return d_rows, d_last
 
@@ -264,7 +268,7 @@ def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) ->
             d_ts = jtu.tree_map(lambda d: d.at[row].set(more[3]), d_ts)
             return row - 1, d_dense, d_start, d_stop, d_ts
 
-        saved = (row, _zeros(dense), zero_time, zero_time, d_ts)
+        saved = spread((row, zeros_like(dense), zero_time, zero_time, d_ts))
         row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
         more, step_start, step_end, d_y = pull(d_y, d_dense)
         d_end = jnp.where(step.last, d_stop + step_end, d_end)
@@ -273,17 +277,18 @@ def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) ->
         new, aside = steps.settle(aside, step, new, carry[:-1])
         return *new, aside
 
-    start: Any = (
+    start = (
         count - 1,
         steps.rows - 1,
         d_last,
-        _zeros(moving),
+        zeros_like(moving),
         # In a batch a scatter costs more than the step: only where somebody asks for it.
         jnp.zeros_like(inputs.ts) if steps.moves.ts else None,
         zero_time,
         zero_time,
         Aside.start(inputs.y0),
     )
+    start: Any = spread(start)
     _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(lambda c: c[0] >= 0, body, start)
     d_field, d_args = d_moving
     d_inputs = Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
@@ -327,10 +332,6 @@ def _just_before(start: Array, end: Array) -> Array:
 
 def _is_none(x: Any) -> bool:
     return x is None
-
-
-def _zeros(tree: PyTree) -> PyTree:
-    return jtu.tree_map(jnp.zeros_like, tree)
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:

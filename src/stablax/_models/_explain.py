@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from .._failure import output_with_finite_derivative, raise_if
-from .._results import RESULTS, is_okay, message
+from .._results import RESULTS, is_okay, message, promoted
 from .._states import component_names
 from .._static import is_traced
 from .._steady import SteadyState, explain_steady, steady_facts
@@ -24,7 +24,7 @@ def _result_of(x: Any) -> RESULTS:
     if isinstance(result, RESULTS):
         return result
     if isinstance(result, diffrax.RESULTS):
-        return RESULTS.promote(result)
+        return promoted(result)
     raise TypeError(
         "Expected a `Simulation`, a `SteadyState`, or a member of `RESULTS`, got "
         f"{type(x).__name__}."

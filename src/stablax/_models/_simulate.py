@@ -147,8 +147,6 @@ class Simulate(eqx.Module):
         (with a `RecursiveCheckpointAdjoint`, those that its backward pass repeats too). The
         result is the same as without, to rounding.
 
-    A `solver`, `controller` or `adjoint` that is equal to the default is the default: the same
-    program, and derived again by `with_options`.
     To switch on what is off in a model, see [`with_options`][].
 
     **Raises:** `TypeError` for a solver or adjoint that cannot be protected, by name;

@@ -8,6 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from .._captured import capture
 from .._states import all_finite
 from .._words import short
 
@@ -96,7 +97,7 @@ class FiniteSteps(diffrax.AbstractWrappedSolver):
 
         inputs = (t0, t1, y0, args, solver_state, made_jump)
         # What the field closes over would bypass the gate, so it becomes an explicit input.
-        closed = eqx.filter_closure_convert(step, *inputs)
+        closed = capture(step, *inputs)
         y1, error, dense, state, result = _gated_step(closed, inputs)
         ok = all_finite((y1, error, dense))
         y1 = jtu.tree_map(lambda x: jnp.where(ok, x, jnp.nan), y1)

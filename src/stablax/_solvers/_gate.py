@@ -14,6 +14,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from .._captured import capture
 from .._states import all_finite
 
 
@@ -26,7 +27,7 @@ def gated(fn: Callable, inputs: tuple) -> Any:
     zero; elsewhere it is untouched. Costs nothing unless it is differentiated, and then no second
     evaluation."""
     # What it closes over would bypass the gate, so it becomes an explicit input.
-    closed = eqx.filter_closure_convert(fn, *inputs)
+    closed = capture(fn, *inputs)
 
     def step(closed, inputs, _):
         return eqx.partition(closed(*inputs), eqx.is_inexact_array)

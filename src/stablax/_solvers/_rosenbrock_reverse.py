@@ -22,6 +22,7 @@ import jax.tree_util as jtu
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from .._lanes import spread
 from .._linalg import AbstractJacobian
 from ._rosenbrock_step import (
     UNROLLED,
@@ -148,7 +149,7 @@ def _replay_scanned(tableau: Tableau, step_at: Callable, inputs: PyTree, at_star
 
     def transpose(d_stages):
         rows = (jnp.arange(tableau.stages), A.T, C.T, c, points, d_stages)
-        zeros = jnp.zeros_like(points)
+        zeros = spread(jnp.zeros_like(points), d_stages)
         (m, d_points), _ = lax.scan(stage, (zeros, zeros), rows, reverse=True)
         along = lambda inputs: jnp.sum(m * jax.vmap(step_at(inputs).slope_at)(c, points))
         return m, jnp.sum(d_points, axis=0), jax.grad(along)(inputs)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from .._captured import capture
+from .._lanes import spread
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
 from .._states import finite_or_zero, stop
 from ._tableaus import Tableau
@@ -88,14 +90,15 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
     def direction(t):
         return terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
 
-    def field(t, y, args):
+    def slope(t, y, args):
         return terms.vf_prod(t, y, args, direction(t))
 
+    field: Callable = slope
     fn = structure.fn if isinstance(structure, Dense) else None
     by_hand = fn and (lambda t, y, args: direction(t) * fn(t * direction(t), y, args))
     if closed:
-        field = eqx.filter_closure_convert(field, t0, y0, args)
-        by_hand = by_hand and eqx.filter_closure_convert(by_hand, t0, y0, args)
+        field = capture(field, t0, y0, args)
+        by_hand = by_hand and capture(by_hand, t0, y0, args)
     flat0, unravel = ravel_pytree(y0)
     return Step(field, by_hand, args, t0, t1, unravel, flat0.dtype)
 
@@ -198,10 +201,10 @@ def at_start(
         return known
 
     def evaluate(_):
-        return step.known(structure, step.t0, start), jnp.array(False)
+        return spread((step.known(structure, step.t0, start), jnp.array(False)), jumped)
 
     # Not `cond`: in a batch a loop costs an evaluation only in the step in which a lane has jumped.
-    return lax.while_loop(lambda carry: carry[1], evaluate, (known, jnp.asarray(jumped)))[0]
+    return lax.while_loop(lambda carry: carry[1], evaluate, spread((known, jnp.asarray(jumped))))[0]
 
 
 def _combine(weights, u):
@@ -241,7 +244,7 @@ def scanned(tableau: Tableau, slope, at_start: AtStart) -> Array:
         jnp.asarray(tableau.d[1:], dtype),
     )
     first = at_start.factored.solve(at_start.slope + tableau.d[0] * at_start.drift)
-    u = jnp.zeros((count, start.size), dtype).at[0].set(first)
+    u = spread(jnp.zeros((count, start.size), dtype), at_start).at[0].set(first)
 
     def stage(u, row):
         i, A, C, c, d = row

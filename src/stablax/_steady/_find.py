@@ -12,6 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from .._captured import capture
 from .._failure import (
     inputs_with_finite_derivative,
     output_with_finite_derivative,
@@ -229,7 +230,7 @@ def steady_state(
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     # What the user's code closes over becomes an explicit input.
-    closed = eqx.filter_closure_convert(guarded, t, y0, args)
+    closed = capture(guarded, t, y0, args)
     inputs = (closed, flat_y0, t, args)
 
     def flat_field(closed, y, t, args):
@@ -238,7 +239,7 @@ def steady_state(
     # Nothing of the search is differentiated, and it looks at the derivatives that it takes.
     flat_y0_, t_, args_ = stop((flat_y0, t, args))
     ungated = lambda t, y, args: evaluate_ungated(guarded, t, y, args)
-    searched = stop(eqx.filter_closure_convert(ungated, t_, y0, args_))
+    searched = stop(capture(ungated, t_, y0, args_))
     guard = guarded.guard
     walls = tuple(
         np.concatenate([np.ravel(b) for b in jtu.tree_leaves(bounds)])

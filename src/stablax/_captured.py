@@ -1,0 +1,56 @@
+"""A function as a program, with what it closes over as a value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jaxtyping import Array, PyTree
+
+
+class Captured(eqx.Module):
+    """A traced function, to be called with arguments of the shapes and dtypes that it was traced
+    with. Its leaves are the arrays that it closes over."""
+
+    captured: list[Array]
+    program: Jaxpr = eqx.field(static=True)
+    takes: tuple[Any, Any] = eqx.field(static=True)
+    gives: tuple[Any, Any] = eqx.field(static=True)
+
+    def __call__(self, *args: Any) -> Any:
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        leaves, tree = jtu.tree_flatten(arrays)
+        if (tree, _types(leaves)) != self.takes:
+            raise TypeError(f"Traced for {self.takes}, called with {(tree, _types(leaves))}.")
+        del rest  # part of the program
+        out = jaxpr_as_fun(ClosedJaxpr(self.program, self.captured))(*leaves)
+        tree, static = self.gives
+        return eqx.combine(jtu.tree_unflatten(tree, out), static)
+
+
+def capture(fn: Callable, *example: PyTree) -> Captured:
+    """`fn`, traced once with arguments like `example`.
+
+    As `eqx.filter_closure_convert`, which however asks that every argument have the sharding of
+    the example too: it fails under `shard_map`, `pmap` and explicit meshes."""
+    if isinstance(fn, Captured):
+        return fn
+    arrays, rest = eqx.partition(example, eqx.is_array)
+    leaves, tree = jtu.tree_flatten(arrays)
+    gives: list[Any] = []
+
+    def flat(*leaves):
+        out = fn(*eqx.combine(jtu.tree_unflatten(tree, leaves), rest))
+        arrays, static = eqx.partition(out, eqx.is_array)
+        leaves_out, tree_out = jtu.tree_flatten(arrays)
+        gives.append((tree_out, static))
+        return leaves_out
+
+    program = jax.make_jaxpr(flat)(*leaves)
+    return Captured(list(program.consts), program.jaxpr, (tree, _types(leaves)), gives[-1])
+
+
+def _types(leaves: list[Array]) -> tuple:
+    return tuple((x.shape, x.dtype) for x in leaves)

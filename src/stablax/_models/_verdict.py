@@ -1,0 +1,52 @@
+"""How a solve ended, in stablax's words."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+
+from .._control import AdmissibleSteps, Cause
+from .._results import RESULTS, is_okay
+from .._states import state_dtype
+from .._static import is_traced
+
+
+def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
+    """How a solve from `y0` ended, whose loop `ended` so."""
+    guard = controller.guard
+    result = _promote(ended, record, resolves(controller.rtol, state_dtype(y0)))
+    if guard.fill is not None and guard.reject:
+        # Accepted steps come before whatever ended the solve.
+        result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
+    starts_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y0)]))
+    result = RESULTS.where(is_okay(result) & ~starts_finite, RESULTS.not_finite, result)
+    if guard.reject and guard.is_bounded:
+        # Where no step was asked for, no step has looked.
+        inside = controller.contains(y0)
+        result = RESULTS.where(is_okay(result) & ~inside, RESULTS.left_bounds, result)
+    return result
+
+
+def resolves(rtol: Any, dtype: np.dtype) -> bool:
+    """Whether a state of `dtype` has the digits that `rtol` asks for."""
+    return is_traced(rtol) or float(rtol) >= 10 * float(np.finfo(dtype).eps)
+
+
+def _promote(promoted: Any, record, resolved: bool) -> RESULTS:
+    """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
+    spent = promoted == RESULTS.max_steps_reached
+    promoted = RESULTS.where(spent, RESULTS.step_budget_spent, promoted)
+    underflow = promoted == RESULTS.dt_min_reached
+    for cause, member in (
+        (Cause.none, RESULTS.step_underflow),
+        (Cause.error, RESULTS.step_underflow),
+        (Cause.not_finite, RESULTS.not_finite),
+        (Cause.left_bounds, RESULTS.left_bounds),
+        (Cause.stages_unsolved, RESULTS.stages_unsolved),
+    ):
+        promoted = RESULTS.where(underflow & (record.cause == cause.value), member, promoted)
+    if not resolved:
+        rounding = (promoted == RESULTS.step_underflow) | spent
+        promoted = RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, promoted)
+    return promoted

@@ -1,0 +1,156 @@
+"""The integration loop: equal to diffrax's, and without what keeps a program where it was made."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ROOT, SOLVERS
+
+import stablax as sx
+
+
+def _swings(t, y, args):
+    """Stiff, not autonomous, with a jump at `args`, and a PyTree."""
+    drive = jnp.where(t < args, 1.0, -1.0) * jnp.cos(3 * t)
+    return {"a": -200.0 * (y["a"] - drive), "b": y["a"] * jnp.ones(2) - y["b"] ** 2}
+
+
+START = {"a": 0.3, "b": jnp.array([0.1, 0.4])}
+ROWS = np.array([0.0, 0.0, 0.2, 0.2, 0.55, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_steps_and_rows_are_those_of_diffrax(solver):
+    """`diffeqsolve` is what runs where a model has diffrax's own adjoint. Forth and back."""
+
+    def field(t, y, args):
+        way, jump = args  # backwards in time the field is another one, so that it is as stiff
+        return jax.tree.map(lambda dy: way * dy, _swings(way * t, y, jump))
+
+    method = SOLVERS[solver]()
+    given = dict(step_ts=[-0.7, 0.7], jump_ts=[-0.5, 0.5])
+    controller = sx.StiffPID.preset("fast", solver=method, **given)
+
+    def solve(adjoint):
+        options = dict(solver=method, controller=controller, adjoint=adjoint)
+        model = sx.Simulate(field, max_steps=1000, **options)
+        one = lambda way: model(START, way * ROWS, args=(way, 0.5), throw=False)
+        return jax.jit(jax.vmap(one))(jnp.array([1.0, -1.0]))
+
+    ours, theirs = solve(sx.DiscreteAdjoint()), solve(diffrax.RecursiveCheckpointAdjoint())
+    for name in ("num_steps", "num_accepted_steps"):
+        # A rounding error decides where a step is next to being accepted.
+        assert np.all(np.abs(ours.stats[name] - theirs.stats[name]) <= 1)
+    assert np.all(sx.is_successful(ours)) and np.all(sx.is_successful(theirs))
+    assert ours.reached.all() and theirs.reached.all()
+    for a, b in zip(jax.tree.leaves(ours.ys), jax.tree.leaves(theirs.ys), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_a_lane_that_is_done_stays_as_it_is():
+    """Lanes that end at once, soon, late, and not at all, each as it is alone."""
+    model = sx.Simulate(lambda t, y, k: jnp.where(y < 2.0, k * y, jnp.nan), max_steps=200)
+    rates, ends = jnp.array([1.0, 0.1, -1e4, 2.0]), jnp.array([0.0, 1e-3, 5.0, 1.0])
+    one = lambda k, end: model(1.0, jnp.stack([end / 2, end]), args=k, throw=False)
+    together = jax.jit(jax.vmap(one))(rates, ends)
+    assert np.asarray(sx.is_successful(together)).tolist() == [True, True, True, False]
+    for lane, (k, end) in enumerate(zip(rates, ends, strict=True)):
+        alone = jax.jit(one)(k, end)
+        for name in ("num_steps", "num_accepted_steps", "t"):
+            np.testing.assert_allclose(together.stats[name][lane], alone.stats[name], rtol=1e-12)
+        np.testing.assert_allclose(together.ys[lane], alone.ys, rtol=1e-10)
+        np.testing.assert_array_equal(together.reached[lane], alone.reached)
+
+
+PROGRAM = """
+    import jax, numpy as np, jax.numpy as jnp
+    import stablax as sx
+
+    jax.config.update("jax_enable_x64", True)
+    robertson = sx.problems.ROBERTSON
+    model = sx.Simulate(robertson.field)
+    last = lambda args: model(robertson.y0, [1.0, 100.0], args=args, throw=False).ys[-1]
+    gradient = jax.grad(lambda args: last(args)[0])
+    batch = jnp.asarray(robertson.args) * jnp.linspace(0.5, 2.0, 4)[:, None]
+    expected = [jax.jit(jax.vmap(f))(batch) for f in (last, gradient)]
+"""
+
+
+def run(script, tmp_path, *args, devices=1):
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(PROGRAM) + textwrap.dedent(script))
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(path), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_no_callback_is_in_a_program_that_does_not_raise():
+    model = sx.Simulate(_swings)
+    last = lambda k: model(START, [1.0], args=k, throw=False).ys["a"][-1]
+    for fn in (last, jax.grad(last), jax.jacfwd(last)):
+        assert "callback" not in jax.jit(fn).lower(0.5).as_text()
+
+
+def test_programs_run_on_many_devices(tmp_path):
+    """A batch over two devices, by `shard_map` with and without its checks, `pmap`, and an
+    automatic mesh: values and gradients; and nothing is exchanged between the devices."""
+    script = """
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+        mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
+        for f, right, checks in zip((last, gradient), expected, ([False], [True])):
+            for check in checks:
+                options = dict(mesh=mesh, in_specs=P("lane"), out_specs=P("lane"), check_vma=check)
+                program = jax.jit(jax.shard_map(jax.vmap(f), **options)).lower(batch).compile()
+                np.testing.assert_allclose(program(batch), right, rtol=1e-8)
+                text = program.as_text()
+                assert not any(x in text for x in ("all-reduce", "all-gather", "all-to-all"))
+            halves = jax.pmap(jax.vmap(f))(batch.reshape(2, 2, -1))
+            np.testing.assert_allclose(np.asarray(halves).reshape(right.shape), right, rtol=1e-8)
+            spread = jax.device_put(batch, NamedSharding(mesh, P("lane")))
+            np.testing.assert_allclose(jax.jit(jax.vmap(f))(spread), right, rtol=1e-8)
+        print("all")
+    """
+    assert run(script, tmp_path, devices=2).strip() == "all"
+
+
+def test_programs_are_written_and_cached(tmp_path):
+    """`jax.export`, read by another process that has never seen the model; and the persistent
+    cache, from which the same program comes the second time."""
+    pytest.importorskip("flatbuffers")
+    write = """
+        import sys, pathlib
+        from jax import monitoring
+
+        hits = []
+        monitoring.register_event_listener(lambda name, **_: hits.append(name))
+        folder = pathlib.Path(sys.argv[1])
+        jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for name, f in (("value", last), ("gradient", gradient)):
+            program = jax.jit(f)
+            exported = jax.export.export(program)(batch[0])
+            (folder / name).write_bytes(exported.serialize())
+            program(batch[0])
+            jax.clear_caches()
+            hits.clear()
+            jax.jit(f)(batch[0])
+            assert "/jax/compilation_cache/cache_hits" in hits, hits
+        np.save(folder / "inputs.npy", batch[0])
+        np.save(folder / "value.npy", expected[0][0])
+        np.save(folder / "gradient.npy", expected[1][0])
+    """
+    run(write, tmp_path, tmp_path)
+    for name in ("value", "gradient"):
+        program = jax.export.deserialize(bytearray((tmp_path / name).read_bytes()))
+        found = program.call(jnp.asarray(np.load(tmp_path / "inputs.npy")))
+        np.testing.assert_allclose(found, np.load(tmp_path / f"{name}.npy"), rtol=1e-8)
