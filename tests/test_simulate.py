@@ -63,6 +63,14 @@ def test_a_fill_that_is_not_used_changes_nothing():
     assert int(sim.guard.masked) == 0
 
 
+@pytest.mark.parametrize("telemetry", [False, True])
+def test_a_fill_has_a_gradient(telemetry):
+    field = sx.Guarded(_linear, sx.Guard(-9.0, 9.0, fill=0.0))
+    model = sx.Simulate(field, telemetry=telemetry)
+    slope = jax.grad(lambda k: model(1.0, TS, args=k).ys[-1])(2.0)
+    np.testing.assert_allclose(slope, -TS[-1] * np.exp(-2.0 * TS[-1]), rtol=1e-4)
+
+
 # --- inputs
 
 

@@ -43,6 +43,15 @@ def test_watching_changes_nothing(plain, watched):
     assert abs(int(plain.stats["num_steps"]) - int(watched.stats["num_steps"])) <= 2
 
 
+def test_watching_changes_nothing_of_a_smooth_field():
+    model = sx.Simulate(_oscillator, solver=diffrax.Tsit5())
+    plain = model(Y0, TS)
+    watched = sx.with_options(model, telemetry=True, trace="record")(Y0, TS)
+    assert int(plain.stats["num_steps"]) == int(watched.stats["num_steps"])
+    for name, rows in plain.ys.items():
+        np.testing.assert_allclose(rows, watched.ys[name], rtol=1e-12, atol=1e-14)
+
+
 def test_telemetry_counts_what_the_guard_did_on_accepted_steps(watched):
     log, counts = watched.steps, watched.guard.accepted
     ends = np.asarray(log.t + log.dt)[np.asarray(log.accepted)]

@@ -20,11 +20,10 @@ class Captured(eqx.Module):
     gives: tuple[Any, Any] = eqx.field(static=True)
 
     def __call__(self, *args: Any) -> Any:
-        arrays, rest = eqx.partition(args, eqx.is_array)
-        leaves, tree = jtu.tree_flatten(arrays)
+        # What is no array is part of the program.
+        leaves, tree = jtu.tree_flatten(eqx.filter(args, eqx.is_array))
         if (tree, _types(leaves)) != self.takes:
             raise TypeError(f"Traced for {self.takes}, called with {(tree, _types(leaves))}.")
-        del rest  # part of the program
         out = jaxpr_as_fun(ClosedJaxpr(self.program, self.captured))(*leaves)
         tree, static = self.gives
         return eqx.combine(jtu.tree_unflatten(tree, out), static)

@@ -12,13 +12,22 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._captured import capture
+from .._captured import Captured, capture
 from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
 from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of, is_implicit
-from .._states import component_names, finite_or_zero, select, state_dtype, stop, zeros_like
+from .._states import (
+    all_finite,
+    component_names,
+    finite_or_zero,
+    select,
+    state_dtype,
+    stop,
+    zeros_like,
+)
+from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, for_forward_mode, solve
 from ._forward_only import forward_only
@@ -49,22 +58,32 @@ def steps_of(
     return admissible(controller, guard, dtype, masks, implicit, limit, watch, atols)
 
 
-def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype):
+def _refuse_hidden(field: Captured, axes: frozenset[str]) -> None:
+    hidden = (x for x in field.captured if is_traced(x) and eqx.is_inexact_array(x))
+    if any(axes - differing(x) for x in hidden):
+        raise ValueError(
+            "Under `jax.shard_map` the field closes over an array that is the same on all devices, "
+            f"while others differ along {sorted(axes)}: its derivative would be summed over the "
+            "devices in every step, for which no device waits. Pass it as `args`, as an attribute "
+            "of an `eqx.Module` that is the field, or use `check_vma=False`."
+        )
+
+
+def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype) -> Callable:
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
     controller = steps_of(options, Guard(), dtype)
     solver = for_forward_mode(with_tolerances(options.solver, controller))
-    terms = terms_of(solver, stop(field))
+    # What the field closes over is a leaf: a hidden input of the loop has no derivative rule.
+    return jtu.Partial(_is_masked, solver, field)
 
-    def masks(t0, t1, y0, args):
-        y0, args = stop((y0, args))
-        t0, t1 = stop((t0, t1))
-        state = solver.init(terms, t0, t1, y0, args)
-        y1, *_ = solver.step(terms, t0, t1, y0, args, state, False)
-        finite = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(y1)]
-        return ~jnp.all(jnp.stack(finite))
 
-    return masks
+def _is_masked(solver: diffrax.AbstractSolver, field: Callable, t0, t1, y0, args) -> Array:
+    field, t0, t1, y0, args = stop((field, t0, t1, y0, args))
+    terms = terms_of(solver, field)
+    state = solver.init(terms, t0, t1, y0, args)
+    y1, *_ = solver.step(terms, t0, t1, y0, args, state, False)
+    return ~all_finite(y1)
 
 
 def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
@@ -89,6 +108,10 @@ def integrate(
     """Solves from `y0` at `t0` to `t1`, by default `ts[-1]`, saving at `ts`; a caller that gives
     `t1` has looked at the times, and the last of its `ts` may be nan, which are not reached. Where
     not `active`, takes no step. Returns the last state, too."""
+    # Under `shard_map` all that a loop works with differs between devices as one of them does:
+    # else the derivative in what does not is summed over the devices in every step.
+    given = (field, y0, ts, t0, args, active, t1)
+    field, y0, ts, t0, args, active, t1 = spread(given)
     dtype = state_dtype(y0)
     guarded = as_guarded(field)
     guard = guarded.guard
@@ -101,11 +124,9 @@ def integrate(
         rounding = _rounding(options.solver, y0)
         vector_field = lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)
     closed = capture(vector_field, t0, y0, args, zeros_like(y0))
-    inputs = (y0, ts, t0, args, active, t1)
-    if differing(closed, inputs) != differing(y0):
-        # Under `shard_map`: every input of a loop differs between devices as one does.
-        field, *inputs = spread((field, *inputs), closed)
-        return integrate(field, options, *inputs)
+    if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
+        return integrate(field, options, *spread(given[1:], closed))
+    _refuse_hidden(closed, differing(y0))
     if guard.fill is None:
         masks = outputs_masked = None
     else:
@@ -122,7 +143,7 @@ def integrate(
             zeros_like(y0),
         )
         masks = _mask_detector(options, bare, dtype)
-        outputs_masked = functools.partial(_outputs_masked, bare)
+        outputs_masked = jtu.Partial(_outputs_masked, bare)
     if t1 is None:
         ordered, t1 = times_are_ordered(t0, ts), ts[-1]
     else:
