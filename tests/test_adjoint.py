@@ -1,5 +1,7 @@
 """The discrete adjoint: gradients in everything that a solve depends on."""
 
+from types import SimpleNamespace
+
 import diffrax
 import equinox as eqx
 import jax
@@ -12,6 +14,7 @@ from helpers import Counted, richardson
 from jax.flatten_util import ravel_pytree
 
 import stablax as sx
+from stablax._models._adjoint import _step_by_step
 
 TIGHT = dict(rtol=1e-9, atol=1e-12)
 
@@ -354,3 +357,29 @@ def test_a_relaxation_oscillation():
     ours = jax.jit(jax.grad(lambda mu: last(mu, 1e-9)))(1e3)
     truth = jax.jit(jax.jacfwd(lambda mu: last(mu, 1e-11, diffrax.ForwardMode())))(1e3)
     np.testing.assert_allclose(ours, truth, rtol=1e-3)
+
+
+@pytest.mark.parametrize("faulty", [(), (0,), (99,), (37,), (36, 37, 90), tuple(range(100))])
+def test_a_pass_finds_the_steps_at_fault(faulty):
+    """And takes each of them aside, and no other; with at most four passes for one of them, and
+    six tries a step where all are."""
+    tried = []
+    steps = SimpleNamespace(
+        inputs=SimpleNamespace(y0=jnp.zeros(1)),
+        trace=SimpleNamespace(count=jnp.array(100)),
+        guard=sx.Guard(),
+        at=lambda k: SimpleNamespace(y=jnp.zeros(1)),
+        blank=lambda: None,
+    )
+
+    def take(k, total, aside):
+        (shift, _), fails = aside, jnp.isin(k, jnp.array(faulty, int))
+        jax.debug.callback(tried.append, k)
+        moved = shift[0] != 0
+        more = jnp.where(moved, 1000.0, jnp.where(fails, jnp.nan, 0.0)) + k.astype(float)
+        return total + more, None
+
+    total = _step_by_step(steps, lambda i: 99 - i, take, jnp.array(0.0))
+    jax.effects_barrier()
+    assert total == 4950 + 1000 * len(faulty)
+    assert len(tried) <= 100 * (1 + min(3 * len(faulty), 5))

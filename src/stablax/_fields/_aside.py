@@ -56,13 +56,20 @@ class Aside(eqx.Module):
         hint = jnp.where(self.helps, hint, 0)
         return Aside._plain(self.shift, self.needed, hint, jnp.array(False))
 
+    def is_last(self, finite: Bool[Array, ""]) -> Bool[Array, ""]:
+        """Whether this try, whose derivative is, or is not, `finite`, is the one to take."""
+        size = sum(x.size for x in jtu.tree_leaves(self.moved))
+        searching = self.first < 0
+        found = finite & (self.how <= 0) | ~finite & (self.how == _BY_ONE)
+        return jnp.where(searching, found, self.first >= size)
+
     def after(self, finite: Bool[Array, ""], y: PyTree, lower: PyTree, upper: PyTree) -> "Aside":
         """What to do when the derivative at `y + shift` is, or is not, `finite`; `y` is in the box
         between `lower` and `upper`."""
         index, size = _numbered(self.moved)
         searching = self.first < 0
         helped = searching & finite & (self.how > 0)
-        over = jnp.where(searching, ~helped & (finite | (self.how == _BY_ONE)), self.first >= size)
+        over = self.is_last(finite)
         more = jnp.where(self.how == 0, jnp.where(self.hint > 0, -self.hint, 1), self.how + 1)
         more = jnp.where(self.how < 0, 1, more)
         how = jnp.where(searching & ~finite, more, self.how)
@@ -108,7 +115,7 @@ def _numbered(tree: PyTree) -> tuple[PyTree, int]:
     leaves, treedef = jtu.tree_flatten(tree)
     ends = np.cumsum([x.size for x in leaves], dtype=np.int32)
     numbers = [
-        # Made where it is used: as a constant it would be an input of the branch that does.
+        # Not a constant of numpy: as an input of a branch it fails under `vmap` in `shard_map`.
         jnp.arange(end - x.size, end, dtype=jnp.int32).reshape(x.shape)
         for x, end in zip(leaves, ends, strict=True)
     ]

@@ -223,12 +223,15 @@ def evaluate(
     return _evaluate(*_parts(field), t, y, args, call)
 
 
-def evaluate_ungated(field: GuardedField | Guarded, t: Any, y: Y, args: Args) -> PyTree:
+def evaluate_ungated(
+    field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree | None = None
+) -> PyTree:
     """What calling a guarded field does, with derivatives that are not made safe, for callers
-    that are not differentiated and look at what they get."""
+    that are not differentiated or look at what they get. With a `shift`, at the clipped `y` plus
+    that."""
 
     def call(fn, t, y, args, lower, upper):
-        return fn(t, y, args)
+        return fn(t, y if shift is None else jtu.tree_map(jnp.add, y, shift), args)
 
     return _evaluate(*_parts(field), t, y, args, call)
 
@@ -236,9 +239,7 @@ def evaluate_ungated(field: GuardedField | Guarded, t: Any, y: Y, args: Args) ->
 def evaluate_aside(
     field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree
 ) -> PyTree:
-    """What calling a guarded field does, with derivatives that are not made safe, and taken at the
-    clipped `y` plus `shift`: cheaper, for callers that look at what they get, and repeat it with
-    another shift."""
+    """As `evaluate_ungated`, but with the value at the clipped `y`."""
 
     def call(fn, t, y, args, lower, upper):
         # A loop that is rarely entered. Under `vmap` a branch would be taken by every lane.

@@ -146,6 +146,19 @@ class _Steps(eqx.Module):
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
         return self.solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
 
+    def held(self, dense) -> PyTree[Array] | None:
+        """What a step that is taken aside keeps of the step as it was: the stages of a Rosenbrock
+        method. For other methods it is the field that keeps its value; see `evaluate_aside`."""
+        return dense["stages"] if isinstance(self.solver, AbstractRosenbrock) else None
+
+    def blank(self) -> PyTree[Array] | None:
+        """Of the structure of `held`."""
+        if not isinstance(self.solver, AbstractRosenbrock):
+            return None
+        stages = self.solver.tableau.stages
+        blank = jtu.tree_map(lambda y: jnp.zeros((stages, *y.shape), y.dtype), self.inputs.y0)
+        return spread(blank, self.inputs)
+
     @property
     def rows(self) -> Array:
         """How many were reached. The others belong to no step."""
@@ -158,23 +171,6 @@ class _Steps(eqx.Module):
     def is_backwards(self) -> Array:
         return self.inputs.t1 < self.inputs.t0
 
-    def settle(self, aside: Aside, step: "_Step", new: PyTree, old: PyTree) -> tuple[PyTree, Aside]:
-        """`new`, if it is finite or nothing better is to be had; else `old`, and where to try."""
-        if self.guard is None:
-            return new, aside
-        guard, finite = self.guard, all_finite(new)
-
-        inside, bounds = guard.clip(step.y), spread(guard.bounds(step.y), step.y)
-
-        def search():
-            tried = aside.after(finite, inside, *bounds)
-            return select(tried.done, tried.again(), tried), tried.done
-
-        # A branch, since it is rarely taken.
-        fine = finite & (aside.how == 0)
-        aside, done = lax.cond(fine, lambda: (aside, jnp.ones_like(fine)), search)
-        return select(done, new, old), aside
-
 
 class _Step(eqx.Module):
     first: Array
@@ -183,6 +179,12 @@ class _Step(eqx.Module):
     end: Array
     y: PyTree[Array]
     seen: tuple[Array, Array]  # the end, and a time just before it
+
+
+class _Forth(eqx.Module):
+    row: Array
+    d_y: PyTree[Array]
+    d_rows: PyTree[Array]
 
 
 def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Array]]:
@@ -198,15 +200,16 @@ def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Arr
     )
     rows = steps.rows
 
-    def body(carry):
-        k, row, d_y, d_rows, aside = carry
-        step = steps.at(k)
-        shift = None if steps.guard is None else aside.shift
+    def take(k: Array, at: _Forth, aside) -> tuple[_Forth, Any]:
+        step, (shift, held) = steps.at(k), aside
         system = functools.partial(steps.system, shift, step.seen)
-        repeat = functools.partial(_repeat, solver, system)
+        repeat = functools.partial(_repeat, solver, system, held)
         d_start = jnp.where(step.first, d_t0, 0)
         d_end = jnp.where(step.last, d_t1, 0)
-        points, d_points = (moving, step.start, step.end, step.y), (d_moving, d_start, d_end, d_y)
+        points, d_points = (
+            (moving, step.start, step.end, step.y),
+            (d_moving, d_start, d_end, at.d_y),
+        )
         (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
 
         def in_step(carry):
@@ -220,19 +223,25 @@ def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Arr
             _, d_row = jax.jvp(steps.interpolate, points, (d_dense, d_start, d_end, d_ts[row]))
             return row + 1, jtu.tree_map(lambda a, b: a.at[row].set(b), d_rows, d_row)
 
-        new = (k + 1, *lax.while_loop(in_step, save, (row, d_rows)))
-        new = (*new[:2], d_y, new[2])
-        new, aside = steps.settle(aside, step, new, carry[:-1])
-        return *new, aside
+        row, d_rows = lax.while_loop(in_step, save, (at.row, at.d_rows))
+        return _Forth(row, d_y, d_rows), steps.held(dense)
 
     # Rows of a solve without steps are its start.
     still = jtu.tree_map(
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
-    start = (jnp.zeros_like(count), jnp.zeros_like(rows), d_y0, still, Aside.start(inputs.y0))
-    start: Any = spread(start)
-    _, _, d_last, d_rows, _ = lax.while_loop(lambda carry: carry[0] < count, body, start)
-    return d_rows, d_last
+    start = _Forth(jnp.zeros_like(rows), d_y0, still)
+    end = _step_by_step(steps, lambda i: i, take, start)
+    return end.d_rows, end.d_y
+
+
+class _Back(eqx.Module):
+    row: Array
+    d_y: PyTree[Array]
+    d_moving: PyTree[Array]
+    d_start: Array
+    d_end: Array
+    d_ts: Array | None
 
 
 def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) -> Inputs:
@@ -246,13 +255,11 @@ def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) ->
     )
     zero_time = jnp.zeros_like(inputs.t0)
 
-    def body(carry):
-        k, row, d_y, d_moving, d_ts, d_start, d_end, aside = carry
-        step = steps.at(k)
+    def take(k: Array, at: _Back, aside) -> tuple[_Back, Any]:
+        step, (shift, held) = steps.at(k), aside
         start, end = step.start, step.end
-        shift = None if steps.guard is None else aside.shift
         system = functools.partial(steps.system, shift, step.seen)
-        dense, pull = _replay(solver, system, moving, start, end, step.y)
+        dense, pull = _replay(solver, system, held, moving, start, end, step.y)
 
         def in_step(carry):
             row = carry[0]
@@ -268,50 +275,103 @@ def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) ->
             d_ts = jtu.tree_map(lambda d: d.at[row].set(more[3]), d_ts)
             return row - 1, d_dense, d_start, d_stop, d_ts
 
-        saved = spread((row, zeros_like(dense), zero_time, zero_time, d_ts))
+        saved = spread((at.row, zeros_like(dense), zero_time, zero_time, at.d_ts))
         row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
-        more, step_start, step_end, d_y = pull(d_y, d_dense)
-        d_end = jnp.where(step.last, d_stop + step_end, d_end)
+        more, step_start, step_end, d_y = pull(at.d_y, d_dense)
+        d_end = jnp.where(step.last, d_stop + step_end, at.d_end)
         d_start = d_start + step_start
-        new = (k - 1, row, d_y, add(d_moving, more), d_ts, d_start, d_end)
-        new, aside = steps.settle(aside, step, new, carry[:-1])
-        return *new, aside
+        new = _Back(row, d_y, add(at.d_moving, more), d_start, d_end, d_ts)
+        return new, steps.held(dense)
 
-    start = (
-        count - 1,
-        steps.rows - 1,
-        d_last,
-        zeros_like(moving),
-        # In a batch a scatter costs more than the step: only where somebody asks for it.
-        jnp.zeros_like(inputs.ts) if steps.moves.ts else None,
-        zero_time,
-        zero_time,
-        Aside.start(inputs.y0),
-    )
-    start: Any = spread(start)
-    _, _, d_y0, d_moving, d_ts, d_t0, d_t1, _ = lax.while_loop(lambda c: c[0] >= 0, body, start)
-    d_field, d_args = d_moving
-    d_inputs = Inputs(d_field, d_y0, d_t0, d_t1, d_ts, d_args)
+    # In a batch a scatter costs more than the step: only where somebody asks for it.
+    d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
+    start = _Back(steps.rows - 1, d_last, zeros_like(moving), zero_time, zero_time, d_ts)
+    end = _step_by_step(steps, lambda i: count - 1 - i, take, start)
+    d_field, d_args = end.d_moving
+    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, end.d_ts, d_args)
     return eqx.filter(d_inputs, steps.moves)
 
 
-def _repeat(solver: diffrax.AbstractSolver, system: Callable, moving, start, end, y):
+class _Progress(eqx.Module):
+    """How far a pass has come: `at` after `done` steps."""
+
+    at: Any
+    done: Array
+    width: Array  # how many steps to take next
+    bad: Array  # not finite after so many steps, as far as that is known
+    aside: Aside
+    held: Any  # of the next step
+
+
+def _step_by_step(steps: _Steps, order: Callable, take: Callable, start: Any) -> Any:
+    """`at, held = take(k, at, (shift, held))` for each step k, in the `order` in which step i of
+    the pass is step k of the solve, from `start`.
+
+    What is not finite stays so to the end of a pass. So it is looked for there, and not in each
+    step, which would cost a third of a pass: only then shorter runs find the step at fault, and
+    that one is taken again, aside, until it is finite or nothing better is to be had."""
+    start = spread(start, steps.inputs)
+    count, guard = steps.trace.count, steps.guard
+    blank = steps.blank()
+
+    def run(at, first, end, aside):
+        def step(carry):
+            i, at, _ = carry
+            return i + 1, *take(order(i), at, aside)
+
+        _, at, held = lax.while_loop(lambda carry: carry[0] < end, step, (first, at, blank))
+        return at, held
+
+    if guard is None:
+        return run(start, jnp.zeros_like(count), count, (None, None))[0]
+
+    def body(progress: _Progress) -> _Progress:
+        done, aside = progress.done, progress.aside
+        end = jnp.minimum(done + progress.width, count)
+        is_one, was_aside = end - done == 1, aside.how != 0
+        held = None if blank is None else (was_aside, progress.held)
+        at, held = run(progress.at, done, end, (aside.shift, held))
+        held = select(was_aside, progress.held, held)
+        finite = all_finite(at)
+        keep = jnp.where(is_one, aside.is_last(finite), finite)
+
+        y = steps.at(order(done)).y
+        tried = aside.after(finite, guard.clip(y), *spread(guard.bounds(y), y))
+        tried = select(tried.done, tried.again(), tried)
+        aside = select(is_one & ~(finite & ~was_aside), tried, aside)
+
+        at, done = select(keep, (at, end), (progress.at, done))
+        none = count + 1
+        bad = jnp.where(keep, jnp.where(was_aside, none, progress.bad), end)
+        # Steps that are at fault come together.
+        width = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.width), progress.width // 2)
+        width = jnp.where(bad < none, jnp.minimum(width, (bad - done) // 2), width)
+        width = jnp.where(aside.how != 0, 1, jnp.maximum(width, 1))
+        return _Progress(at, done, width, bad, aside, held)
+
+    none = jnp.zeros_like(count)
+    progress = _Progress(start, none, count, count + 1, Aside.start(steps.inputs.y0), blank)
+    is_left = lambda progress: progress.done < count
+    return lax.while_loop(is_left, body, spread(progress)).at
+
+
+def _repeat(solver: diffrax.AbstractSolver, system: Callable, held, moving, start, end, y):
     """A step from `start` to `end`: the new state, and its dense output."""
     terms, args = system(moving)
     if isinstance(solver, AbstractRosenbrock):
-        return solver.repeat(terms, start, end, y, args)
+        return solver.repeat(terms, start, end, y, args, held)
     state = solver.init(terms, start, end, y, args)
     y1, _, dense, *_ = solver.step(terms, start, end, y, args, state, False)
     return y1, dense
 
 
-def _replay(solver: diffrax.AbstractSolver, system: Callable, moving, start, end, y):
+def _replay(solver: diffrax.AbstractSolver, system: Callable, held, moving, start, end, y):
     """A step from `start` to `end`: its dense output, and a function from the cotangents of the
     new state and of the dense output to those of `(moving, start, end, y)`."""
     if isinstance(solver, AbstractRosenbrock):
-        return solver.replay(system, moving, start, end, y)
+        return solver.replay(system, moving, start, end, y, held)
 
-    repeat = functools.partial(_repeat, solver, system)
+    repeat = functools.partial(_repeat, solver, system, held)
     (_, dense), pull = eqx.filter_vjp(repeat, moving, start, end, y)
     return dense, lambda d_end, d_dense: pull((d_end, d_dense))
 

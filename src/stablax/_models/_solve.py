@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._captured import Captured, capture
 from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
-from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside
+from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
-from .._solvers import family_of, is_implicit
+from .._solvers import AbstractRosenbrock, family_of, is_implicit
 from .._states import (
     all_finite,
     component_names,
@@ -118,8 +118,9 @@ def integrate(
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
     discrete = isinstance(options.adjoint, DiscreteAdjoint)
     repeats = discrete and not isinstance(options.solver, diffrax.AbstractImplicitSolver)
-    if repeats:  # what steps aside is the backward pass
-        vector_field = functools.partial(evaluate_aside, guarded)
+    if repeats:  # what steps aside is the derivative of a step
+        holds = isinstance(options.solver, AbstractRosenbrock)
+        vector_field = functools.partial(evaluate_ungated if holds else evaluate_aside, guarded)
     else:
         rounding = _rounding(options.solver, y0)
         vector_field = lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)

@@ -104,13 +104,14 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         dense_info = dict(y0=y0, y1=y1, stages=stages)
         return y1_or_nan, error, dense_info, known, diffrax.RESULTS.successful
 
-    def repeat(self, terms, t0, t1, y0, args):
-        """An accepted step: the new state, and what makes its dense output."""
-        return repeat_step(self.tableau, self.structure, terms, args, t0, t1, y0)
+    def repeat(self, terms, t0, t1, y0, args, held=None):
+        """An accepted step: the new state, and what makes its dense output. `held`: whether the
+        stages have the values given, and not their own, and these."""
+        return repeat_step(self.tableau, self.structure, terms, args, t0, t1, y0, held)
 
-    def replay(self, system, moving, t0, t1, y0):
+    def replay(self, system, moving, t0, t1, y0, held=None):
         """An accepted step, and its derivative in reverse mode; see `replay_step`."""
-        return replay_step(self.tableau, self.structure, system, moving, t0, t1, y0)
+        return replay_step(self.tableau, self.structure, system, moving, t0, t1, y0, held)
 
 
 def family_of(solver: diffrax.AbstractSolver) -> str:

@@ -141,13 +141,20 @@ def take_step(
     return (end, error, u), at_end
 
 
-def repeat_step(tableau: Tableau, structure: AbstractJacobian, terms, args, t0, t1, y0):
+# Whether to keep the stages of a step that was taken elsewhere, and these: then a step has their
+# values, and the derivatives of its own.
+Held = tuple[Array, PyTree[Array]] | None
+
+
+def repeat_step(
+    tableau: Tableau, structure: AbstractJacobian, terms, args, t0, t1, y0, held: Held = None
+):
     """A step without its error estimate: the new state, and the dense output's `y0`, `y1` and
     `stages`."""
     step = step_of(terms, structure, args, t0, t1, y0)
     start = ravel_pytree(y0)[0]
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
-    u = stages_of(tableau, step.slope_at, at_start)
+    u = stages_of(tableau, step.slope_at, at_start, flat_stages(held))
     y1 = step.unravel(end_of(tableau, at_start, u))
     return y1, dict(y0=y0, y1=y1, stages=jax.vmap(step.unravel)(u))
 
@@ -212,12 +219,23 @@ def _combine(weights, u):
     return functools.reduce(jnp.add, rows)
 
 
-def stages_of(tableau: Tableau, slope, at_start: AtStart) -> Array:
+def flat_stages(held: Held) -> Held:
+    return held and (held[0], jax.vmap(lambda y: ravel_pytree(y)[0])(held[1]))
+
+
+def _keep(held: Held, i, u: Array) -> Array:
+    if held is None:
+        return u
+    is_held, stages = held
+    return jnp.where(is_held, stages[i] + (u - lax.stop_gradient(u)), u)
+
+
+def stages_of(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
     solve = unrolled if at_start.start.size <= UNROLLED else scanned
-    return solve(tableau, slope, at_start)
+    return solve(tableau, slope, at_start, held)
 
 
-def unrolled(tableau: Tableau, slope, at_start: AtStart) -> Array:
+def unrolled(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
     u = []
     for A, C, c, d in zip(tableau.A, tableau.C, tableau.c, tableau.d, strict=True):
         right = at_start.slope if not u else slope(c, at_start.start + _combine(A, u))
@@ -225,7 +243,7 @@ def unrolled(tableau: Tableau, slope, at_start: AtStart) -> Array:
             right = right + d * at_start.drift
         if u:
             right = right + _combine(C, u)
-        u.append(at_start.factored.solve(right))
+        u.append(_keep(held, len(u), at_start.factored.solve(right)))
     return jnp.stack(u)
 
 
@@ -233,7 +251,7 @@ def padded(rows, dtype) -> Array:
     return jnp.asarray([(*row, *[0.0] * (len(rows) - len(row))) for row in rows], dtype)
 
 
-def scanned(tableau: Tableau, slope, at_start: AtStart) -> Array:
+def scanned(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
     start, dtype = at_start.start, at_start.start.dtype
     count = tableau.stages
     rows = (
@@ -244,11 +262,12 @@ def scanned(tableau: Tableau, slope, at_start: AtStart) -> Array:
         jnp.asarray(tableau.d[1:], dtype),
     )
     first = at_start.factored.solve(at_start.slope + tableau.d[0] * at_start.drift)
+    first = _keep(held, 0, first)
     u = spread(jnp.zeros((count, start.size), dtype), at_start).at[0].set(first)
 
     def stage(u, row):
         i, A, C, c, d = row
         right = slope(c, start + A @ u) + d * at_start.drift + C @ u
-        return u.at[i].set(at_start.factored.solve(right)), None
+        return u.at[i].set(_keep(held, i, at_start.factored.solve(right))), None
 
     return lax.scan(stage, u, rows)[0]
