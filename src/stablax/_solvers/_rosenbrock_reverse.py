@@ -34,6 +34,7 @@ from ._rosenbrock_step import (
     scanned,
     step_of,
     unrolled,
+    weighted,
 )
 from ._tableaus import Tableau
 
@@ -141,7 +142,7 @@ def _replay_scanned(tableau: Tableau, slope: Callable, at_start: AtStart, held: 
     def stage(carry, row):
         m, d_points = carry
         i, A, C, c, point, d_stage = row
-        new = at_start.factored.solve_transposed(d_stage + A @ d_points + C @ m)
+        new = at_start.factored.solve_transposed(d_stage + weighted(A, d_points) + weighted(C, m))
         _, pull = jax.vjp(functools.partial(slope, c), point)
         return (m.at[i].set(new), d_points.at[i].set(pull(new)[0])), None
 

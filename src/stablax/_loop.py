@@ -1,0 +1,230 @@
+"""The integration loop: the steps of a solver, under a controller, with what they leave.
+
+diffrax's `diffeqsolve` would do; but its checks of the save times are host callbacks, which keep
+a program out of JAX's persistent cache and out of `jax.export`, and it traces a step six times.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ._lanes import any_lane, spread
+from ._pickling import FROM_CONTROLLER
+from ._states import select
+from ._types import Args
+
+
+class Steps(eqx.Module):
+    """What is solved, and how. Times rise: a solve backwards in time is one in `-t`."""
+
+    terms: PyTree[diffrax.AbstractTerm]
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    meter: diffrax.AbstractProgressMeter
+    max_steps: int
+    records: bool = False  # whether every accepted step is kept
+    # Where `until(t, y, args)` at the start or at the end of a step, it ends there, with the result
+    # `event_occurred`.
+    until: Callable | None = None
+
+
+class Solved(eqx.Module):
+    """`rows[:row]` at the times that were reached; `t` and `y` where the loop ended; `times[k]`
+    and `states[k]` at the end of accepted step k, if they were recorded."""
+
+    rows: PyTree[Array]
+    row: Int[Array, ""]
+    t: Float[Array, ""]
+    y: PyTree[Array]
+    control: PyTree
+    result: diffrax.RESULTS
+    tried: Int[Array, ""]
+    accepted: Int[Array, ""]
+    times: Array | None
+    states: PyTree[Array] | None
+
+
+class _Carry(eqx.Module):
+    solved: Solved
+    looked: Bool[Array, ""] | None  # whether `until` was asked of this state
+    end: Float[Array, ""]  # of the next step
+    known: PyTree  # the solver's state
+    jumped: Any
+    meter: PyTree
+
+
+def integrate_steps(
+    steps: Steps,
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
+    dt0: Float[Array, ""] | None,
+    y0: PyTree[Array],
+    ts: Float[Array, " times"],
+    args: Args,
+) -> Solved:
+    """Steps from `y0` at `t0` to `t1`, with rows at `ts`, which rise and are at most `t1`; those
+    that are nan come last, and are never reached."""
+    terms, controller = steps.terms, steps.controller
+    solver = for_forward_mode(with_tolerances(steps.solver, controller))
+    order: Any = solver.error_order(terms)
+    end, control = controller.init(terms, t0, t1, y0, dt0, args, solver.func, order)
+    end = jnp.minimum(end, t1)
+    known = solver.init(terms, t0, end, y0, args)
+    # A last step of some rounding errors would spoil its dense output.
+    nearly_there = t1 - 50 * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
+
+    def blank(size):
+        return jtu.tree_map(lambda y: jnp.full((size, *y.shape), jnp.inf, y.dtype), y0)
+
+    zero = jnp.zeros((), int)
+    # Without a step to take every row is at the start; with one, only what a step has reached is.
+    still = t0 >= t1
+    row = jnp.where(still, ts.size, 0)
+    rows = jtu.tree_map(lambda b, y: jnp.where(still, y, b), blank(ts.size), y0)
+    successful: Any = diffrax.RESULTS.where(
+        jnp.array(True), diffrax.RESULTS.successful, diffrax.RESULTS.successful
+    )
+    size = steps.max_steps
+    times = jnp.full(size, jnp.inf, t0.dtype) if steps.records else None
+    states = blank(size) if steps.records else None
+
+    def steps_on(solved: Solved) -> Bool[Array, ""]:
+        is_fine = solved.result == diffrax.RESULTS.successful
+        return (solved.t < t1) & is_fine & (solved.tried < size)
+
+    def goes_on(carry: _Carry) -> Bool[Array, ""]:
+        on = steps_on(carry.solved)
+        return on if carry.looked is None else on | ~carry.looked
+
+    def look(carry: _Carry) -> Solved:
+        """One call site, before a step, for the start and for what the steps arrive at."""
+        solved = carry.solved
+        if steps.until is None:
+            return solved
+        arrived = goes_on(carry) & steps.until(solved.t, solved.y, args)
+        result = diffrax.RESULTS.where(arrived, diffrax.RESULTS.event_occurred, solved.result)
+        return eqx.tree_at(lambda s: s.result, solved, result)
+
+    def body(carry: _Carry) -> _Carry:
+        solved = look(carry)
+        t, end, y = solved.t, carry.end, solved.y
+        live = steps_on(solved)
+        y1, error, dense, known, ended = solver.step(
+            terms, t, end, y, args, carry.known, carry.jumped
+        )
+        # An estimate that is nan is no estimate.
+        error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        keep, next_t, next_end, jumped, control, stopped = controller.adapt_step_size(
+            t, end, y, y1, args, error, order, solved.control
+        )
+        next_t = jnp.minimum(next_t, t1)
+        # Where the step is taken again it is shortened, since `t1` is where it ended.
+        rest = jnp.where(keep, t1, next_t + 0.5 * (t1 - next_t))
+        next_end = jnp.where(next_end > nearly_there, rest, next_end)
+        ended = diffrax.RESULTS.where(keep, ended, diffrax.RESULTS.successful)
+        ended = diffrax.RESULTS.where(ended == diffrax.RESULTS.successful, stopped, ended)
+        meter = steps.meter.step(carry.meter, _part(t0, next_t, t1))
+
+        keep = jnp.asarray(keep) & live
+        row, rows = solved.row, solved.rows
+        make: Any = solver.interpolation_cls
+        interpolation = make(t0=t, t1=end, **dense)
+
+        def is_next(row):
+            return keep & (row < ts.size) & (ts[jnp.minimum(row, ts.size - 1)] <= end)
+
+        def save(carry):
+            row, rows = carry
+            asked = is_next(row)
+            place = jnp.where(asked, row, ts.size)
+            value = interpolation.evaluate(ts[jnp.minimum(row, ts.size - 1)])
+            return row + asked.astype(row.dtype), _put(rows, place, value)
+
+        if ts.size:
+            row, rows = lax.while_loop(lambda c: any_lane(is_next(c[0])), save, (row, rows))
+        place = jnp.where(keep, solved.accepted, size)
+        times = None if solved.times is None else _put(solved.times, place, next_t)
+        states = None if solved.states is None else _put(solved.states, place, y1)
+        count = lambda number, flag: number + flag.astype(number.dtype)
+        # What a lane that is done has stays as it is.
+        control, ended, next_end, meter = select(
+            live,
+            (control, ended, next_end, meter),
+            (solved.control, solved.result, end, carry.meter),
+        )
+        t, y, known = select(keep, (next_t, y1, known), (t, y, carry.known))
+        if carry.jumped is not False:
+            jumped = jnp.where(keep, jumped, carry.jumped)
+        tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
+        solved = Solved(rows, row, t, y, control, ended, tried, accepted, times, states)
+        looked = None if carry.looked is None else ~keep
+        return _Carry(solved, looked, next_end, known, jumped, meter)
+
+    jumped = False if _never_jumps(controller, t0, y0, args, order, control) else jnp.array(False)
+    control, known, meter = _as_arrays((control, known, steps.meter.init()))
+    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states)
+    looked = None if steps.until is None else still
+    moving, fixed = eqx.partition(_Carry(solved, looked, end, known, jumped, meter), eqx.is_array)
+
+    def loop(moving):
+        new = body(eqx.combine(moving, fixed))
+        return eqx.filter(new, eqx.is_array)
+
+    condition = lambda moving: any_lane(goes_on(eqx.combine(moving, fixed)))
+    carry = eqx.combine(lax.while_loop(condition, loop, spread(moving)), fixed)
+    steps.meter.close(carry.meter)
+    solved = carry.solved
+    is_spent = (solved.t < t1) & (solved.result == diffrax.RESULTS.successful)
+    result = diffrax.RESULTS.where(is_spent, diffrax.RESULTS.max_steps_reached, solved.result)
+    return eqx.tree_at(lambda s: s.result, solved, result)
+
+
+def with_tolerances(solver: diffrax.AbstractSolver, controller: Any) -> diffrax.AbstractSolver:
+    """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
+    inside `diffeqsolve`."""
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        finder = solver.root_finder
+        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is FROM_CONTROLLER]
+        solver = eqx.tree_at(
+            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
+            solver,
+            tuple(getattr(controller, n) for n in unset),
+        )
+    return solver
+
+
+def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
+    """diffrax's default loop over the stages of a Runge-Kutta method has reverse mode only."""
+    if isinstance(solver, diffrax.AbstractRungeKutta):
+        is_none = lambda x: x is None
+        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=is_none)
+    return solver
+
+
+def _as_arrays(tree: PyTree) -> PyTree:
+    return jtu.tree_map(lambda x: jnp.asarray(x) if eqx.is_array_like(x) else x, tree)
+
+
+def _put(buffer: PyTree[Array], place: Int[Array, ""], value: PyTree[Array]) -> PyTree[Array]:
+    """`value` at `place` of `buffer`; behind its end, nowhere."""
+    return jtu.tree_map(lambda b, v: b.at[place].set(v, mode="drop"), buffer, value)
+
+
+def _part(t0, t, t1):
+    """How far `t` is on the way."""
+    return jnp.where(t0 < t1, (t - t0) / jnp.where(t0 < t1, t1 - t0, 1), 1)
+
+
+def _never_jumps(controller, t0, y0, args, order, control) -> bool:
+    """Whether the controller knows, before any step, that the field has no jumps. (A solver then
+    need not look whether what it knows of the field is still so.)"""
+    out = eqx.filter_eval_shape(
+        controller.adapt_step_size, t0, t0, y0, y0, args, y0, order, control
+    )
+    return out[3] is False
