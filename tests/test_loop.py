@@ -13,6 +13,7 @@ import pytest
 from helpers import ROOT, SOLVERS
 
 import stablax as sx
+from stablax._loop import Steps, integrate_steps
 
 
 def _swings(t, y, args):
@@ -93,6 +94,28 @@ def run(script, tmp_path, *args, devices=1):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_a_loop_looks_where_it_ends():
+    """Also after the last step, which ends at `t1` or uses up `max_steps`."""
+
+    def solve(max_steps):
+        steps = Steps(
+            terms=diffrax.ODETerm(lambda t, y, args: -y),
+            solver=sx.Rodas5P(),
+            controller=diffrax.PIDController(rtol=1e-6, atol=1e-9),
+            meter=diffrax.NoProgressMeter(),
+            max_steps=max_steps,
+            until=lambda t, y, args: t >= 1.0,
+        )
+        ends, rows = (jnp.array(0.0), jnp.array(1.0)), jnp.zeros(0)
+        return integrate_steps(steps, *ends, None, jnp.ones(2), rows, None)
+
+    solved = solve(100)
+    assert solved.result == diffrax.RESULTS.event_occurred
+    steps = int(solved.tried)
+    assert solve(steps).result == diffrax.RESULTS.event_occurred
+    assert solve(steps - 1).result == diffrax.RESULTS.max_steps_reached
 
 
 def _decays(t, y, k):

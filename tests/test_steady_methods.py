@@ -151,6 +151,8 @@ def test_nobody_else_can_be_a_stage():
         sx.Integrate(rtol=-1.0)
     with pytest.raises(TypeError, match="`solver` must be a diffrax solver"):
         sx.Integrate(solver="Kvaerno5")
+    with pytest.raises(TypeError, match="KenCarp4"):
+        sx.Integrate(solver=diffrax.KenCarp4())
 
 
 # --- hard parts
@@ -213,3 +215,23 @@ def test_the_random_systems_of_issue_368():
     right = np.abs(np.asarray(found.y) - truth).max(axis=1) < 1e-6
     ok = np.asarray(sx.is_successful(found))
     assert (ok & right).sum() >= 195 and not (ok & ~right).any()
+
+
+@pytest.mark.parametrize("solver", [sx.Rodas5P(), diffrax.Kvaerno3()], ids=repr)
+def test_integration_ends_where_it_has_arrived(solver):
+    """At the start, or at the end of a step; in a batch each lane for itself."""
+    field = lambda t, y, k: k - y
+    rest = jnp.full(2, 3.0)
+    method = sx.Integrate(solver=solver)
+
+    def find(y0, method=method):
+        return sx.find_steady_state(field, y0, args=3.0, method=method, throw=False)
+
+    starts = jnp.stack([rest, jnp.ones(2), rest + 1e3])
+    alone = [find(y0) for y0 in starts]
+    assert int(alone[0].num_steps) == 0
+    assert 0 < int(alone[1].num_steps) < int(alone[2].num_steps)
+    together = jax.vmap(find)(starts)
+    assert together.num_steps.tolist() == [int(found.num_steps) for found in alone]
+    np.testing.assert_allclose(together.y, jnp.stack([rest] * 3), rtol=1e-9)
+    assert not sx.is_successful(find(starts[1], sx.Integrate(solver=solver, horizon=0.1)))

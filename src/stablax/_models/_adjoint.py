@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from .._fields import Aside, Guard
 from .._lanes import spread
+from .._loop import for_forward_mode
 from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select, zeros_like
 from .._types import Args
@@ -374,13 +375,6 @@ def _replay(solver: diffrax.AbstractSolver, system: Callable, held, moving, star
     repeat = functools.partial(_repeat, solver, system, held)
     (_, dense), pull = eqx.filter_vjp(repeat, moving, start, end, y)
     return dense, lambda d_end, d_dense: pull((d_end, d_dense))
-
-
-def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
-    """diffrax's default loop over the stages of a Runge-Kutta method has reverse mode only."""
-    if isinstance(solver, diffrax.AbstractRungeKutta):
-        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=_is_none)
-    return solver
 
 
 def _just_before(start: Array, end: Array) -> Array:

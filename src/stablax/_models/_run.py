@@ -11,14 +11,13 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._control import AdmissibleSteps
-from .._pickling import FROM_CONTROLLER
+from .._loop import Steps, integrate_steps
 from .._results import RESULTS, is_okay, promoted
 from .._states import all_finite, finite_or_zero, select, state_dtype, zeros_like
 from .._types import Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add, for_forward_mode
+from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add
 from ._event import EventOf
 from ._kept_step import KeepsStep, KeptStep
-from ._loop import Steps, integrate_steps
 from ._options import SolveOptions, is_imex
 from ._verdict import verdict
 
@@ -71,20 +70,6 @@ def terms_of(
     return diffrax.MultiTerm(*terms) if is_imex(solver) else next(iter(terms))
 
 
-def with_tolerances(solver, controller: AdmissibleSteps):
-    """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
-    inside `diffeqsolve`."""
-    if isinstance(solver, diffrax.AbstractImplicitSolver):
-        finder = solver.root_finder
-        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is FROM_CONTROLLER]
-        solver = eqx.tree_at(
-            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
-            solver,
-            tuple(getattr(controller, n) for n in unset),
-        )
-    return solver
-
-
 class _Ended(eqx.Module):
     """Rows, and the times `saved` of those that were reached (the others: not finite); time and
     state where the loop ended, with its result."""
@@ -134,7 +119,7 @@ def _our_loop(
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     steps = Steps(
         terms=terms_of(options.solver, inputs.field, way=way),
-        solver=for_forward_mode(with_tolerances(options.solver, controller)),
+        solver=options.solver,
         controller=controller.wrap(way),
         meter=options.progress_meter,
         max_steps=options.max_steps,

@@ -16,6 +16,7 @@ from .._captured import Captured, capture
 from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
+from .._loop import for_forward_mode, with_tolerances
 from .._results import RESULTS, is_okay
 from .._solvers import AbstractRosenbrock, family_of, is_implicit
 from .._states import (
@@ -29,10 +30,10 @@ from .._states import (
 )
 from .._static import is_traced
 from .._types import VF, Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, for_forward_mode, solve
+from ._adjoint import DiscreteAdjoint, Inputs, Outputs, solve
 from ._forward_only import forward_only
 from ._options import SolveOptions
-from ._run import run_loop, terms_of, with_tolerances
+from ._run import run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
 
 _FORWARD = (

@@ -10,6 +10,7 @@ import numpy as np
 from .._control import Cause, StiffPID, admissible
 from .._fields import Guard
 from .._linalg import Equilibrated
+from .._loop import Steps, integrate_steps
 from .._solvers import Rodas5P, is_implicit
 from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
@@ -38,6 +39,11 @@ class Integrate(AbstractSteadyMethod):
     def __check_init__(self):
         if not isinstance(self.solver, diffrax.AbstractSolver):
             raise TypeError(f"`solver` must be a diffrax solver, got {short(self.solver)}.")
+        if self.solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
+            raise TypeError(
+                "`solver` must take one term, as explicit and implicit solvers do; "
+                f"`{type(self.solver).__name__}` takes several. Use `Rodas5P()` or `kvaerno5()`."
+            )
         if not 0 < self.rtol < 1:
             raise ValueError(f"`rtol` must be between 0 and 1, got {self.rtol}.")
         if not (np.isfinite(self.horizon) and self.horizon > 0):
@@ -53,7 +59,7 @@ class Integrate(AbstractSteadyMethod):
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )
 
-        def arrived(t, y, args, **kwargs):
+        def arrived(t, y, args):
             value, jacobian = problem.linearise(y)
             factors = Equilibrated().factorise(jnp.zeros((), dtype), jacobian)
             step = Equilibrated().apply(factors, value, transpose=False)
@@ -64,31 +70,24 @@ class Integrate(AbstractSteadyMethod):
         rate = problem.size(problem.residual(y0), y0)
         horizon = jnp.minimum(self.horizon, 1e20 / rate)
         horizon = jnp.where(jnp.isfinite(horizon), horizon, self.horizon)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: problem.residual(y)),
-            self.solver,
-            zero,
-            jnp.where(active, horizon, zero).astype(dtype),
-            None,
-            y0,
-            saveat=diffrax.SaveAt(t1=True, controller_state=True),
-            stepsize_controller=controller,
-            event=diffrax.Event(arrived),
-            adjoint=diffrax.ForwardMode(),
+        steps = Steps(
+            terms=diffrax.ODETerm(lambda t, y, args: problem.residual(y)),
+            solver=self.solver,
+            controller=controller,
+            meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,
-            throw=False,
+            until=arrived,
         )
-        assert solution.ys is not None
-        y = solution.ys[0]
-        state: Any = solution.controller_state
-        cause = state.record.cause
+        end = jnp.where(active, horizon, zero).astype(dtype)
+        solved = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)
+        cause = solved.control.record.cause
         status: Any = STATUS.out_of_steps
-        underflow = solution.result == diffrax.RESULTS.dt_min_reached
+        underflow = solved.result == diffrax.RESULTS.dt_min_reached
         for seen, member in (
             (underflow, STATUS.diverged),
             (underflow & (cause == Cause.not_finite.value), STATUS.not_finite),
             (underflow & (cause == Cause.left_bounds.value), STATUS.left_bounds),
-            (solution.result == diffrax.RESULTS.event_occurred, STATUS.converged),
+            (solved.result == diffrax.RESULTS.event_occurred, STATUS.converged),
         ):
             status = STATUS.where(seen, member, status)
-        return Attempt(y, status, solution.stats["num_steps"])
+        return Attempt(solved.y, status, solved.tried)
