@@ -23,7 +23,6 @@ from jax.flatten_util import ravel_pytree
 from .._lanes import spread
 from .._linalg import AbstractJacobian
 from ._rosenbrock_step import (
-    UNROLLED,
     AtStart,
     Held,
     Step,
@@ -34,6 +33,7 @@ from ._rosenbrock_step import (
     scanned,
     step_of,
     unrolled,
+    unrolls,
     weighted,
 )
 from ._tableaus import Tableau
@@ -65,7 +65,7 @@ def replay_step(
     step, start = step_at(inputs), flat(y0)
     unravel, dtype = step.unravel, step.dtype
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
-    replay = _replay_unrolled if start.size <= UNROLLED else _replay_scanned
+    replay = _replay_unrolled if unrolls(start.size) else _replay_scanned
     u, points, transpose = replay(tableau, step.slope_at, at_start, flat_stages(held))
     dense = dict(y0=y0, y1=unravel(end_of(tableau, at_start, u)), stages=jax.vmap(unravel)(u))
 
