@@ -270,3 +270,35 @@ def test_programs_are_written_and_cached(tmp_path):
         program = jax.export.deserialize(bytearray((tmp_path / name).read_bytes()))
         found = program.call(jnp.asarray(np.load(tmp_path / "inputs.npy")))
         np.testing.assert_allclose(found, np.load(tmp_path / f"{name}.npy"), rtol=1e-8)
+
+
+def _wide(t, y, args):
+    return args @ jnp.tanh(y) - y
+
+
+PRECISE = {
+    "Rodas5P": sx.Simulate(_wide),
+    "Tsit5": sx.Simulate(_wide, solver=diffrax.Tsit5()),
+    "kvaerno5": sx.Simulate(_wide, solver=sx.kvaerno5()),
+    "steady": sx.SteadyThenSimulate(_wide),
+}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+@pytest.mark.parametrize("size", [3, 30])
+def test_products_are_as_precise_as_their_type(name, size):
+    """On a GPU the default in single precision is a product of ten bits, on which HIRES does not
+    end. Value and derivative, the field's products and ours."""
+
+    def total(args):
+        options = dict(steady_args=0.1 * args) if name == "steady" else {}
+        y0 = jnp.ones(size, jnp.float32)
+        return PRECISE[name](y0, [0.5, 1.0], args=args, throw=False, **options).ys.sum()
+
+    args = 0.1 * jnp.eye(size, dtype=jnp.float32)
+    text = jax.jit(jax.value_and_grad(total)).lower(args).as_text()
+    assert "dot_general" in text
+    assert "precision = [DEFAULT, DEFAULT]" not in text
+    with jax.default_matmul_precision("tensorfloat32"):  # what a user chooses stays
+        text = jax.jit(total).lower(args).as_text()
+    assert "precision = [HIGH, HIGH]" in text

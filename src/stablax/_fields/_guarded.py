@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from .._lanes import spread
 from .._linalg import AbstractJacobian, as_jacobian
+from .._precision import full_precision
 from .._states import as_state, same_shape_and_dtype, state_dtype, stop
 from .._types import VF, Args, Y
 from .._words import short
@@ -29,7 +30,8 @@ def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: C
 
     def checked(t, y, args):
         try:
-            out = fn(t, y, args)
+            with full_precision():
+                out = fn(t, y, args)
         except Exception as error:
             for note in _notes(fn, y):
                 error.add_note(note)

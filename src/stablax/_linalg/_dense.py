@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._lanes import spread
+from .._precision import product
 from .._states import all_finite
 from .._words import short
 from ._jacobian import AbstractJacobian, FlatField
@@ -192,7 +193,7 @@ def _product(matrix: Array, x: Array) -> Array:
     # A sum fuses with its neighbours, which for a small matrix matters more than a fast product.
     if x.size <= _INVERTED:
         return jnp.sum(matrix * x[None, :], axis=1)
-    return matrix @ x
+    return product(matrix, x)
 
 
 def _has_digits(pivot: Array, original: Array) -> Bool[Array, "..."]:

@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
+from .._precision import full_precision
 from .._states import all_finite
 from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
@@ -45,7 +46,8 @@ class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
             inner = jnp.zeros(weights.shape[1], y0.dtype)
             for row in reversed(weights):
                 inner = row + part * inner
-            bend = jnp.tensordot(inner, stages, axes=1)
+            with full_precision():
+                bend = jnp.tensordot(inner, stages, axes=1)
             return (1 - part) * y0 + part * (y1 + (1 - part) * bend)
 
         return jtu.tree_map(at, self.y0, self.y1, self.stages)

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._lanes import spread
 from .._linalg import AbstractJacobian
+from .._precision import product
 from ._rosenbrock_step import (
     AtStart,
     Held,
@@ -74,7 +75,7 @@ def replay_step(
         step = step_at(inputs)
         slopes = jax.vmap(step.slope_at)(jnp.asarray(tableau.c, dtype), points)
         bend = _products(tableau, structure, step, start, u)
-        d_drift = jnp.asarray(tableau.d, dtype) @ m
+        d_drift = product(jnp.asarray(tableau.d, dtype), m)
         drift = step.size * (step.size * step.drift(step.t0, start))
         return jnp.sum(m * (slopes + bend)) + jnp.sum(d_drift * drift)
 
@@ -137,7 +138,7 @@ def _replay_scanned(tableau: Tableau, slope: Callable, at_start: AtStart, held: 
     u = scanned(tableau, slope, at_start, held)
     A, C = padded(tableau.A, dtype), padded(tableau.C, dtype)
     c = jnp.asarray(tableau.c, dtype)
-    points = at_start.start[None] + A @ u
+    points = at_start.start[None] + product(A, u)
 
     def stage(carry, row):
         m, d_points = carry

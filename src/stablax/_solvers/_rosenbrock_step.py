@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from .._captured import capture
 from .._lanes import spread
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
+from .._precision import product
 from .._states import finite_or_zero, stop
 from ._tableaus import Tableau
 
@@ -261,7 +262,7 @@ def weighted(weights: Array, u: Array) -> Array:
     """The sum of the rows of `u`."""
     if u.shape[1] <= _SUMMED:
         return jnp.sum(weights[:, None] * u, axis=0)
-    return weights @ u
+    return product(weights, u)
 
 
 def padded(rows, dtype) -> Array:

@@ -7,6 +7,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._precision import product
 from .._results import RESULTS
 from .._states import all_finite, select
 from .._words import short
@@ -101,7 +102,7 @@ def run_chain(
         first = jnp.where(known & all_finite(guess_y), 0, 1)
         guess_y = jnp.where(all_finite(guess_y), guess_y, problem.y0)
         # Onto the conserved manifold of y0, and into the box.
-        guess_y = problem.clip(guess_y - problem.projector @ (guess_y - problem.y0))
+        guess_y = problem.clip(guess_y - product(problem.projector, guess_y - problem.y0))
 
     def cond(carry):
         attempt, found = carry

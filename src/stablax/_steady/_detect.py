@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool
 
 from .._fields import as_guarded, innermost
 from .._linalg import combination, echelon
+from .._precision import product
 from .._states import as_args, as_state, component_names, state_dtype
 from .._static import Frozen, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
@@ -40,7 +41,7 @@ def detected_projector(jacobians: Array) -> Array:
     The rank is data, not shape, so this works under `jit`.
     """
     null, rows, _ = _scaled_null_space(jacobians, jnp)
-    projector = null @ null.T
+    projector = product(null, null.T)
     # Between quantities that share no component, rounding would look like a leak.
     rounding = 64 * rows.size * jnp.finfo(rows.dtype).eps
     projector = jnp.where(jnp.abs(projector) > rounding, projector, 0)

@@ -8,6 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 
 from .._linalg import Equilibrated
+from .._precision import product
 
 
 class Residual(eqx.Module):
@@ -18,7 +19,7 @@ class Residual(eqx.Module):
 
     def __call__(self, inputs, projector, y):
         closed, y0, t, args = inputs
-        return self.flat_field(closed, y, t, args) - projector @ (y - y0)
+        return self.flat_field(closed, y, t, args) - product(projector, y - y0)
 
     def varied(self, inputs, projector, jacobian, y):
         """F at `y` as a function of the inputs, the change of a detected P included.
@@ -31,12 +32,12 @@ class Residual(eqx.Module):
             return fixed
         _, y0, *_ = inputs
         of_field = jacobian + projector
-        z = lax.stop_gradient(jnp.linalg.pinv(of_field) @ (y - y0))
+        z = lax.stop_gradient(product(jnp.linalg.pinv(of_field), y - y0))
 
         def with_projector(inputs):
             closed, _, t, args = inputs
             along = jax.jvp(lambda y: self.flat_field(closed, y, t, args), (y,), (z,))[1]
-            return fixed(inputs) + projector @ along
+            return fixed(inputs) + product(projector, along)
 
         return with_projector
 

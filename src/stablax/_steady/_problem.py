@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._fields import Aside
 from .._linalg import AbstractJacobian, linearise
+from .._precision import product
 from .._states import all_finite
 
 
@@ -57,12 +58,12 @@ class SteadyProblem(eqx.Module):
 
     def residual(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
         """F at `y`."""
-        return self.field(y) - self.projector @ (y - self.y0)
+        return self.field(y) - product(self.projector, y - self.y0)
 
     def linearise(self, y: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
         """F and its Jacobian at `y`."""
         flux, jacobian = self.linearise_field(y)
-        return flux - self.projector @ (y - self.y0), jacobian - self.projector
+        return flux - product(self.projector, y - self.y0), jacobian - self.projector
 
     def linearise_field(self, y: Array) -> tuple[Array, Array]:
         """f and its Jacobian at `y`. A finite value can have an infinite derivative (a root at
@@ -107,14 +108,18 @@ class SteadyProblem(eqx.Module):
         """|P f| per component, in units of what rounding leaves of it (`jacobian` of f): above 1,
         something is not conserved. Relative to the fluxes inside f and not to f, which is all
         rounding at a steady state and small on a slow leak."""
-        inside = jnp.abs(self.projector) @ (jnp.abs(jacobian) @ jnp.abs(y) + jnp.abs(flux))
+        inside = product(
+            jnp.abs(self.projector), product(jnp.abs(jacobian), jnp.abs(y)) + jnp.abs(flux)
+        )
         # Singular vectors of an ill-conditioned Jacobian have fewer digits than declared rows.
         digits = 6.4e4 if self.detected else 64
         rounding = digits * y.size * jnp.finfo(y.dtype).eps * inside
-        return jnp.abs(self.projector @ flux) / jnp.maximum(rounding, jnp.finfo(y.dtype).tiny)
+        return jnp.abs(product(self.projector, flux)) / jnp.maximum(
+            rounding, jnp.finfo(y.dtype).tiny
+        )
 
     def keeps_conserved(self, y: Array) -> Bool[Array, ""]:
         # Where L f = 0 does not hold, F has roots at which y has left the manifold and f is not 0.
-        drift = self.projector @ (y - self.y0)
-        scale = jnp.abs(self.projector) @ (jnp.abs(y) + jnp.abs(self.y0))
+        drift = product(self.projector, y - self.y0)
+        scale = product(jnp.abs(self.projector), jnp.abs(y) + jnp.abs(self.y0))
         return jnp.all(jnp.abs(drift) <= jnp.sqrt(self.rtol) * scale + self.atol)

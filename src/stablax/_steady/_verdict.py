@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._linalg import Equilibrated
+from .._precision import product
 from .._results import RESULTS
 from .._states import all_finite
 from ._problem import SteadyProblem
@@ -34,7 +35,7 @@ class Verdict(eqx.Module):
 def judge(problem: SteadyProblem, y: Array, stability: bool | None) -> Verdict:
     """Looks at the bare residual at `y`."""
     flux, of_field = problem.linearise_field(y)
-    value = flux - problem.projector @ (y - problem.y0)
+    value = flux - product(problem.projector, y - problem.y0)
     jacobian = of_field - problem.projector
     finite = all_finite((y, value, jacobian))
     jacobian = jnp.where(finite, jacobian, -jnp.eye(y.size, dtype=y.dtype))
