@@ -4,7 +4,8 @@
 
 Each program is made in a process of its own, three times, since JAX keeps what it has traced; the
 least time counts. Plain diffrax is `diffeqsolve` with Kvaerno5, `PIDController` at the same
-tolerances, and its default adjoint. A kernel is an instruction of the compiled program that runs
+tolerances, and its default adjoint; what it has not, a steady state to start from and doses, is not
+in its program. A kernel is an instruction of the compiled program that runs
 by itself: a fusion, a product of matrices, a call of a library, a copy, a loop.
 """
 
@@ -95,7 +96,6 @@ def measure(who: str, kind: str, name: str) -> dict:
     times.append(time.process_time())
     return dict(
         kernels=kernels(compiled.as_text()),
-        callbacks=lowered.as_text().count("callback"),
         trace=times[1] - times[0],
         compile=times[2] - times[1],
     )

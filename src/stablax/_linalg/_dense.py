@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._lanes import spread
-from .._precision import product
+from .._precision import full_precision, product
 from .._states import all_finite
 from .._words import short
 from ._jacobian import AbstractJacobian, FlatField
@@ -180,7 +180,8 @@ def linearise(
     other variables than the flat state: `by_hand` evaluates it."""
     if not (isinstance(structure, Dense) and structure.fn is not None):
         return structure.linearise(fn, y)
-    matrix = jnp.asarray(by_hand(structure.fn))
+    with full_precision():
+        matrix = jnp.asarray(by_hand(structure.fn))
     if matrix.shape != (y.size, y.size):
         raise ValueError(
             f"`jacobian` returned shape {matrix.shape} for a state of {y.size} components; it "

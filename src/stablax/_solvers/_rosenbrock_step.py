@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from .._captured import capture
 from .._lanes import spread
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
-from .._precision import product
+from .._precision import full_precision, product
 from .._states import finite_or_zero, stop
 from ._tableaus import Tableau
 
@@ -101,7 +101,8 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
     by_hand = fn and (lambda t, y, args: direction(t) * fn(t * direction(t), y, args))
     if closed:
         field = capture(field, t0, y0, args)
-        by_hand = by_hand and capture(by_hand, t0, y0, args)
+        with full_precision():
+            by_hand = by_hand and capture(by_hand, t0, y0, args)
     flat0, unravel = ravel_pytree(y0)
     return Step(field, by_hand, args, t0, t1, unravel, flat0.dtype)
 
