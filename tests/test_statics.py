@@ -421,8 +421,12 @@ def test_equal_configurations_share_one_compilation():
     assert runs(configured(1.0)) > 0
     assert runs(configured(2.0)) == 0  # another value of a parameter
     assert runs(eqx.tree_at(lambda m: jax.tree.leaves(m), configured(1.0), [jnp.ones(2)])) == 0
-    assert runs(configured(1.0, rtol=1e-5)) > 0
-    assert runs(configured(1.5, rtol=1e-5)) == 0
+    # Tolerances, budgets and given times are data of the compiled program.
+    assert runs(configured(1.0, rtol=1e-5, jump=0.25, max_steps=3000, dt0=0.1)) > 0  # has a `dt0`
+    assert runs(configured(1.5, rtol=1e-4, jump=0.2, max_steps=4000, dt0=0.2)) == 0
+    assert runs(configured(1.5, rtol=1e-4)) == 0
+    assert runs(configured(1.0, guard=3.0)) > 0
+    assert runs(configured(1.5, guard=3.0)) == 0
 
 
 @pytest.mark.parametrize(

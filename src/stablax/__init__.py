@@ -70,6 +70,7 @@ from ._models import (
     SimulatePhases as SimulatePhases,
     Simulation as Simulation,
     SteadyThenSimulate as SteadyThenSimulate,
+    Stepping as Stepping,
     explain as explain,
     is_successful as is_successful,
     simulate_batch as simulate_batch,

@@ -27,8 +27,8 @@ class Steps(eqx.Module):
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
     meter: diffrax.AbstractProgressMeter
-    max_steps: int
-    records: bool = False  # whether every accepted step is kept
+    max_steps: Int[Array, ""] | int
+    capacity: int | None = None  # accepted steps that are kept, if any: at least `max_steps`
     # Where `until(t, y, args)` at the start or at the end of a step, it ends there, with the result
     # `event_occurred`.
     until: Callable | None = None
@@ -90,13 +90,13 @@ def integrate_steps(
     successful: Any = diffrax.RESULTS.where(
         jnp.array(True), diffrax.RESULTS.successful, diffrax.RESULTS.successful
     )
-    size = steps.max_steps
-    times = jnp.full(size, jnp.inf, t0.dtype) if steps.records else None
-    states = blank(size) if steps.records else None
+    size = steps.capacity
+    times = None if size is None else jnp.full(size, jnp.inf, t0.dtype)
+    states = None if size is None else blank(size)
 
     def steps_on(solved: Solved) -> Bool[Array, ""]:
         is_fine = solved.result == diffrax.RESULTS.successful
-        return (solved.t < t1) & is_fine & (solved.tried < size)
+        return (solved.t < t1) & is_fine & (solved.tried < steps.max_steps)
 
     def goes_on(carry: _Carry) -> Bool[Array, ""]:
         on = steps_on(carry.solved)
@@ -148,9 +148,10 @@ def integrate_steps(
 
         if ts.size:
             row, rows = lax.while_loop(lambda c: any_lane(is_next(c[0])), save, (row, rows))
-        place = jnp.where(keep, solved.accepted, size)
-        times = None if solved.times is None else _put(solved.times, place, next_t)
-        states = None if solved.states is None else _put(solved.states, place, y1)
+        times, states = solved.times, solved.states
+        if size is not None:
+            place = jnp.where(keep, solved.accepted, size)
+            times, states = _put((times, states), place, (next_t, y1))
         count = lambda number, flag: number + flag.astype(number.dtype)
         # What a lane that is done has stays as it is.
         control, ended, next_end, meter = select(

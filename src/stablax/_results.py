@@ -47,7 +47,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     )
     bad_times = (
         "`ts` must be finite and go in one direction from `t0` (all later, or all earlier and "
-        "decreasing); and its dtype, that of `y0`, must resolve the time that passes between them."
+        "decreasing; nan or inf only at its end, where it is not asked for); and its dtype, that "
+        "of `y0`, must resolve the time that passes between them."
     )
     step_budget_spent = (
         "The budget of steps (`max_steps`) is spent before the end. See why the steps are short "

@@ -96,7 +96,8 @@ def for_each_component(given: PyTree[np.ndarray], y: PyTree[Array], what: str) -
     for x, leaf in zip(fitted, leaves, strict=True):
         shape = jnp.shape(leaf)
         try:
-            out.append(np.broadcast_to(x.astype(leaf.dtype), shape))
+            xp = jnp if isinstance(x, jax.Array) else np
+            out.append(xp.broadcast_to(x.astype(leaf.dtype), shape))
         except ValueError:
             raise ValueError(
                 f"{what} has shape {x.shape}, but the state has shape {shape}."

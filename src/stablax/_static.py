@@ -107,12 +107,13 @@ class Static(Generic[_T]):
             treedef,
             tuple(_content(leaf, name + jtu.keystr(path)) for path, leaf in leaves),
         )
+        self._hash = hash(self._key)  # every call of a model asks for it
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is Static and self._key == other._key
+        return self is other or (type(other) is Static and self._key == other._key)
 
     def __reduce__(self):
         # The key is made anew: it may belong to the objects of this process.

@@ -3,7 +3,11 @@ from ._admissible import (
     StepRecord as StepRecord,
     admissible as admissible,
 )
-from ._stiff_pid import StiffPID as StiffPID, refuse_traced_times as refuse_traced_times
+from ._stiff_pid import (
+    StiffPID as StiffPID,
+    check_reach as check_reach,
+    refuse_traced_times as refuse_traced_times,
+)
 from ._watch import (
     Cause as Cause,
     GuardCounts as GuardCounts,

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._fields import Guard
 from .._lanes import spread
 from .._states import all_finite, for_each_component, select, stop, zeros_like
-from .._static import Static
 from ._watch import Cause, Step, Watch, Watched
 
 
@@ -62,7 +61,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     rtol: Any
     atol: Any  # the smallest, if there is one for each component
     norm: Callable[[PyTree], Any]
-    atols: Static | None = None
+    atols: PyTree | None = None
     masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
     implicit: bool = False
     factormax_after_rejection: float | None = None
@@ -216,7 +215,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         """The absolute tolerance of each component of the state `y`, or the one of all."""
         if self.atols is None:
             return self.atol
-        return for_each_component(self.atols.tree, y, "`atol`")
+        return for_each_component(self.atols, y, "`atol`")
 
     def contains(self, y) -> Bool[Array, ""]:
         """Whether `y` is in the guard's box, to within the tolerances."""
@@ -311,7 +310,7 @@ def admissible(
     implicit: bool = False,
     factormax_after_rejection: float | None = None,
     watch: Watch | None = None,
-    atols: Static | None = None,
+    atols: PyTree | None = None,
 ) -> AdmissibleSteps:
     """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
     not. A controller without tolerances (fixed steps) measures the box, and solves implicit

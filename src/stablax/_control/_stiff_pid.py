@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
+from jaxtyping import PyTree
 
 from .._fields import Guard
 from .._solvers import family_of
@@ -82,7 +83,7 @@ def _cure(dtype: np.dtype) -> str:
     return f"Switch to double precision with `{_X64}` at the top of the program"
 
 
-def _check_reach(rtol: float, dtype: np.dtype) -> None:
+def check_reach(rtol: float, dtype: np.dtype) -> None:
     least = 10 * float(np.finfo(dtype).eps)
     if rtol < least:
         raise ValueError(
@@ -174,7 +175,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         if explicit[0]:
             # In a program that has no float64 the tolerance can be judged already here.
             finest = np.float64 if jax.config.read("jax_enable_x64") else np.float32
-            _check_reach(self.rtol, np.dtype(finest))
+            check_reach(self.rtol, np.dtype(finest))
         for name, value in (("pcoeff", pcoeff), ("icoeff", icoeff), ("dcoeff", dcoeff)):
             setattr(self, name, real_number(value, name))
         self.dtmin = None if dtmin is None else _number(dtmin, "dtmin")
@@ -271,7 +272,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         low_rtol, low_atol = _FLOORS.get(str(dtype), (0.0, 0.0))
         rtol, atol = self.rtol, self.atol
         if self.explicit[0]:
-            _check_reach(rtol, dtype)
+            check_reach(rtol, dtype)
         else:
             rtol = max(rtol, low_rtol)
         if not self.explicit[1]:
@@ -287,9 +288,9 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         return self.atol
 
     @property
-    def atols(self) -> Static | None:
+    def atols(self) -> PyTree[np.ndarray] | None:
         """The absolute tolerances of the components, if they have their own."""
-        return self.atol if isinstance(self.atol, Static) else None
+        return self.atol.tree if isinstance(self.atol, Static) else None
 
     def control_law(
         self, dtype: np.dtype | None = None

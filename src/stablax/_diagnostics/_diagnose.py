@@ -8,14 +8,14 @@ from jax.flatten_util import ravel_pytree
 
 from .._control import Cause
 from .._fields import as_guarded
-from .._models import explain
+from .._models import as_stepping, explain
 from .._results import is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
 from ._causes import suggestions
 from ._causes_missed import global_error
 from ._finer import FinerReport, solve_finer
-from ._observe import Model, Observation, bind, observe
+from ._observe import Model, Observation, bind, observe, settled
 from ._report import Advice, Table, as_data, as_rich, as_text, number
 from ._stiffness import jacobian_at
 from ._suggestion import Suggestion
@@ -176,7 +176,8 @@ def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
 
     **Raises:** what the model raises for inputs that do not fit; `TypeError` under `jit`.
     """
-    seen = observe(model, bind(model, inputs, keywords))
+    named = bind(model, inputs, keywords)
+    seen = observe(settled(model, as_stepping(named.pop("stepping"))), named)
     simulation = seen.simulation
     successful = bool(is_okay(simulation.result))
     steady = _steady_report(seen)

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._control import Cause
+from .._control import Cause, StiffPID
 from .._fields import Guarded, as_guarded
 from .._models import (
     Phase,
@@ -20,6 +20,7 @@ from .._models import (
     SimulatePhases,
     Simulation,
     SteadyThenSimulate,
+    Stepping,
     steps_of,
     with_options,
 )
@@ -130,9 +131,35 @@ def bind(model: Model, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any
         raise TypeError("`diagnose` looks at values: call it outside `jit`, `vmap` and `grad`.")
     named["y0"] = as_state(named["y0"], "y0")
     dtype = state_dtype(named["y0"])
-    named["ts"] = jnp.asarray(named["ts"], dtype)
+    ts = np.asarray(named["ts"])
+    count = int(np.sum(np.isfinite(ts)))  # the rest is padding, if it comes last
+    padded = ts.ndim == 1 and count and np.isfinite(ts[:count]).all()
+    named["ts"] = jnp.asarray(ts[:count] if padded else ts, dtype)
     named["t0"] = jnp.asarray(named["t0"], dtype)
     return named
+
+
+def settled(model: Model, stepping: Stepping | None) -> Model:
+    """`model` with what a call steps with as its options."""
+    if stepping is None:
+        return model
+    names = ("rtol", "atol", "dtmax", "step_ts", "jump_ts", "max_steps")
+    changes = {name: x for name in names if (x := getattr(stepping, name)) is not None}
+    most = changes.pop("max_steps", model.options.max_steps)
+    controller: Any = model.options.controller
+    if changes and not isinstance(controller, StiffPID):
+        raise TypeError(
+            "`diagnose` knows a `stepping` of models with a `StiffPID`; the model has a "
+            f"{type(controller).__name__}. Make it with these options."
+        )
+    if changes:
+        fields = {name: getattr(controller, name) for name in controller.__dataclass_fields__}
+        explicit = [e or n in changes for e, n in zip(controller.explicit, names, strict=False)]
+        for name in ("step_ts", "jump_ts"):
+            if name in changes:
+                changes[name] = changes[name][np.isfinite(changes[name])]
+        controller = StiffPID(**{**fields, **changes, "explicit": tuple(explicit)})
+    return with_options(model, controller=controller, max_steps=int(most))
 
 
 def conditions_of(inputs: dict[str, Any]) -> Conditions:

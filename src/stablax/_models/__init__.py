@@ -12,6 +12,10 @@ from ._phase import Phase as Phase
 from ._simulate import Simulate as Simulate
 from ._simulate_phases import SimulatePhases as SimulatePhases
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation
-from ._solve import steps_of as steps_of
 from ._steady_then_simulate import SteadyThenSimulate as SteadyThenSimulate
+from ._stepping import (
+    Stepping as Stepping,
+    as_stepping as as_stepping,
+    steps_of as steps_of,
+)
 from ._with_options import with_options as with_options

@@ -49,7 +49,8 @@ class DiscreteAdjoint(eqx.Module):
     the steps.
 
     A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory:
-    `max_steps * (n + 1)` numbers for a state of n components, under `vmap` for each lane.
+    `max_steps * (n + 1)` numbers for a state of n components (`max_steps` rounded up to a power of
+    two), under `vmap` for each lane.
     """
 
 

@@ -17,6 +17,7 @@ from .._static import is_traced
 from .._steady import SteadyState, explain_steady, steady_facts
 from .._types import typechecked
 from ._simulation import About, Simulation
+from ._times import last_asked
 
 
 def _result_of(x: Any) -> RESULTS:
@@ -67,7 +68,7 @@ def _facts(simulation: Simulation) -> _Facts:
     component = jnp.maximum(stats["component"], 0)
     value = jnp.take_along_axis(last, component[..., None], axis=-1)[..., 0]
     steady = None if simulation.steady is None else steady_facts(simulation.steady)
-    return _Facts(simulation.result, stats, simulation.ts[..., -1], value, steady)
+    return _Facts(simulation.result, stats, last_asked(simulation.ts), value, steady)
 
 
 def _paragraph(facts: _Facts, about: About) -> str:

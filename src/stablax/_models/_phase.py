@@ -13,8 +13,9 @@ from .._states import as_args
 from .._static import Static, is_traced
 from .._types import Args, ScalarLike, typechecked
 from .._words import short
-from ._dose import AbstractDose, as_dose
-from ._times import Times, as_times
+from ._dose import AbstractDose, AddDose, ScaleDose, as_dose
+from ._stepping import Pace, joint_plan
+from ._times import Times, as_times, numpy_of
 
 
 class Overrides(eqx.Module):
@@ -42,7 +43,9 @@ class Phase(eqx.Module):
     ```
 
     A phase whose `t1` is a vector is a *stack* of phases, one after the other, with all arrays of
-    `args` and `dose` stacked in the same way; such are compiled once, however many there are.
+    `args` and `dose` stacked in the same way; such are compiled once, however many there are. So
+    are consecutive phases that differ in numbers only: of `args`, of doses and in who gets one of
+    [`AddDose`][] or [`ScaleDose`][], of tolerances and budgets.
     [`Phase.repeat`][] makes one for repeated dosing, `jax.vmap` makes one of any kind:
     `jax.vmap(lambda t1, amount: sx.Phase(t1, dose=amount))(t1s, amounts)`.
 
@@ -142,13 +145,15 @@ def _as_end(t1: Any) -> tuple[Array, ...]:
 
 class Stack(eqx.Module):
     """Phases that are one program: their arrays with a leading axis, the phases; what is no array
-    is the same in all of them. `first` counts the phases before them."""
+    is the same in all of them. `first` counts the phases before them, `dosed` those before the
+    first that was given a dose."""
 
     t1: Array
     arrays: PyTree[Array]
     rest: Static
     overrides: Static
     first: int = eqx.field(static=True)
+    dosed: int = eqx.field(static=True)
 
     @property
     def size(self) -> int:
@@ -158,27 +163,91 @@ class Stack(eqx.Module):
         """`args` and `dose` of one of them, of which these are the arrays."""
         return eqx.combine(arrays, self.rest.tree)
 
+    @property
+    def dose(self) -> AbstractDose | None:
+        return self.one(self.arrays)[1]
+
+    def undosed_as(self, other: "Stack") -> "Stack":
+        """With a dose as that of `other` that does nothing, if this has none."""
+        args, dose = self.one(self.arrays)
+        if dose is not None or not isinstance(other.dose, AddDose | ScaleDose):
+            return self
+        nothing = jnp.zeros if isinstance(other.dose, AddDose) else jnp.ones
+        dose = jtu.tree_map(lambda x: nothing((self.size, *x.shape[1:]), x.dtype), other.dose)
+        arrays, rest = eqx.partition((args, dose), eqx.is_array)
+        rest = Static(rest, "phases")
+        return Stack(self.t1, arrays, rest, self.overrides, self.first, other.dosed)
+
 
 def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
-    """The schedule as few stacks: consecutive phases of equal structure are one."""
+    """The schedule, a stack for each entry."""
     if isinstance(phases, Phase):
         phases = [phases]
     if not isinstance(phases, Sequence) or not phases:
         raise TypeError(
             f"`phases` must be a `Phase` or a sequence of one or more, got {short(phases)}."
         )
-    stacks: list[list[Stack]] = []
-    first = 0
+    stacks: list[Stack] = []
     for k, phase in enumerate(phases):
         if not isinstance(phase, Phase):
             raise TypeError(f"`phases[{k}]` is a {type(phase).__name__}, not a `Phase`.")
-        stack = _stack(phase, f"phases[{k}]", dtype, first)
-        first += stack.size
-        if stacks and _kind(stacks[-1][0]) == _kind(stack):
-            stacks[-1].append(stack)
+        first = sum(stack.size for stack in stacks)
+        stacks.append(_stack(phase, f"phases[{k}]", dtype, first))
+    return tuple(stacks)
+
+
+# A stack, the plan of its program, and with the leading axis of the stack the numbers of its pace.
+Leg = tuple[Stack, Static, Pace]
+
+
+def joined(stacks: Sequence[Stack], how: Sequence[tuple[Static, Pace]]) -> tuple[Leg, ...]:
+    """The schedule as few programs: consecutive stacks that differ only in numbers are one. (And
+    in who gets a dose, if that is one which can be nothing.)"""
+    legs: list[list[Leg]] = []
+    for stack, (plan, pace) in zip(stacks, how, strict=True):
+        many = jtu.tree_map(
+            lambda x, n=stack.size: numpy_of(x).broadcast_to(x, (n, *x.shape)), pace
+        )
+        leg = (stack, plan, many)
+        alike = _alike(legs[-1], leg) if legs else None
+        if alike is None:
+            legs.append([leg])
         else:
-            stacks.append([stack])
-    return tuple(_join(alike) for alike in stacks)
+            legs[-1] = alike
+    return tuple(map(_join, legs))
+
+
+def _alike(legs: list[Leg], leg: Leg) -> list[Leg] | None:
+    """`legs` and `leg`, if they can be one program."""
+    before, now = legs[-1][0], leg[0]
+    if before.dose is None and now.dose is not None:
+        legs = [(stack.undosed_as(now), plan, pace) for stack, plan, pace in legs]
+    else:
+        leg = (now.undosed_as(before), leg[1], leg[2])
+    plan = joint_plan(legs[-1][1], leg[1])
+    if plan is None or _kind(legs[-1]) != _kind(leg):
+        return None
+    if plan != legs[-1][1]:
+        legs = [(stack, plan, pace) for stack, _, pace in legs]
+    return [*legs, (leg[0], plan, leg[2])]
+
+
+def _kind(leg: Leg) -> Any:
+    """Equal for those that can be one."""
+    stack, _, pace = leg
+    leaves, treedef = jtu.tree_flatten((stack.arrays, pace))
+    return treedef, [(x.shape[1:], x.dtype) for x in leaves], stack.rest
+
+
+def _join(legs: list[Leg]) -> Leg:
+    if len(legs) == 1:
+        return legs[0]
+    first, plan, _ = legs[0]
+    t1, arrays, pace = jtu.tree_map(
+        lambda *xs: numpy_of(xs).concatenate(xs),
+        *((stack.t1, stack.arrays, pace) for stack, _, pace in legs),
+    )
+    return Stack(t1, arrays, first.rest, first.overrides, first.first, first.dosed), plan, pace
 
 
 def ends_given(phases: Any, dtype: np.dtype) -> Times:
@@ -214,20 +283,4 @@ def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:
     arrays, rest = eqx.partition((args, phase.dose), eqx.is_array)
     arrays = jtu.tree_map_with_path(leaf, arrays)
     t1 = jnp.atleast_1d(t1)
-    return Stack(t1, arrays, Static(rest, name), phase._overrides, first)
-
-
-def _kind(stack: Stack):
-    """Equal for stacks that can be one."""
-    leaves, treedef = jtu.tree_flatten(stack.arrays)
-    return treedef, [(x.shape[1:], x.dtype) for x in leaves], stack.rest, stack.overrides
-
-
-def _join(alike: list[Stack]) -> Stack:
-    if len(alike) == 1:
-        return alike[0]
-    first = alike[0]
-    t1, arrays = jtu.tree_map(
-        lambda *xs: jnp.concatenate(xs), *((stack.t1, stack.arrays) for stack in alike)
-    )
-    return Stack(t1, arrays, first.rest, first.overrides, first.first)
+    return Stack(t1, arrays, Static(rest, name), phase._overrides, first, first)

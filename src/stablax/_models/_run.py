@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from .._control import AdmissibleSteps
 from .._loop import Steps, integrate_steps
 from .._results import RESULTS, is_okay, promoted
-from .._states import all_finite, finite_or_zero, select, state_dtype, zeros_like
+from .._states import all_finite, finite_or_zero, select, zeros_like
 from .._types import Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, Trace, add
+from ._adjoint import Inputs, Outputs, Trace, add
 from ._event import EventOf
 from ._kept_step import KeepsStep, KeptStep
-from ._options import SolveOptions, is_imex
+from ._options import is_imex
+from ._stepping import Pace, Plan
 from ._verdict import verdict
 
 
@@ -84,9 +84,7 @@ class _Ended(eqx.Module):
     trace: Trace | None
 
 
-def run_loop(
-    options: SolveOptions, controller: AdmissibleSteps, inputs: Inputs, record: bool
-) -> tuple[Outputs, Trace | None]:
+def run_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> tuple[Outputs, Trace | None]:
     """Solves, and if asked to `record` returns the accepted steps too."""
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
     # the end, and the points of the dense output.
@@ -95,15 +93,13 @@ def run_loop(
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
     held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args)
-    # A loop that is differentiated in reverse mode, and one that an event ends, are diffrax's.
-    ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
-    if ours and options.event is None:
-        ended = _our_loop(options, controller, held, record)
+    if plan.on_own_loop:
+        ended = _our_loop(plan, pace, held, record)
     else:
-        ended = _diffrax_loop(options, controller, held, inputs)
+        ended = _diffrax_loop(plan, pace, held, inputs)
     at_end = _with_time(ended.last, end, inputs.t1, inputs.field, inputs.args)
     last = select(ended.result == RESULTS.successful, at_end, ended.last)
-    result = verdict(controller, inputs.y0, ended.control.record, ended.result)
+    result = verdict(pace.controller, inputs.y0, ended.control.record, ended.result)
     rest = (ended.control.record, ended.control.watched, ended.saved, ended.t, ended.stats, result)
     if ended.trace is None:
         return Outputs(ended.rows, last, rest), None
@@ -113,27 +109,24 @@ def run_loop(
     return Outputs(ended.rows, last, rest), trace
 
 
-def _our_loop(
-    options: SolveOptions, controller: AdmissibleSteps, inputs: Inputs, record: bool
-) -> _Ended:
+def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> _Ended:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     steps = Steps(
-        terms=terms_of(options.solver, inputs.field, way=way),
-        solver=options.solver,
-        controller=controller.wrap(way),
-        meter=options.progress_meter,
-        max_steps=options.max_steps,
-        records=record,
+        terms=terms_of(plan.solver, inputs.field, way=way),
+        solver=plan.solver,
+        controller=pace.controller.wrap(way),
+        meter=plan.progress_meter,
+        max_steps=pace.max_steps,
+        capacity=plan.capacity if record else None,
     )
-    dt0 = None if options.dt0 is None else jnp.asarray(abs(options.dt0), inputs.t0.dtype)
     t0, t1, ts = inputs.t0 * way, inputs.t1 * way, inputs.ts * way
-    solved = integrate_steps(steps, t0, t1, dt0, inputs.y0, ts, inputs.args)
+    solved = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)
     reached = jnp.arange(ts.size) < solved.row
     stats = dict(
         num_steps=solved.tried,
         num_accepted_steps=solved.accepted,
         num_rejected_steps=solved.tried - solved.accepted,
-        max_steps=options.max_steps,
+        max_steps=pace.max_steps,
     )
     trace = None
     if solved.times is not None:
@@ -150,12 +143,10 @@ def _our_loop(
     )
 
 
-def _diffrax_loop(
-    options: SolveOptions, controller: AdmissibleSteps, held: Inputs, inputs: Inputs
-) -> _Ended:
+def _diffrax_loop(plan: Plan, pace: Pace, held: Inputs, inputs: Inputs) -> _Ended:
     """`inputs`, of which the loop sees those that are `held`."""
-    solver, dt0 = options.solver, options.dt0
-    adjoint: Any = options.adjoint
+    solver, dt0 = plan.solver, pace.dt0
+    adjoint: Any = plan.adjoint
     way = jnp.where(held.t1 < held.t0, -1, 1)
     subs = [diffrax.SubSaveAt(ts=held.ts), diffrax.SubSaveAt(t1=True)]
     saveat = diffrax.SaveAt(subs=subs, controller_state=True)
@@ -164,14 +155,14 @@ def _diffrax_loop(
         solver=solver,
         t0=held.t0,
         t1=held.t1,
-        dt0=None if dt0 is None else (way * abs(dt0)).astype(state_dtype(held.y0)),
+        dt0=None if dt0 is None else way.astype(dt0.dtype) * dt0,
         saveat=saveat,
-        stepsize_controller=controller,
-        max_steps=options.max_steps,
+        stepsize_controller=pace.controller,
+        max_steps=plan.capacity,
     )
     event = None
-    if options.event is not None:
-        event = EventOf(options.event, settings, way, inputs.t0, inputs.y0, inputs.args)
+    if plan.event is not None:
+        event = EventOf(plan.event, settings, way, inputs.t0, inputs.y0, inputs.args)
         if event.is_located:
             saveat = diffrax.SaveAt(subs=subs, controller_state=True, solver_state=True)
             settings = {**settings, "solver": KeepsStep(solver), "saveat": saveat}
@@ -182,7 +173,7 @@ def _diffrax_loop(
         adjoint=adjoint,
         event=None if event is None else event.for_loop(),
         throw=False,
-        progress_meter=options.progress_meter,
+        progress_meter=plan.progress_meter,
     )
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None

@@ -1,6 +1,7 @@
 """Phases one after the other: each a solve, from where the one before it ended."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,11 +16,11 @@ from .._solvers import family_of
 from .._states import finite_or_zero, select
 from .._steady import SteadyState
 from .._types import VF
-from ._adjoint import DiscreteAdjoint
-from ._options import SolveOptions
-from ._phase import Stack
+from ._phase import Leg, Stack
 from ._simulation import About, GuardSummary, Simulation
-from ._solve import integrate, names_of, times_are_ordered
+from ._solve import integrate, names_of
+from ._stepping import Pace, Plan
+from ._times import rows_are_ordered, times_are_ordered
 
 
 class _Progress(eqx.Module):
@@ -42,31 +43,31 @@ class _Outcome(eqx.Module):
     steps: StepLog | None
 
 
-def ends_of(stacks: tuple[Stack, ...]) -> Array:
+def ends_of(stacks: Sequence[Stack]) -> Array:
     return jnp.concatenate([stack.t1 for stack in stacks])
 
 
 def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
     """Whether the phases end one after the other, and `ts` is within them."""
     low, high = jnp.minimum(t0, ends[-1]), jnp.maximum(t0, ends[-1])
-    return times_are_ordered(t0, ends) & jnp.all((low <= ts) & (ts <= high))
+    within = (low <= ts) & (ts <= high) | ~jnp.isfinite(ts)
+    return times_are_ordered(t0, ends) & jnp.all(within)
 
 
 def run_phases(
     field: VF,
-    options: tuple[SolveOptions, ...],
     start: PyTree[Array],
     steady: SteadyState | None,
     ts: Array,
     t0: Array,
-    stacks: tuple[Stack, ...],
+    legs: tuple[Leg, ...],
     before: bool,
 ) -> Simulation:
-    """Solves one phase after the other from `start`, which may be `steady`. `options` are those of
-    each stack; a save time on a boundary belongs to the phase `before` it, or after it."""
-    ends = ends_of(stacks)
+    """Solves one phase after the other from `start`, which may be `steady`. A save time on a
+    boundary belongs to the phase `before` it, or after it."""
+    ends = ends_of([stack for stack, *_ in legs])
     found = jnp.array(True) if steady is None else is_okay(steady.result)
-    ordered, fits = times_are_ordered(t0, ts), phases_fit(t0, ts, ends)
+    ordered, fits = rows_are_ordered(t0, ts), phases_fit(t0, ts, ends)
     going = found & ordered & fits
     progress = _Progress(
         t0,
@@ -77,10 +78,10 @@ def run_phases(
     )
     backwards = ends[-1] < t0
     outcomes, logs = [], []
-    for stack, how in zip(stacks, options, strict=True):
-        step = functools.partial(_step, field, how, stack, ts, backwards, before, ends.size)
+    for stack, plan, pace in legs:
+        step = functools.partial(_step, field, plan.tree, stack, ts, backwards, before, ends.size)
         places = stack.first + jnp.arange(stack.size)
-        inputs = (stack.t1, stack.arrays, places)
+        inputs = (pace, stack.t1, stack.arrays, places)
         if stack.size == 1:
             progress, outcome = step(progress, jtu.tree_map(lambda x: x[0], inputs))
             outcome = jtu.tree_map(lambda x: jnp.asarray(x)[None], outcome)
@@ -115,8 +116,9 @@ def run_phases(
     )
     if accepted is not None:
         guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=_is_none)
-    log = None if options[0].trace != "record" else StepLog.joined(logs)
-    about = About(names_of(field, start), family_of(options[0].solver))
+    first: Plan = legs[0][1].tree
+    log = None if first.trace != "record" else StepLog.joined(logs)
+    about = About(names_of(field, start), family_of(first.solver))
     return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)
 
 
@@ -126,20 +128,20 @@ def _is_none(x: Any) -> bool:
 
 def _step(
     field: VF,
-    options: SolveOptions,
+    plan: Plan,
     stack: Stack,
     ts: Array,
     backwards: Bool[Array, ""],
     before: bool,
     count: int,
     progress: _Progress,
-    inputs: tuple[Array, PyTree[Array], Array],
+    inputs: tuple[Pace, Array, PyTree[Array], Array],
 ) -> tuple[_Progress, _Outcome]:
     """One phase: its dose, and its solve."""
-    t1, arrays, place = inputs
+    pace, t1, arrays, place = inputs
     args, dose = stack.one(arrays)
     t, y, going = progress.t, progress.y, progress.going
-    start = y if dose is None else select(going, _apply(dose, t, y, args, stack.first), y)
+    start = y if dose is None else select(going, _apply(dose, t, y, args, stack.dosed), y)
 
     own = going & _own(ts, t, t1, backwards, before, place == count - 1)
     if count == 1:
@@ -148,10 +150,8 @@ def _step(
         # Its own rows first, since those that no step reaches cost nothing at the end.
         forth = (jnp.arange(ts.size) + jnp.argmax(own)) % ts.size
         back = (jnp.arange(ts.size) - jnp.argmax(own)) % ts.size
-        # diffrax's adjoints would take the derivative at them; those are saved at the end, twice.
-        never = jnp.nan if isinstance(options.adjoint, DiscreteAdjoint) else t1
-        save = jnp.where(own[forth], ts[forth], never)
-    simulation, last = integrate(field, options, start, save, t, args, going, t1)
+        save = jnp.where(own[forth], ts[forth], jnp.nan)
+    simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1)
     # Where there is no way on after the dose, the last state is that before it.
     stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)
     last = select(stuck, lax.stop_gradient(y), last)
@@ -178,9 +178,10 @@ def _step(
 def _own(ts, t0, t1, backwards, before: bool, is_last) -> Bool[Array, " times"]:
     """Which save times belong to the phase from `t0` to `t1`."""
     earlier = lambda a, b: jnp.where(backwards, a > b, a < b)
+    asked = jnp.isfinite(ts)
     if before:
-        return earlier(t0, ts) & ~earlier(t1, ts)
-    return ~earlier(ts, t0) & (earlier(ts, t1) | is_last & ~earlier(t1, ts))
+        return asked & earlier(t0, ts) & ~earlier(t1, ts)
+    return asked & ~earlier(ts, t0) & (earlier(ts, t1) | is_last & ~earlier(t1, ts))
 
 
 def _apply(dose, t, y, args, first: int) -> PyTree[Array]:

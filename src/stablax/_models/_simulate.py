@@ -21,8 +21,9 @@ from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
 from ._options import SolveOptions, represent, solve_options
 from ._simulation import Simulation
-from ._solve import integrate, steps_of, times_are_ordered
-from ._times import Times, as_times, told_apart
+from ._solve import integrate
+from ._stepping import Pace, Stepping, as_stepping, planned, steps_of
+from ._times import Times, as_times, rows_are_ordered, told_apart
 
 
 def check_call(
@@ -33,32 +34,33 @@ def check_call(
     t0: Any,
     args: Args,
     ends: Times | None = None,
+    stepping: Stepping | None = None,
 ) -> tuple[PyTree[Array], Array, Array, Args]:
     """The inputs of a call as arrays of one dtype, or an error that names the wrong one. `ends`:
     of phases."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
     given, start = dict(ts=as_times(ts, dtype, "ts")), as_times(t0, dtype, "t0")
-    ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
-    if ts.ndim != 1 or ts.size == 0:
+    times = (start.rounded, given["ts"].rounded)
+    if times[1].ndim != 1 or times[1].size == 0:
         raise ValueError(
-            f"`ts` must be a vector of one or more times, got shape {ts.shape}; for a single "
+            f"`ts` must be a vector of one or more times, got shape {times[1].shape}; for a single "
             "time, `ts=[t]`."
         )
-    # Values that are concrete are looked at even while something else is traced.
-    with jax.ensure_compile_time_eval():
-        disordered = not is_traced((ts, t0)) and not times_are_ordered(t0, ts)
-    if disordered:
+    if not is_traced(times) and not rows_are_ordered(*times):
         raise ValueError(
-            f"{message(RESULTS.bad_times)} Got t0 = {float(t0):g} and ts = "
-            f"{np.array2string(np.asarray(ts), threshold=8)}."
+            f"{message(RESULTS.bad_times)} Got t0 = {float(times[0]):g} and ts = "
+            f"{np.array2string(times[1], threshold=8)}."
         )
+    ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
     if isinstance(options.controller, StiffPID):
         for name in ("jump_ts", "step_ts"):
             if getattr(options.controller, name):
                 given[name] = as_times(getattr(options.controller, name), dtype, name)
+    if stepping is not None:
+        given |= {n: as_times(ts, dtype, n) for n, ts in stepping.given_times.items()}
     start = told_apart(start, given, ends, lambda: tolerance_of(field, options, dtype))
     t0 = start if is_traced(start) else t0
     if not is_traced(y0):
@@ -207,6 +209,7 @@ class Simulate(eqx.Module):
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,
+        stepping: Any = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves and saves.
@@ -216,9 +219,11 @@ class Simulate(eqx.Module):
         - `y0`: the state at `t0`: a PyTree of floating arrays; Python floats and numpy arrays are
             converted.
         - `ts`: times to save at, shape `(times,)`, in one direction from `t0`. Times are held in
-            the dtype of `y0`, which must tell them apart: with float32, count from the start.
+            the dtype of `y0`, which must tell them apart: with float32, count from the start. The
+            last may be nan or inf, which is "not asked for": rows of different number are padded.
         - `t0`: the time of `y0`.
         - `args`: the condition, passed to the field.
+        - `stepping`: a [`Stepping`][]: tolerances, budget and given times of this call.
         - `throw`: raise an error if the solve fails, or return the reason as `result`.
 
         **Returns:** a [`Simulation`][].
@@ -227,17 +232,20 @@ class Simulate(eqx.Module):
         `RuntimeError` that says what failed, at which time, in which component, and what helps;
         and one from the derivative, if that is not finite.
         """
-        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
-        model = self
+        stepping = as_stepping(stepping)
+        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
+        guard = as_guarded(self.field).guard
+        plan, pace = planned(self._options, guard, state_dtype(y0), stepping)
+        field = self._field
         if throw:
-            model, y0, ts, t0, args = inputs_with_finite_derivative(
-                field=self, y0=y0, ts=ts, t0=t0, args=args
+            field, y0, ts, t0, args = inputs_with_finite_derivative(
+                field=field, y0=y0, ts=ts, t0=t0, args=args
             )
         with explain_forward_mode():
-            simulation = _simulate(model, y0, ts, t0, args)
+            simulation = _simulate(field, plan, pace, y0, ts, t0, args)
         return raise_on_failure(simulation) if throw else simulation
 
 
 @eqx.filter_jit
-def _simulate(model: Simulate, y0, ts, t0, args) -> Simulation:
-    return integrate(model.field, model.options, y0, ts, t0, args)[0]
+def _simulate(field: Split, plan: Static, pace: Pace, y0, ts, t0, args) -> Simulation:
+    return integrate(field.tree, plan.tree, pace, y0, ts, t0, args)[0]

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._failure import inputs_with_finite_derivative
+from .._fields import as_guarded
 from .._results import RESULTS, message
 from .._states import as_args, as_state, state_dtype
-from .._static import Static, is_traced
+from .._static import Split, Static, is_traced
 from .._steady import (
     Chain,
     SteadyOptions,
@@ -24,10 +25,12 @@ from .._steady import (
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
 from ._options import SolveOptions, represent, solve_options
-from ._phase import Overrides, Stack, as_stacks, ends_given
+from ._phase import Leg, Overrides, Stack, as_stacks, ends_given, joined
 from ._run_phases import ends_of, phases_fit, run_phases
 from ._simulate import Simulate, check_call, explain_forward_mode
 from ._simulation import Simulation
+from ._stepping import Stepping, as_stepping, planned
+from ._times import last_asked
 
 
 @final
@@ -155,6 +158,7 @@ class SimulatePhases(eqx.Module):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
+        stepping: Any = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves one phase after the other.
@@ -164,11 +168,12 @@ class SimulatePhases(eqx.Module):
         - `y0`: the state at `t0`, before the dose of the first phase; with `steady=True`, where
             the search for the steady state starts, and what fixes its conserved totals.
         - `ts`: times to save at, shape `(times,)`, in one direction from `t0` and within the
-            phases.
+            phases; the last may be nan or inf, which is "not asked for".
         - `phases`: a [`Phase`][] or a sequence of them. The first starts at `t0`, each of the
             others where the one before it ends.
         - `t0`: the start.
         - `steady_args`, `conserved`, `guess`: as [`SteadyThenSimulate`][], for `steady=True`.
+        - `stepping`: as [`Simulate`][], of every phase, and before what a phase has of its own.
         - `throw`: raise an error if a phase fails, or return the reason as `result`.
 
         **Returns:** a [`Simulation`][]. `result` is the first failure in time order; the phases
@@ -178,12 +183,14 @@ class SimulatePhases(eqx.Module):
         **Raises:** `ValueError` or `TypeError` for phases that are out of order, save times outside
         them, a dose that does not fit the state; and as [`SteadyThenSimulate`][].
         """
-        y0 = as_state(y0, "y0")
+        y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         stacks = as_stacks(phases, state_dtype(y0))
         ends = ends_given(phases, state_dtype(y0))
-        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None, ends)
+        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None, ends, stepping)
         _check_times(t0, ts, ends_of(stacks))
-        return solve_phases(self, y0, ts, t0, stacks, steady_args, conserved, guess, throw)
+        return solve_phases(
+            self, y0, ts, t0, stacks, steady_args, conserved, guess, stepping, throw
+        )
 
 
 def _refuse(given: dict[str, Any], remedy: str) -> None:
@@ -201,6 +208,7 @@ def solve_phases(
     steady_args: Args,
     conserved: Any,
     guess: Any,
+    stepping: Stepping | None,
     throw: bool,
 ) -> Simulation:
     """The call of a model, with times that are checked."""
@@ -214,13 +222,17 @@ def solve_phases(
         steady_args = as_args(steady_args, dtype)
         conserved = as_conserved(conserved, model.field)
         guess = as_guess(guess, y0)
+    guard, dtype = as_guarded(model.field).guard, state_dtype(y0)
+    how = [planned(options_of(model, stack), guard, dtype, stepping) for stack in stacks]
+    legs, field = joined(stacks, how), model.simulate._field
     if throw:
-        model, y0, ts, t0, stacks, steady_args = inputs_with_finite_derivative(
-            field=model, y0=y0, ts=ts, t0=t0, phases=stacks, steady_args=steady_args
+        field, y0, ts, t0, legs, steady_args = inputs_with_finite_derivative(
+            field=field, y0=y0, ts=ts, t0=t0, phases=legs, steady_args=steady_args
         )
+    before = model._boundary.tree == "before"
     with explain_forward_mode():
         simulation = _simulate_phases(
-            model, search, y0, ts, t0, stacks, steady_args, conserved, guess
+            field, search, y0, ts, t0, legs, before, steady_args, conserved, guess
         )
     if simulation.steady is not None:
         refuse_rows_of(simulation.steady, model.field, y0, steady_args, t0, conserved)
@@ -229,36 +241,36 @@ def solve_phases(
 
 @eqx.filter_jit
 def _simulate_phases(
-    model: SimulatePhases,
+    split: Split,
     search: SteadyOptions | None,
     y0,
     ts,
     t0,
-    stacks: tuple[Stack, ...],
+    legs: tuple[Leg, ...],
+    before: bool,
     steady_args,
     conserved,
     guess,
 ) -> Simulation:
+    field = split.tree
     if search is None:
         start, steady = y0, None
     else:
-        steady = steady_state(model.field, y0, steady_args, t0, search, conserved, guess)
+        steady = steady_state(field, y0, steady_args, t0, search, conserved, guess)
         start = steady.y
-    options = tuple(options_of(model, stack) for stack in stacks)
-    before = model._boundary.tree == "before"
-    return run_phases(model.field, options, start, steady, ts, t0, stacks, before)
+    return run_phases(field, start, steady, ts, t0, legs, before)
 
 
-def options_of(model: SimulatePhases, stack: Stack) -> SolveOptions:
-    """The options of a stack: those of the model, where it has none of its own."""
+def options_of(model: SimulatePhases, stack: Stack) -> Static:
+    """The `SolveOptions` of a stack: those of the model, where it has none of its own."""
     own: Overrides = stack.overrides.tree
     ours = model.options
     names = own.__dataclass_fields__
     changes = {name: x for name in names if (x := getattr(own, name)) is not None}
     if not changes:
-        return ours
+        return model.simulate._options
     try:
-        return solve_options(model.field, **{**ours.arguments(), **changes})
+        return Static(solve_options(model.field, **{**ours.arguments(), **changes}), "options")
     except (ValueError, TypeError) as error:
         raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
 
@@ -286,5 +298,5 @@ def _check_times(t0: Array, ts: Array, ends: Array) -> None:
         )
     raise ValueError(
         f"{whole}The phases go from {float(t0):g} to {float(ends[-1]):g}, `ts` goes from "
-        f"{float(ts[0]):g} to {float(ts[-1]):g}."
+        f"{float(ts[0]):g} to {float(last_asked(ts)):g}."
     )

@@ -1,8 +1,8 @@
 """One protected diffrax solve: what every model is made of."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._captured import Captured, capture
-from .._control import AdmissibleSteps, Cause, StiffPID, Watch, admissible
+from .._control import AdmissibleSteps, Cause, Watch
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
 from .._loop import for_forward_mode, with_tolerances
 from .._results import RESULTS, is_okay
-from .._solvers import AbstractRosenbrock, family_of, is_implicit
+from .._solvers import AbstractRosenbrock, family_of
 from .._states import (
     all_finite,
     component_names,
@@ -32,31 +32,16 @@ from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, solve
 from ._forward_only import forward_only
-from ._options import SolveOptions
 from ._run import run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
+from ._stepping import Pace, Plan
+from ._times import last_asked, rows_are_ordered
 
 _FORWARD = (
     "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
     "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`, which "
     "has both; with an event, with `diffrax.DirectAdjoint()`."
 )
-
-
-def steps_of(
-    options: SolveOptions,
-    guard: Guard,
-    dtype: np.dtype,
-    masks: Any = None,
-    watch: Watch | None = None,
-) -> AdmissibleSteps:
-    """The controller that runs, for a state of `dtype`."""
-    controller, limit, atols = options.controller, None, None
-    if isinstance(controller, StiffPID):
-        limit, atols = controller.factormax_after_rejection, controller.atols
-        controller = controller.for_dtype(dtype).control_law(dtype)
-    implicit = is_implicit(options.solver)
-    return admissible(controller, guard, dtype, masks, implicit, limit, watch, atols)
 
 
 def _refuse_hidden(field: Captured, axes: frozenset[str]) -> None:
@@ -70,11 +55,10 @@ def _refuse_hidden(field: Captured, axes: frozenset[str]) -> None:
         )
 
 
-def _mask_detector(options: SolveOptions, field: Callable, dtype: np.dtype) -> Callable:
+def _mask_detector(plan: Plan, controller: AdmissibleSteps, field: Callable) -> Callable:
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
-    controller = steps_of(options, Guard(), dtype)
-    solver = for_forward_mode(with_tolerances(options.solver, controller))
+    solver = for_forward_mode(with_tolerances(plan.solver, controller))
     # What the field closes over is a leaf: a hidden input of the loop has no derivative rule.
     return jtu.Partial(_is_masked, solver, field)
 
@@ -98,7 +82,8 @@ def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
 
 def integrate(
     field: VF,
-    options: SolveOptions,
+    plan: Plan,
+    pace: Pace,
     y0,
     ts: Array,
     t0: Array,
@@ -106,28 +91,27 @@ def integrate(
     active: Bool[Array, ""] | None = None,
     t1: Array | None = None,
 ) -> tuple[Simulation, PyTree[Array]]:
-    """Solves from `y0` at `t0` to `t1`, by default `ts[-1]`, saving at `ts`; a caller that gives
-    `t1` has looked at the times, and the last of its `ts` may be nan, which are not reached. Where
-    not `active`, takes no step. Returns the last state, too."""
+    """Solves from `y0` at `t0` to `t1`, by default the last of `ts`, saving at `ts`, of which the
+    last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
+    times. Where not `active`, takes no step. Returns the last state, too."""
     # Under `shard_map` all that a loop works with differs between devices as one of them does:
     # else the derivative in what does not is summed over the devices in every step.
-    given = (field, y0, ts, t0, args, active, t1)
-    field, y0, ts, t0, args, active, t1 = spread(given)
-    dtype = state_dtype(y0)
+    given = (field, stop(pace), y0, ts, t0, args, active, t1)
+    field, pace, y0, ts, t0, args, active, t1 = spread(given)
     guarded = as_guarded(field)
     guard = guarded.guard
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    discrete = isinstance(options.adjoint, DiscreteAdjoint)
-    repeats = discrete and not isinstance(options.solver, diffrax.AbstractImplicitSolver)
+    discrete = isinstance(plan.adjoint, DiscreteAdjoint)
+    repeats = discrete and not isinstance(plan.solver, diffrax.AbstractImplicitSolver)
     if repeats:  # what steps aside is the derivative of a step
-        holds = isinstance(options.solver, AbstractRosenbrock)
+        holds = isinstance(plan.solver, AbstractRosenbrock)
         vector_field = functools.partial(evaluate_ungated if holds else evaluate_aside, guarded)
     else:
-        rounding = _rounding(options.solver, y0)
+        rounding = _rounding(plan.solver, y0)
         vector_field = lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)
     closed = capture(vector_field, t0, y0, args, zeros_like(y0))
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
-        return integrate(field, options, *spread(given[1:], closed))
+        return integrate(field, plan, *spread(given[1:], closed))
     _refuse_hidden(closed, differing(y0))
     if guard.fill is None:
         masks = outputs_masked = None
@@ -144,42 +128,37 @@ def integrate(
             *stop((t0, y0, args)),
             zeros_like(y0),
         )
-        masks = _mask_detector(options, bare, dtype)
+        masks = _mask_detector(plan, pace.controller, bare)
         outputs_masked = jtu.Partial(_outputs_masked, bare)
+    asked, ordered = jnp.isfinite(ts), jnp.array(True)
     if t1 is None:
-        ordered, t1 = times_are_ordered(t0, ts), ts[-1]
-    else:
-        ordered = jnp.array(True)
-    active = ordered if active is None else active & ordered
+        ordered, t1 = rows_are_ordered(t0, ts), last_asked(ts)
+    assert t1 is not None
+    going = ordered if active is None else active & ordered
     # Without a step to take the solve is from `t0` to `t0`.
-    end = jnp.where(active, t1, t0)
-    save = jnp.where(active | jnp.isnan(ts), ts, t0)
+    end = jnp.where(going, t1, t0)
+    # Our loop takes what is nan as never; diffrax's saves it at the end.
+    never = jnp.nan if plan.on_own_loop else end
+    save = jnp.where(asked, jnp.where(going, ts, t0), never)
     names = names_of(field, y0)
-    watch = _watch(options, guard, outputs_masked, names)
-    controller = steps_of(options, guard, dtype, masks, watch)
-    run = jtu.Partial(run_loop, options, controller)
+    watch = _watch(plan, guard, outputs_masked, names)
+    controller = dataclasses.replace(pace.controller, masks=masks, watch=watch)
+    run = jtu.Partial(run_loop, plan, pace.replace(controller))
     inputs = Inputs(closed, y0, t0, end, save, args)
     if discrete:
-        solver = with_tolerances(options.solver, controller)
+        solver = with_tolerances(plan.solver, controller)
         outputs = solve(
             inputs, run, solver, jtu.Partial(terms_of, solver), guard if repeats else None
         )
     else:
         outputs, _ = run(inputs, False)
-    if isinstance(options.adjoint, diffrax.ForwardMode):
+    if isinstance(plan.adjoint, diffrax.ForwardMode):
         moves = lambda o: (o.rows, o.last)
         outputs = eqx.tree_at(moves, outputs, forward_only(moves(outputs), _FORWARD))
-    about = About(names, family_of(options.solver))
-    simulation = _summarise(outputs, about, ts, end, active, ordered)
+    about = About(names, family_of(plan.solver))
+    simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
     last = finite_or_zero(outputs.last)
     return simulation, select(is_okay(simulation.result), last, lax.stop_gradient(last))
-
-
-def times_are_ordered(t0: Array, ts: Array) -> Bool[Array, ""]:
-    """Whether the times are finite and go in one direction."""
-    times = jnp.concatenate([t0[None], ts])
-    steps = jnp.diff(times)
-    return jnp.all(jnp.isfinite(times)) & (jnp.all(steps >= 0) | jnp.all(steps <= 0))
 
 
 def names_of(field: VF, y0) -> tuple[str, ...]:
@@ -196,14 +175,14 @@ def _outputs_masked(field: Callable, t, y, args):
     return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, zeros_like(y)))
 
 
-def _watch(options: SolveOptions, guard: Guard, outputs_masked, names) -> Watch | None:
-    if not options.telemetry and options.trace is None:
+def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:
+    if not plan.telemetry and plan.trace is None:
         return None
     return Watch(
-        guard=guard if options.telemetry else None,
+        guard=guard if plan.telemetry else None,
         outputs=outputs_masked,
-        capacity=options.max_steps if options.trace == "record" else 0,
-        prints=options.trace == "print",
+        capacity=plan.capacity if plan.trace == "record" else 0,
+        prints=plan.trace == "print",
         names=names,
     )
 

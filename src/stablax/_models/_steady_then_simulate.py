@@ -12,6 +12,8 @@ from ._phase import Phase, as_stacks
 from ._simulate import check_call
 from ._simulate_phases import SimulatePhases, solve_phases
 from ._simulation import Simulation
+from ._stepping import as_stepping
+from ._times import last_asked
 
 
 @final
@@ -103,6 +105,7 @@ class SteadyThenSimulate(eqx.Module):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
+        stepping: Any = None,
         throw: bool = True,
     ) -> Simulation:
         """Equilibrates and solves.
@@ -115,6 +118,7 @@ class SteadyThenSimulate(eqx.Module):
         - `steady_args`: the condition of the steady state.
         - `conserved`: rows L with L f = 0, `"detect"` or `None`; as [`find_steady_state`][].
         - `guess`: a state near the steady state, or a [`WarmStart`][]; as [`find_steady_state`][].
+        - `stepping`: as [`Simulate`][], of the trajectory.
         - `throw`: raise an error if either part fails, or return the reason as `result`.
 
         **Returns:** a [`Simulation`][] whose `steady` is the [`SteadyState`][]. If there is no
@@ -122,6 +126,9 @@ class SteadyThenSimulate(eqx.Module):
 
         **Raises:** as [`Simulate`][] and [`find_steady_state`][].
         """
-        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args)
-        stacks = as_stacks(Phase(ts[-1], args), ts.dtype)
-        return solve_phases(self._phases, y0, ts, t0, stacks, steady_args, conserved, guess, throw)
+        stepping = as_stepping(stepping)
+        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
+        stacks = as_stacks(Phase(last_asked(ts), args), ts.dtype)
+        return solve_phases(
+            self._phases, y0, ts, t0, stacks, steady_args, conserved, guess, stepping, throw
+        )

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 
 from .._static import is_real, is_traced, refuse_masked
@@ -54,6 +56,35 @@ def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
     return Times(rounded, np.where(np.isfinite(near), given.astype(float) - near, 0.0), _EQUAL)
 
 
+def last_asked(ts: Any) -> Any:
+    """The last of `ts`, shape `(..., times)`, that is finite: those behind it are not asked for."""
+    xp = numpy_of(ts)
+    count = xp.sum(xp.isfinite(ts), axis=-1, keepdims=True)
+    return xp.take_along_axis(ts, xp.maximum(count - 1, 0), axis=-1)[..., 0]
+
+
+def rows_are_ordered(t0: Any, ts: Any) -> Any:
+    """As `times_are_ordered`, of times of which the last, but not all, may be nan or inf."""
+    xp = numpy_of(ts)
+    asked = xp.isfinite(ts)
+    rows = xp.where(asked, ts, last_asked(ts))
+    return times_are_ordered(t0, rows) & xp.all(asked[:-1] | ~asked[1:])
+
+
+@np.errstate(invalid="ignore")  # inf - inf
+def times_are_ordered(t0: Any, ts: Any) -> Any:
+    """Whether the times are finite and go in one direction."""
+    xp = numpy_of(ts)
+    times = xp.concatenate([t0[None], ts])
+    steps = xp.diff(times)
+    return xp.all(xp.isfinite(times)) & (xp.all(steps >= 0) | xp.all(steps <= 0))
+
+
+def numpy_of(arrays: Any) -> Any:
+    """jax's, or for arrays that are all numpy's their own, which is faster."""
+    return jnp if any(isinstance(x, jax.Array) for x in jtu.tree_leaves(arrays)) else np
+
+
 def _digits(dtype: Any) -> int:
     is_integer = jnp.issubdtype(dtype, jnp.integer)
     return jnp.iinfo(dtype).bits if is_integer else jnp.finfo(dtype).nmant + 1
@@ -86,7 +117,7 @@ def told_apart(
         for span in _spans(start, times, ends, 10 * rtol(), np):
             if span.wrong.any():
                 raise ValueError(_words(span, dtype))
-    last = (times["ts"] if ends is None else ends).rounded[..., -1:]
+    last = last_asked((times["ts"] if ends is None else ends).rounded)[..., None]
     length = np.abs(last - start.rounded)
     if ((length > 0) & (length < _LEAST * eps * np.abs(last))).any():
         raise ValueError(
@@ -109,7 +140,7 @@ class _Span(NamedTuple):
 def _spans(
     t0: Times, times: dict[str, Times], ends: Times | None, most: float, xp: Any
 ) -> Iterator[_Span]:
-    last = (times["ts"] if ends is None else ends).rounded[..., -1:]
+    last = last_asked((times["ts"] if ends is None else ends).rounded)[..., None]
     way = xp.sign(last - t0.rounded)
 
     def span(name: str, start: Times, stop: Times) -> _Span:

@@ -9,13 +9,13 @@ import numpy as np
 from .._control import AdmissibleSteps, Cause
 from .._results import RESULTS, is_okay
 from .._states import state_dtype
-from .._static import is_traced
 
 
 def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
     """How a solve from `y0` ended, whose loop `ended` so."""
     guard = controller.guard
-    result = _promote(ended, record, resolves(controller.rtol, state_dtype(y0)))
+    resolved = controller.rtol >= 10 * float(np.finfo(state_dtype(y0)).eps)
+    result = _promote(ended, record, resolved)
     if guard.fill is not None and guard.reject:
         # Accepted steps come before whatever ended the solve.
         result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
@@ -28,12 +28,7 @@ def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
     return result
 
 
-def resolves(rtol: Any, dtype: np.dtype) -> bool:
-    """Whether a state of `dtype` has the digits that `rtol` asks for."""
-    return is_traced(rtol) or float(rtol) >= 10 * float(np.finfo(dtype).eps)
-
-
-def _promote(promoted: Any, record, resolved: bool) -> RESULTS:
+def _promote(promoted: Any, record, resolved: Any) -> RESULTS:
     """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
     spent = promoted == RESULTS.max_steps_reached
     promoted = RESULTS.where(spent, RESULTS.step_budget_spent, promoted)
@@ -46,7 +41,5 @@ def _promote(promoted: Any, record, resolved: bool) -> RESULTS:
         (Cause.stages_unsolved, RESULTS.stages_unsolved),
     ):
         promoted = RESULTS.where(underflow & (record.cause == cause.value), member, promoted)
-    if not resolved:
-        rounding = (promoted == RESULTS.step_underflow) | spent
-        promoted = RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, promoted)
-    return promoted
+    rounding = ((promoted == RESULTS.step_underflow) | spent) & ~jnp.asarray(resolved)
+    return RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, promoted)

@@ -1,0 +1,318 @@
+"""What of the options of a model is compiled, and what is data: a `Plan`, and a `Pace`."""
+
+import dataclasses
+import functools
+from typing import Any, final
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._control import AdmissibleSteps, StiffPID, Watch, admissible, check_reach
+from .._fields import Guard
+from .._solvers import is_implicit
+from .._static import Static, is_traced, real_array
+from .._types import typechecked
+from .._words import short
+from ._adjoint import DiscreteAdjoint
+from ._options import SolveOptions
+
+
+def _positive(x: Any, name: str) -> Any:
+    if x is None:
+        return None
+    if is_traced(x):
+        return jnp.asarray(x)
+    value = real_array(x, name)
+    if not (value.size and (value > 0).all() and np.isfinite(value).all()):
+        raise ValueError(f"`{name}` must be finite and above 0, got {short(x)}.")
+    return value
+
+
+def _count(x: Any) -> Any:
+    if x is None or is_traced(x):
+        return x
+    value = real_array(x, "max_steps")
+    if not (value.size and (value >= 1).all() and (value == np.round(value)).all()):
+        raise ValueError(f"`max_steps` must be a whole number of at least 1, got {short(x)}.")
+    return value.astype(int)
+
+
+def _given_times(ts: Any, name: str) -> Any:
+    if ts is None:
+        return None
+    if is_traced(ts):
+        return jnp.atleast_1d(jnp.asarray(ts))
+    return np.atleast_1d(real_array(ts, name))
+
+
+@final
+class Stepping(eqx.Module):
+    """How one call of a model steps, as data: what is given replaces what the model has.
+
+    ```python
+    model(y0, ts, stepping=sx.Stepping(rtol=1e-8, jump_ts=[4.0, 8.0]))
+    ```
+
+    Another value compiles nothing. All may be traced, and differ from lane to lane: under
+    `jax.vmap`, and in the `inputs` of [`simulate_batch`][] with a leading axis. None has a
+    derivative: a switch time that is fitted is the end of a [`Phase`][].
+
+    **Arguments:**
+
+    - `rtol`: > 0, at least 10 eps of the dtype of the state.
+    - `atol`: > 0, in the units of the state: one number for all components, or an array (a PyTree
+        of arrays for such a state), one for each.
+    - `dtmax`: > 0; the longest step [time].
+    - `max_steps`: >= 1, at most that of the model (rounded up to a power of two), to which a traced
+        one is limited: the model's is the size of the record of a derivative.
+    - `step_ts`, `jump_ts`: times to step to exactly; times at which the field jumps. Shape
+        `(times,)`, in any order. What is nan or inf is no time: schedules of different length are
+        padded with it.
+
+    **Raises:** `ValueError` or `TypeError` for a value out of range, where values are concrete;
+    when a model is called, for what its controller or its adjoint has not.
+    """
+
+    rtol: Any = None
+    atol: Any = None
+    dtmax: Any = None
+    max_steps: Any = None
+    step_ts: Any = None
+    jump_ts: Any = None
+
+    @typechecked
+    def __init__(
+        self,
+        *,
+        rtol: Any = None,
+        atol: Any = None,
+        dtmax: Any = None,
+        max_steps: Any = None,
+        step_ts: Any = None,
+        jump_ts: Any = None,
+    ):
+        self.rtol = _positive(rtol, "rtol")
+        self.atol = jtu.tree_map_with_path(
+            lambda path, x: _positive(x, f"atol{jtu.keystr(path)}"), atol
+        )
+        self.dtmax = _positive(dtmax, "dtmax")
+        self.max_steps = _count(max_steps)
+        self.step_ts = _given_times(step_ts, "step_ts")
+        self.jump_ts = _given_times(jump_ts, "jump_ts")
+
+    @property
+    def given_times(self) -> dict[str, Any]:
+        """Those that there are, by name."""
+        named = dict(step_ts=self.step_ts, jump_ts=self.jump_ts)
+        return {name: ts for name, ts in named.items() if ts is not None}
+
+
+def as_stepping(stepping: Any) -> Stepping | None:
+    if stepping is None or isinstance(stepping, Stepping):
+        return stepping
+    raise TypeError(
+        f"`stepping` must be a `stablax.Stepping`, got {short(stepping)}; for instance "
+        "`stepping=sx.Stepping(rtol=1e-8)`."
+    )
+
+
+class Plan(eqx.Module):
+    """What of the options of a model is compiled into its program."""
+
+    solver: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint
+    event: diffrax.Event | None
+    progress_meter: diffrax.AbstractProgressMeter
+    telemetry: bool
+    trace: str | None
+    capacity: int  # of what is kept of the steps
+    on_own_loop: bool
+
+
+def joint_plan(a: Static, b: Static) -> Static | None:
+    """The one of two `Plan`s that serves both, if one does: they differ at most in what they can
+    keep."""
+    if a == b:
+        return a
+    small, large = sorted((a, b), key=lambda plan: plan.tree.capacity)
+    as_large = dataclasses.replace(small.tree, capacity=large.tree.capacity)
+    # The record of steps that was asked for is as long as it says.
+    same = Static(as_large, "options") == large and large.tree.trace != "record"
+    return large if same and large.tree.on_own_loop else None
+
+
+class Pace(eqx.Module):
+    """The rest: numbers, of which another value compiles nothing. (And the controller's code.)"""
+
+    arrays: PyTree[Array]
+    rest: Static
+    max_steps: Any
+    dt0: Any
+
+    @property
+    def controller(self) -> AdmissibleSteps:
+        return eqx.combine(self.arrays, self.rest.tree)
+
+    def replace(self, controller: AdmissibleSteps, max_steps: Any = None) -> "Pace":
+        arrays, rest = eqx.partition(controller, eqx.is_array)
+        max_steps = self.max_steps if max_steps is None else max_steps
+        return Pace(arrays, Static(rest, "controller"), max_steps, self.dt0)
+
+
+def planned(
+    options: Static, guard: Guard, dtype: np.dtype, stepping: Stepping | None
+) -> tuple[Static, Pace]:
+    """The `Plan` of `options` (a `SolveOptions`), and the `Pace` for a state of `dtype`."""
+    plan, pace = _planned(options, guard, dtype)
+    if stepping is not None:
+        pace = _stepped(plan.tree, pace, stepping, dtype)
+    return plan, pace
+
+
+@functools.lru_cache(maxsize=256)
+def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]:
+    options: SolveOptions = held.tree
+    # A loop that is differentiated in reverse mode, and one that an event ends, are diffrax's.
+    ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
+    ours = ours and options.event is None
+    capacity = options.max_steps
+    if ours and options.trace != "record":
+        # So that programs with another budget are the same one.
+        capacity = 1 << (capacity - 1).bit_length()
+    plan = Plan(
+        options.solver,
+        options.adjoint,
+        options.event,
+        options.progress_meter,
+        options.telemetry,
+        options.trace,
+        capacity,
+        ours,
+    )
+    with jax.ensure_compile_time_eval():
+        controller = _as_numbers(steps_of(options, guard, dtype), dtype)
+    arrays, rest = eqx.partition(controller, eqx.is_array)
+    dt0 = None if options.dt0 is None else np.asarray(abs(options.dt0), dtype)
+    pace = Pace(arrays, Static(rest, "controller"), np.asarray(options.max_steps), dt0)
+    return Static(plan, "options"), pace
+
+
+def steps_of(
+    options: SolveOptions,
+    guard: Guard,
+    dtype: np.dtype,
+    masks: Any = None,
+    watch: Watch | None = None,
+) -> AdmissibleSteps:
+    """The controller that runs, for a state of `dtype`."""
+    controller, limit, atols = options.controller, None, None
+    if isinstance(controller, StiffPID):
+        limit, atols = controller.factormax_after_rejection, controller.atols
+        controller = controller.for_dtype(dtype).control_law(dtype)
+    implicit = is_implicit(options.solver)
+    return admissible(controller, guard, dtype, masks, implicit, limit, watch, atols)
+
+
+def _law(controller: Any) -> Any:
+    """The innermost controller."""
+    return _law(controller.controller) if hasattr(controller, "controller") else controller
+
+
+def _changed(controller: AdmissibleSteps, **changes: Any) -> AdmissibleSteps:
+    """With `rtol`, `atol`, `dtmin` or `dtmax` changed, where the law has them."""
+    law = [name for name in changes if isinstance(_law(controller), diffrax.PIDController)]
+    own = [name for name in changes if name in ("rtol", "atol")]
+    places = lambda c: [getattr(_law(c), n) for n in law] + [getattr(c, n) for n in own]
+    values = [changes[name] for name in law + own]
+    return eqx.tree_at(places, controller, values, is_leaf=lambda x: x is None)
+
+
+def _as_numbers(controller: AdmissibleSteps, dtype: np.dtype) -> AdmissibleSteps:
+    """`controller`, whose numbers are arrays. In `numpy`: they are kept from call to call."""
+    law = _law(controller)
+    names = [n for n in ("dtmin", "dtmax") if getattr(law, n, None) is not None]
+    changes = {n: np.asarray(getattr(law, n), dtype) for n in names}
+    changes |= {n: np.asarray(getattr(controller, n), dtype) for n in ("rtol", "atol")}
+    controller = _changed(controller, **changes)
+    return jtu.tree_map(lambda x: np.asarray(x) if eqx.is_array(x) else x, controller)
+
+
+def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pace:
+    """`pace`, with what `stepping` says instead."""
+    for name in ("rtol", "dtmax", "max_steps"):
+        if np.shape(getattr(stepping, name)) != () and getattr(stepping, name) is not None:
+            raise ValueError(
+                f"`stepping.{name}` has shape {np.shape(getattr(stepping, name))}, but must be one "
+                "number. Of a batch, give each sample its own under `vmap`."
+            )
+    controller = pace.controller
+    changes = {n: x for n in ("rtol", "dtmax") if (x := getattr(stepping, n)) is not None}
+    if stepping.atol is not None:
+        leaves = jtu.tree_leaves(stepping.atol)
+        xp: Any = jnp if is_traced(leaves) else np
+        changes["atol"] = xp.min(xp.stack([xp.min(x) for x in leaves]))
+        by_component = len(leaves) > 1 or np.shape(leaves[0]) != ()
+        atols = stepping.atol if by_component else None
+        controller = eqx.tree_at(lambda c: c.atols, controller, atols, is_leaf=_is_none)
+    law, times = _law(controller), stepping.given_times
+    if changes and not isinstance(law, diffrax.PIDController):
+        raise ValueError(
+            f"`stepping.{next(iter(changes))}` needs a controller that has it, `StiffPID` or "
+            f"`diffrax.PIDController`; the model has a {type(law).__name__}."
+        )
+    if times and not isinstance(law, diffrax.AbstractAdaptiveStepSizeController):
+        raise ValueError(
+            f"`stepping.{next(iter(times))}` needs an adaptive controller, such as `StiffPID`; the "
+            f"model has a {type(law).__name__}."
+        )
+    if "rtol" in changes and not is_traced(stepping.rtol):
+        check_reach(float(stepping.rtol), dtype)
+    as_number = lambda x: (jnp if is_traced(x) else np).asarray(x, dtype)
+    controller = _changed(controller, **{name: as_number(x) for name, x in changes.items()})
+    if times:
+        controller = _with_times(controller, times, dtype)
+    return pace.replace(controller, _max_steps(plan, pace, stepping.max_steps))
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _max_steps(plan: Plan, pace: Pace, given: Any) -> Any:
+    if given is None:
+        return None
+    if not plan.on_own_loop:
+        raise ValueError(
+            "`stepping.max_steps` needs the default adjoint or `ForwardMode`, and no event: else "
+            "the size of the program depends on it. Set the `max_steps` of the model."
+        )
+    if is_traced(given):
+        return jnp.minimum(given, plan.capacity)
+    if int(given) > plan.capacity:
+        raise ValueError(
+            f"`stepping.max_steps` is {int(given)}, but the model keeps {plan.capacity} steps for "
+            f"its derivative: make it with `max_steps={int(given)}`."
+        )
+    return np.asarray(given, pace.max_steps.dtype)
+
+
+def _with_times(
+    controller: AdmissibleSteps, times: dict[str, Any], dtype: np.dtype
+) -> AdmissibleSteps:
+    def sort(ts: Any) -> Any:
+        xp: Any = jnp if is_traced(ts) else np
+        return xp.sort(xp.where(xp.isfinite(ts), ts, xp.inf).astype(dtype))
+
+    times = {name: sort(ts) for name, ts in times.items()}
+    inner: Any = controller.controller
+    if isinstance(inner, diffrax.ClipStepSizeController):
+        places = lambda c: [getattr(c, name) for name in times]
+        clipped = eqx.tree_at(places, inner, list(times.values()), is_leaf=_is_none)
+    else:
+        clipped = diffrax.ClipStepSizeController(inner, **times)
+    return eqx.tree_at(lambda c: c.controller, controller, clipped)
