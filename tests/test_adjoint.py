@@ -144,14 +144,6 @@ def test_the_backward_pass_needs_no_second_trace_of_the_python_code():
     assert field.calls <= forward
 
 
-def test_an_event_has_another_adjoint():
-    event = diffrax.Event(lambda t, y, args, **kwargs: y - 0.5)
-    model = sx.Simulate(decay, event=event)
-    assert isinstance(model.options.adjoint, diffrax.RecursiveCheckpointAdjoint)
-    with pytest.raises(ValueError, match="event.*RecursiveCheckpointAdjoint"):
-        sx.Simulate(decay, event=event, adjoint=sx.DiscreteAdjoint())
-
-
 def test_forward_mode_is_reverse_mode_in_the_parameters_of_a_model():
     """The product of the Jacobian with a vector, transposed: equal to rounding, alone, linearised
     and under `vmap` over tangents, parameters and states."""

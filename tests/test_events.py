@@ -193,6 +193,49 @@ def test_an_event_ends_its_phase_and_all_that_follow():
     assert simulations.stats["phase"].tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "adjoint", [None, diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint()]
+)
+def test_all_adjoints_have_the_derivatives_of_an_event(adjoint):
+    """By closed form, of time and state; in the first step of the solve and in a later one, where
+    rows are before and behind it. The default has second derivatives, too."""
+    dtmax = sx.StiffPID.preset("precise", solver=diffrax.Tsit5(), dtmax=0.2)
+    model = sx.Simulate(
+        lambda t, y, k: -k * y,
+        event=diffrax.Event(lambda t, y, k, **_: y**2 - k / 10),
+        solver=diffrax.Tsit5(),
+        controller=dtmax,
+        adjoint=adjoint,
+        max_steps=256,
+    )
+
+    def both(k, y0, t0):
+        simulation = model(y0, [0.03, 5.0], t0=t0, args=k, throw=False)
+        return jnp.stack([simulation.t1, simulation.ys[0], simulation.ys[1]])
+
+    def exact(k, y0, t0):
+        y1 = jnp.sqrt(k / 10)
+        t1 = t0 + jnp.log(y0 / y1) / k
+        return jnp.stack([t1, jnp.where(t1 > 0.03, y0 * jnp.exp(-k * (0.03 - t0)), y1), y1])
+
+    points = jnp.array([2.0, 2.0]), jnp.array([1.0, 0.46]), jnp.array([-0.1, 0.0])
+    derive = lambda f: jax.jit(jax.vmap(jax.jacrev(f, argnums=(0, 1, 2))))
+    for ours, theirs in zip(derive(both)(*points), derive(exact)(*points), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-8)
+    if adjoint is None:
+        second = lambda f: jax.jit(jax.jacfwd(jax.jacrev(f, argnums=(0, 1)), argnums=(0, 1)))
+        ours, theirs = second(both)(2.0, 1.0, 0.0), second(exact)(2.0, 1.0, 0.0)
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_a_program_with_an_event_has_no_callback():
+    model = sx.Simulate(decay, event=EVENT)
+    p = {name: float(START[name]) for name in START}
+    loss = lambda k: model(2.0, [5.0], args={**p, "k": k}, throw=False).t1
+    assert "callback" not in jax.jit(jax.value_and_grad(loss)).lower(1.3).as_text()
+
+
 EULER = dict(
     solver=diffrax.Euler(),
     controller=diffrax.ConstantStepSize(),
@@ -280,8 +323,11 @@ def test_a_default_follows_what_it_depends_on():
     model = sx.Simulate(sx.Guarded(banded, jacobian=sx.Banded(1, 1)))
     event = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.5)
     ends = sx.with_options(model, event=event)
-    assert isinstance(ends.options.adjoint, diffrax.RecursiveCheckpointAdjoint)
+    assert isinstance(ends.options.adjoint, sx.DiscreteAdjoint)
     assert sx.with_options(ends, event=None) == model
+    remembers = sx.with_options(model, solver=diffrax.LeapfrogMidpoint(), dt0=0.1)
+    assert isinstance(remembers.options.adjoint, diffrax.RecursiveCheckpointAdjoint)
+    assert sx.with_options(remembers, solver=None, dt0=None) == model
     explicit = sx.with_options(model, solver=diffrax.Tsit5())
     assert explicit.options.controller == sx.StiffPID.preset(solver=diffrax.Tsit5())
     # The structure of the Jacobian is the field's, if the solver has none of its own.
@@ -294,15 +340,12 @@ def test_a_default_follows_what_it_depends_on():
     changed = sx.with_options(fixed, solver=diffrax.Tsit5(), event=event)
     assert changed.options.controller == fixed.options.controller
     assert isinstance(changed.options.adjoint, diffrax.DirectAdjoint)
-    discrete = sx.Simulate(banded, adjoint=sx.DiscreteAdjoint())
-    with pytest.raises(ValueError, match="cannot differentiate the time of an `event`"):
-        sx.with_options(discrete, event=event)
 
 
 def test_the_controller_of_a_phase_with_a_solver_of_its_own():
     tsit5 = diffrax.Tsit5()
     (stack,) = as_stacks(sx.Phase(1.0, solver=tsit5), np.dtype(float))
-    options = options_of(sx.SimulatePhases(decay), stack)
+    options = options_of(sx.SimulatePhases(decay), stack).tree
     assert options.controller == sx.StiffPID.preset(solver=tsit5)
 
 

@@ -231,6 +231,24 @@ def test_programs_run_on_many_devices(tmp_path):
             np.testing.assert_allclose(by_args, right[1], rtol=1e-8)
             exchanges(jax.jit(each), starts, args)
 
+        # An event, and switch times that are data.
+        import diffrax
+
+        ends = sx.Simulate(
+            lambda t, y, k: -k * y, event=diffrax.Event(lambda t, y, k, **_: y - 0.5)
+        )
+
+        def when(y0):
+            stepping = sx.Stepping(jump_ts=[0.1 * y0])
+            return ends(y0, [5.0], args=2.0, stepping=stepping, throw=False).t1
+
+        y0s = jnp.linspace(1.0, 2.0, 4)
+        for check in (True, False):
+            options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes, check_vma=check)
+            each = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
+            np.testing.assert_allclose(each(y0s), 0.5 / y0s, rtol=1e-4)
+            assert not exchanges(each, y0s)
+
         def hidden(starts, args):
             model = sx.Simulate(lambda t, y, _: robertson.field(t, y, args))
             one = lambda y0: model(y0, [1.0], throw=False).ys[-1, 0]

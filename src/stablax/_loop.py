@@ -29,9 +29,28 @@ class Steps(eqx.Module):
     meter: diffrax.AbstractProgressMeter
     max_steps: Int[Array, ""] | int
     capacity: int | None = None  # accepted steps that are kept, if any: at least `max_steps`
-    # Where `until(t, y, args)` at the start or at the end of a step, it ends there, with the result
-    # `event_occurred`.
+    # `until(seen, t, y, args)`, asked at the start and at the end of each step: whether the loop
+    # ends there, with the result `event_occurred`; and what the next question knows, the first of
+    # which knows `seen`.
     until: Callable | None = None
+    seen: PyTree = None
+    keeps_last: bool = False  # whether the last step is kept
+
+
+class KeptStep(eqx.Module):
+    """A step from `y0` at `t0` to `t1`, and what its solver interpolates it with."""
+
+    t0: Any
+    t1: Any
+    y0: PyTree[Array]
+    dense: PyTree[Array]
+
+    @staticmethod
+    def none(solver: diffrax.AbstractSolver, terms, t0, t1, y0, args, state) -> "KeptStep":
+        """Before the first, one that has no length."""
+        step = eqx.filter_eval_shape(solver.step, terms, t0, t1, y0, args, state, False)
+        dense = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), step[2])
+        return KeptStep(t0, t0, y0, dense)
 
 
 class Solved(eqx.Module):
@@ -48,11 +67,13 @@ class Solved(eqx.Module):
     accepted: Int[Array, ""]
     times: Array | None
     states: PyTree[Array] | None
+    last: KeptStep | None
 
 
 class _Carry(eqx.Module):
     solved: Solved
     looked: Bool[Array, ""] | None  # whether `until` was asked of this state
+    seen: PyTree
     end: Float[Array, ""]  # of the next step
     known: PyTree  # the solver's state
     jumped: Any
@@ -102,17 +123,19 @@ def integrate_steps(
         on = steps_on(carry.solved)
         return on if carry.looked is None else on | ~carry.looked
 
-    def look(carry: _Carry) -> Solved:
+    def look(carry: _Carry) -> tuple[Solved, PyTree]:
         """One call site, before a step, for the start and for what the steps arrive at."""
         solved = carry.solved
-        if steps.until is None:
-            return solved
-        arrived = goes_on(carry) & steps.until(solved.t, solved.y, args)
-        result = diffrax.RESULTS.where(arrived, diffrax.RESULTS.event_occurred, solved.result)
-        return eqx.tree_at(lambda s: s.result, solved, result)
+        if steps.until is None or carry.looked is None:
+            return solved, carry.seen
+        ends, seen = steps.until(carry.seen, solved.t, solved.y, args)
+        asks = goes_on(carry) & ~carry.looked
+        result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
+        solved = eqx.tree_at(lambda s: s.result, solved, result)
+        return solved, select(asks, seen, carry.seen)
 
     def body(carry: _Carry) -> _Carry:
-        solved = look(carry)
+        solved, seen = look(carry)
         t, end, y = solved.t, carry.end, solved.y
         live = steps_on(solved)
         y1, error, dense, known, ended = solver.step(
@@ -159,19 +182,26 @@ def integrate_steps(
             (control, ended, next_end, meter),
             (solved.control, solved.result, end, carry.meter),
         )
+        last = solved.last
+        if last is not None:
+            last = select(keep, KeptStep(t, end, y, dense), last)
         t, y, known = select(keep, (next_t, y1, known), (t, y, carry.known))
         if carry.jumped is not False:
             jumped = jnp.where(keep, jumped, carry.jumped)
         tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
-        solved = Solved(rows, row, t, y, control, ended, tried, accepted, times, states)
+        solved = Solved(rows, row, t, y, control, ended, tried, accepted, times, states, last)
         looked = None if carry.looked is None else ~keep
-        return _Carry(solved, looked, next_end, known, jumped, meter)
+        return _Carry(solved, looked, seen, next_end, known, jumped, meter)
 
     jumped = False if _never_jumps(controller, t0, y0, args, order, control) else jnp.array(False)
     control, known, meter = _as_arrays((control, known, steps.meter.init()))
-    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states)
+    last = None
+    if steps.keeps_last:
+        last = KeptStep.none(solver, terms, t0, end, y0, args, known)
+    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states, last)
     looked = None if steps.until is None else still
-    moving, fixed = eqx.partition(_Carry(solved, looked, end, known, jumped, meter), eqx.is_array)
+    carry = _Carry(solved, looked, steps.seen, end, known, jumped, meter)
+    moving, fixed = eqx.partition(carry, eqx.is_array)
 
     def loop(moving):
         new = body(eqx.combine(moving, fixed))

@@ -10,13 +10,13 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from .._fields import Aside, Guard
 from .._lanes import spread
-from .._loop import for_forward_mode
+from .._loop import KeptStep, for_forward_mode
 from .._solvers import AbstractRosenbrock
-from .._states import all_finite, select, zeros_like
+from .._states import all_finite, select, stop, zeros_like
 from .._types import Args
 from ._forward_only import forward_only
 from ._linear_call import linear_call
@@ -48,6 +48,8 @@ class DiscreteAdjoint(eqx.Module):
     diffrax. Where only forward mode is asked for, diffrax's `ForwardMode` saves the repetition of
     the steps.
 
+    Where an event ends the solve, time and state of it have their derivatives of all these orders.
+
     A derivative in `t0` or `ts` at a time at which the field jumps is that of one side. Memory:
     `max_steps * (n + 1)` numbers for a state of n components (`max_steps` rounded up to a power of
     two), under `vmap` for each lane.
@@ -66,19 +68,23 @@ class Inputs(eqx.Module):
 
 
 class Outputs(eqx.Module):
-    """`rows` at `ts` and the state `last` where the solve ended; `rest` has no derivative."""
+    """`rows` at `ts`, the state `last` where the solve ended, and the last `step` if an event can
+    be in it; `rest` has no derivative."""
 
     rows: PyTree[Array]
     last: PyTree[Array]
+    step: KeptStep | None
     rest: PyTree
 
 
 class Trace(eqx.Module):
-    """The accepted steps: `times[k]` and `states[k]` at the end of step k."""
+    """The accepted steps: `times[k]` and `states[k]` at the end of step k; and whether the last
+    one reaches the end that was asked for."""
 
     times: Array
     states: PyTree[Array]
     count: Array
+    arrives: Bool[Array, ""]
 
 
 @eqx.filter_custom_jvp
@@ -102,14 +108,20 @@ def _solve_jvp(primals, tangents):
     inputs, run, solver, terms, guard = primals
     outputs, trace = forward_only(run(inputs, True), _ONCE)
     moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=_is_none)
-    steps = _Steps(inputs, moves, trace, solver, terms, guard)
-    moving = (outputs.rows, outputs.last)
-    d_rows, d_last = linear_call(_forward, _backward, steps, tangents[0], moving, _ONCE)
-    return outputs, Outputs(d_rows, d_last, jtu.tree_map(lambda _: None, outputs.rest))
+    still = lambda tree: jtu.tree_map(lambda _: None, tree)
+    dense = None if outputs.step is None else outputs.step.dense
+    moving = (outputs.rows, outputs.last, dense)
+    steps = _Steps(inputs, moves, trace, solver, terms, guard, stop(dense))
+    d_rows, d_last, d_dense = linear_call(_forward, _backward, steps, tangents[0], moving, _ONCE)
+    d_step = still(outputs.step)
+    if d_step is not None:
+        d_step = KeptStep(d_step.t0, d_step.t1, d_step.y0, d_dense)
+    return outputs, Outputs(d_rows, d_last, d_step, still(outputs.rest))
 
 
 class _Steps(eqx.Module):
-    """The accepted steps of a solve, to be repeated. `moves`: which inputs have a derivative."""
+    """The accepted steps of a solve, to be repeated. `moves`: which inputs have a derivative.
+    `dense`: of the last step, if that has one, too."""
 
     inputs: Inputs
     moves: Inputs
@@ -117,6 +129,7 @@ class _Steps(eqx.Module):
     solver: diffrax.AbstractSolver
     terms: Callable[[Callable, Any, Any], PyTree]
     guard: Guard | None
+    dense: PyTree[Array] | None
 
     @property
     def parameters(self) -> tuple[PyTree, PyTree]:
@@ -135,7 +148,8 @@ class _Steps(eqx.Module):
         first, last = k <= 0, k >= trace.count - 1
         before = jnp.maximum(k - 1, 0)
         start = jnp.where(first, inputs.t0, trace.times[before])
-        end = jnp.where(last, inputs.t1, trace.times[jnp.maximum(k, 0)])
+        arrives = last & trace.arrives
+        end = jnp.where(arrives, inputs.t1, trace.times[jnp.maximum(k, 0)])
         end = jnp.where(trace.count > 0, end, inputs.t0)
         y = jtu.tree_map(lambda a, b: jnp.where(first, a, b[before]), inputs.y0, trace.states)
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
@@ -143,7 +157,7 @@ class _Steps(eqx.Module):
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
         seen = lax.stop_gradient((end, _just_before(start, end)))
-        return _Step(first, last, start, end, y, seen)
+        return _Step(first, last, arrives, start, end, y, seen)
 
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
         return self.solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
@@ -177,6 +191,7 @@ class _Steps(eqx.Module):
 class _Step(eqx.Module):
     first: Array
     last: Array
+    arrives: Array  # at the end that was asked for
     start: Array
     end: Array
     y: PyTree[Array]
@@ -187,10 +202,11 @@ class _Forth(eqx.Module):
     row: Array
     d_y: PyTree[Array]
     d_rows: PyTree[Array]
+    d_dense: PyTree[Array] | None  # of the step before
 
 
-def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Array]]:
-    """The tangents of the rows and of the last state."""
+def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
+    """The tangents of the rows, of the last state, and of the dense output of the last step."""
     inputs, count = steps.inputs, steps.trace.count
     solver = for_forward_mode(steps.solver)
     zero_time = jnp.zeros_like(inputs.t0)
@@ -207,7 +223,7 @@ def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Arr
         system = functools.partial(steps.system, shift, step.seen)
         repeat = functools.partial(_repeat, solver, system, held)
         d_start = jnp.where(step.first, d_t0, 0)
-        d_end = jnp.where(step.last, d_t1, 0)
+        d_end = jnp.where(step.arrives, d_t1, 0)
         points, d_points = (
             (moving, step.start, step.end, step.y),
             (d_moving, d_start, d_end, at.d_y),
@@ -226,15 +242,16 @@ def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree[Array], PyTree[Arr
             return row + 1, jtu.tree_map(lambda a, b: a.at[row].set(b), d_rows, d_row)
 
         row, d_rows = lax.while_loop(in_step, save, (at.row, at.d_rows))
-        return _Forth(row, d_y, d_rows), steps.held(dense)
+        kept = None if steps.dense is None else d_dense
+        return _Forth(row, d_y, d_rows, kept), steps.held(dense)
 
     # Rows of a solve without steps are its start.
     still = jtu.tree_map(
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
-    start = _Forth(jnp.zeros_like(rows), d_y0, still)
+    start = _Forth(jnp.zeros_like(rows), d_y0, still, zeros_like(steps.dense))
     end = _step_by_step(steps, lambda i: i, take, start)
-    return end.d_rows, end.d_y
+    return end.d_rows, end.d_y, end.d_dense
 
 
 class _Back(eqx.Module):
@@ -246,11 +263,12 @@ class _Back(eqx.Module):
     d_ts: Array | None
 
 
-def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) -> Inputs:
-    """The cotangents of the inputs that move, from those of the rows and of the last state."""
+def _backward(steps: _Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
+    """The cotangents of the inputs that move, from those of the rows, of the last state, and of
+    the dense output of the last step."""
     inputs, solver, count = steps.inputs, steps.solver, steps.trace.count
     moving = steps.parameters[0]
-    d_rows, d_last = cotangents
+    d_rows, d_last, d_kept = cotangents
     # Rows of a solve without steps are its start.
     d_last = jtu.tree_map(
         lambda d, rows: d + jnp.where(count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
@@ -277,10 +295,13 @@ def _backward(steps: _Steps, cotangents: tuple[PyTree[Array], PyTree[Array]]) ->
             d_ts = jtu.tree_map(lambda d: d.at[row].set(more[3]), d_ts)
             return row - 1, d_dense, d_start, d_stop, d_ts
 
-        saved = spread((at.row, zeros_like(dense), zero_time, zero_time, at.d_ts))
+        d_dense = zeros_like(dense)
+        if d_kept is not None:
+            d_dense = select(step.last, d_kept, d_dense)
+        saved = spread((at.row, d_dense, zero_time, zero_time, at.d_ts))
         row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
         more, step_start, step_end, d_y = pull(at.d_y, d_dense)
-        d_end = jnp.where(step.last, d_stop + step_end, at.d_end)
+        d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
         d_start = d_start + step_start
         new = _Back(row, d_y, add(at.d_moving, more), d_start, d_end, d_ts)
         return new, steps.held(dense)

@@ -12,9 +12,10 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._loop import KeptStep
+from .._states import stop
 from .._types import Args
 from ._bracket import bracketed_root
-from ._kept_step import KeptStep
 
 
 class Found(eqx.Module):
@@ -51,10 +52,33 @@ class EventOf(eqx.Module):
     def _directions(self) -> list[bool | None]:
         return jtu.tree_leaves(self.event.direction, is_leaf=lambda x: x is None)
 
+    def _real_directions(self) -> list[bool | None]:
+        return [d for d, r in zip(self._directions(), self.real, strict=True) if r]
+
     @property
     def is_located(self) -> bool:
         """Whether its time can be anywhere in a step, and not at the end only."""
         return any(self.real)
+
+    @property
+    def first_seen(self) -> tuple[Array, Array]:
+        """What the first `look` knows: values of the conditions, and that it is the first."""
+        return jnp.zeros(sum(self.real), jnp.result_type(self.way)), jnp.array(True)
+
+    def look(self, seen: tuple[Array, Array], t, y, args) -> tuple[Bool[Array, ""], Any]:
+        """Whether stablax's loop ends at `y` and its time `t`: where a condition is true, is nan,
+        or has changed its sign in the step."""
+        (before, first), (t, y, args) = seen, stop((t * self.way, y, args))
+        ends = [jnp.array(False)]
+        for condition, is_real in zip(self._conditions(), self.real, strict=True):
+            if not is_real:
+                ends.append(jnp.asarray(condition(t, y, args)))
+        values = before
+        if self.is_located:
+            values = self._real_values(t, y, args)
+            crosses = jnp.any(_crosses(before, values, self._real_directions()))
+            ends += [~first & crosses, jnp.any(jnp.isnan(values))]
+        return jnp.any(jnp.stack(ends)), (values, jnp.zeros_like(first))
 
     def for_loop(self) -> diffrax.Event:
         """What diffrax's loop ends at: the end of the step with the event."""
@@ -100,8 +124,7 @@ class EventOf(eqx.Module):
         at_ends = jax.vmap(lambda t, y: self._real_values(t, y, args))(*ends)
         before, after = lax.stop_gradient((at_ends[0], at_ends[1]))
         not_finite = happened & jnp.any(jnp.isnan(before) | jnp.isnan(after))
-        directions = [d for d, r in zip(self._directions(), self.real, strict=True) if r]
-        crossed = happened & ~not_finite & _crosses(before, after, directions)
+        crossed = happened & ~not_finite & _crosses(before, after, self._real_directions())
         any_crossed = jnp.any(crossed)
         sides = jnp.where(crossed, jnp.sign(before - after), 0)
         interpolation = solver.interpolation_cls(t0=step.t0, t1=step.t1, **step.dense)

@@ -3,19 +3,8 @@
 from typing import Any
 
 import diffrax
-import equinox as eqx
-import jax.numpy as jnp
-import jax.tree_util as jtu
-from jaxtyping import Array, PyTree
 
-
-class KeptStep(eqx.Module):
-    """A step from `y0` at `t0` to `t1`, and what its solver interpolates it with."""
-
-    t0: Any
-    t1: Any
-    y0: PyTree[Array]
-    dense: PyTree[Array]
+from .._loop import KeptStep
 
 
 class KeepsStep(diffrax.AbstractWrappedSolver):
@@ -52,9 +41,7 @@ class KeepsStep(diffrax.AbstractWrappedSolver):
 
     def init(self, terms, t0, t1, y0, args):
         state = self.solver.init(terms, t0, t1, y0, args)
-        step = eqx.filter_eval_shape(self.solver.step, terms, t0, t1, y0, args, state, False)
-        dense = jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), step[2])
-        return state, KeptStep(t0, t0, y0, dense)
+        return state, KeptStep.none(self.solver, terms, t0, t1, y0, args, state)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         state, _ = solver_state

@@ -104,8 +104,7 @@ def solve_options(
             )
     remembers = isinstance(solver, diffrax.LeapfrogMidpoint | diffrax.ReversibleHeun)
     if adjoint is None:
-        discrete = event is None and not remembers
-        adjoint = DiscreteAdjoint() if discrete else diffrax.RecursiveCheckpointAdjoint()
+        adjoint = diffrax.RecursiveCheckpointAdjoint() if remembers else DiscreteAdjoint()
     if not isinstance(adjoint, _ADJOINTS):
         names = ", ".join(f"`{a.__name__}`" for a in _ADJOINTS)
         raise TypeError(
@@ -116,11 +115,6 @@ def solve_options(
                 if isinstance(adjoint, diffrax.BacksolveAdjoint)
                 else ""
             )
-        )
-    if isinstance(adjoint, DiscreteAdjoint) and event is not None:
-        raise ValueError(
-            "`adjoint=DiscreteAdjoint()` cannot differentiate the time of an `event`. Use "
-            "`RecursiveCheckpointAdjoint()`, the default of a model with an event."
         )
     if isinstance(adjoint, DiscreteAdjoint) and remembers:
         raise ValueError(

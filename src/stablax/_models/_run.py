@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
-from .._loop import Steps, integrate_steps
+from .._control import StepRecord, Watched
+from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, is_okay, promoted
 from .._states import all_finite, finite_or_zero, select, zeros_like
 from .._types import Args
 from ._adjoint import Inputs, Outputs, Trace, add
 from ._event import EventOf
-from ._kept_step import KeepsStep, KeptStep
+from ._kept_step import KeepsStep
 from ._options import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict
@@ -70,22 +71,29 @@ def terms_of(
     return diffrax.MultiTerm(*terms) if is_imex(solver) else next(iter(terms))
 
 
-class _Ended(eqx.Module):
-    """Rows, and the times `saved` of those that were reached (the others: not finite); time and
-    state where the loop ended, with its result."""
+class Ended(eqx.Module):
+    """How a loop ended: the times `saved` of the rows that were reached (the others: not finite),
+    and the time `t` where it did."""
 
-    rows: PyTree[Array]
     saved: Array
     t: Array
-    last: PyTree[Array]
-    control: Any
+    record: StepRecord
+    watched: Watched | None
     stats: dict[str, Any]
     result: RESULTS
+
+
+class _Run(eqx.Module):
+    rows: PyTree[Array]
+    last: PyTree[Array]
+    step: KeptStep | None
+    ended: Ended
     trace: Trace | None
 
 
 def run_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> tuple[Outputs, Trace | None]:
-    """Solves, and if asked to `record` returns the accepted steps too."""
+    """Solves, and if asked to `record` returns the accepted steps too. The `rest` of the outputs
+    is an `Ended`. A solve that an event ends does so with the step it is in."""
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
     # the end, and the points of the dense output.
     t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
@@ -93,23 +101,47 @@ def run_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> tuple[Outp
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
     held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args)
-    if plan.on_own_loop:
-        ended = _our_loop(plan, pace, held, record)
-    else:
-        ended = _diffrax_loop(plan, pace, held, inputs)
-    at_end = _with_time(ended.last, end, inputs.t1, inputs.field, inputs.args)
-    last = select(ended.result == RESULTS.successful, at_end, ended.last)
-    result = verdict(pace.controller, inputs.y0, ended.control.record, ended.result)
-    rest = (ended.control.record, ended.control.watched, ended.saved, ended.t, ended.stats, result)
-    if ended.trace is None:
-        return Outputs(ended.rows, last, rest), None
-    # A failed sample has no derivative at all, however far it came.
-    count = jnp.where(is_okay(result), ended.trace.count, 0)
-    trace = eqx.tree_at(lambda trace: trace.count, ended.trace, count)
-    return Outputs(ended.rows, last, rest), trace
+    event = event_of(plan, pace, held)
+    run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
+    ended, trace = run.ended, run.trace
+    at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
+    last = select(ended.result == RESULTS.successful, at_end, run.last)
+    result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
+    ended = Ended(ended.saved, ended.t, ended.record, ended.watched, ended.stats, result)
+    if trace is not None:
+        # A failed sample has no derivative at all, however far it came.
+        count = jnp.where(is_okay(result), trace.count, 0)
+        trace = eqx.tree_at(lambda trace: trace.count, trace, count)
+    return Outputs(run.rows, last, run.step, ended), trace
 
 
-def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> _Ended:
+def event_of(plan: Plan, pace: Pace, inputs: Inputs) -> EventOf | None:
+    """The event of a solve, whose conditions are told what diffrax tells them."""
+    if plan.event is None:
+        return None
+    t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
+    way = jnp.where(t1 < t0, -1, 1).astype(t0.dtype)
+    return EventOf(plan.event, _settings(plan, pace, inputs), way, t0, inputs.y0, inputs.args)
+
+
+def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
+    """Of `diffeqsolve`."""
+    t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
+    way = jnp.where(t1 < t0, -1, 1)
+    subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
+    return dict(
+        terms=terms_of(plan.solver, inputs.field),
+        solver=plan.solver,
+        t0=t0,
+        t1=t1,
+        dt0=None if pace.dt0 is None else way.astype(pace.dt0.dtype) * pace.dt0,
+        saveat=diffrax.SaveAt(subs=subs, controller_state=True),
+        stepsize_controller=pace.controller,
+        max_steps=plan.capacity,
+    )
+
+
+def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool) -> _Run:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     steps = Steps(
         terms=terms_of(plan.solver, inputs.field, way=way),
@@ -118,6 +150,9 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> _Ended:
         meter=plan.progress_meter,
         max_steps=pace.max_steps,
         capacity=plan.capacity if record else None,
+        until=None if event is None else event.look,
+        seen=None if event is None else event.first_seen,
+        keeps_last=event is not None and event.is_located,
     )
     t0, t1, ts = inputs.t0 * way, inputs.t1 * way, inputs.ts * way
     solved = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)
@@ -128,73 +163,71 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> _Ended:
         num_rejected_steps=solved.tried - solved.accepted,
         max_steps=pace.max_steps,
     )
-    trace = None
-    if solved.times is not None:
-        trace = Trace(solved.times * way, solved.states, solved.accepted)
-    return _Ended(
-        rows=solved.rows,
+    ended = Ended(
         saved=jnp.where(reached, inputs.ts, jnp.inf),
         t=solved.t * way,
-        last=solved.y,
-        control=solved.control,
+        record=solved.control.record,
+        watched=solved.control.watched,
         stats=stats,
         result=promoted(solved.result),
-        trace=trace,
     )
+    trace = None
+    if solved.times is not None:
+        arrives = ended.result == RESULTS.successful
+        trace = Trace(solved.times * way, solved.states, solved.accepted, arrives)
+    return _Run(solved.rows, solved.y, solved.last, ended, trace)
 
 
-def _diffrax_loop(plan: Plan, pace: Pace, held: Inputs, inputs: Inputs) -> _Ended:
-    """`inputs`, of which the loop sees those that are `held`."""
-    solver, dt0 = plan.solver, pace.dt0
-    adjoint: Any = plan.adjoint
-    way = jnp.where(held.t1 < held.t0, -1, 1)
-    subs = [diffrax.SubSaveAt(ts=held.ts), diffrax.SubSaveAt(t1=True)]
-    saveat = diffrax.SaveAt(subs=subs, controller_state=True)
-    settings: dict[str, Any] = dict(
-        terms=terms_of(solver, held.field),
-        solver=solver,
-        t0=held.t0,
-        t1=held.t1,
-        dt0=None if dt0 is None else way.astype(dt0.dtype) * dt0,
-        saveat=saveat,
-        stepsize_controller=pace.controller,
-        max_steps=plan.capacity,
-    )
-    event = None
-    if plan.event is not None:
-        event = EventOf(plan.event, settings, way, inputs.t0, inputs.y0, inputs.args)
-        if event.is_located:
-            saveat = diffrax.SaveAt(subs=subs, controller_state=True, solver_state=True)
-            settings = {**settings, "solver": KeepsStep(solver), "saveat": saveat}
+def _diffrax_loop(
+    plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool
+) -> _Run:
+    settings, adjoint = _settings(plan, pace, inputs), plan.adjoint
+    is_located = event is not None and event.is_located
+    if is_located:
+        subs = settings["saveat"].subs
+        saveat = diffrax.SaveAt(subs=subs, controller_state=True, solver_state=True)
+        settings = {**settings, "solver": KeepsStep(plan.solver), "saveat": saveat}
     solution = diffrax.diffeqsolve(
         **settings,
-        y0=held.y0,
-        args=held.args,
-        adjoint=adjoint,
+        y0=inputs.y0,
+        args=inputs.args,
+        adjoint=adjoint,  # pyright: ignore[reportArgumentType]
         event=None if event is None else event.for_loop(),
         throw=False,
         progress_meter=plan.progress_meter,
     )
     ts, ys = solution.ts, solution.ys
     assert ts is not None and ys is not None
-    result: Any = promoted(solution.result)
-    saved, t, last = ts[0], ts[1][0], jtu.tree_map(lambda x: x[0], ys[1])
-    if event is not None and event.is_located:
-        solver_state: Any = solution.solver_state
-        t, last, result = _at_the_event(
-            event, solver, inputs.args, solver_state[1], t, last, result
-        )
-        saved = jnp.where(way * saved > way * t, jnp.nan, saved)
-    return _Ended(
-        rows=ys[0],
-        saved=saved,
-        t=t,
-        last=last,
-        control=solution.controller_state,
+    solver_state: Any = solution.solver_state
+    control: Any = solution.controller_state
+    ended = Ended(
+        saved=ts[0],
+        t=ts[1][0],
+        record=control.record,
+        watched=control.watched,
         stats=solution.stats,
-        result=result,
-        trace=None,
+        result=promoted(solution.result),
     )
+    last = jtu.tree_map(lambda x: x[0], ys[1])
+    return _Run(ys[0], last, solver_state[1] if is_located else None, ended, None)
+
+
+def at_the_event(
+    event: EventOf, plan: Plan, inputs: Inputs, outputs: Outputs, step: KeptStep
+) -> Outputs:
+    """Time, state and result of a solve that ended with the `step` in which its event is."""
+    ended: Ended = outputs.rest
+    happened = ended.result == RESULTS.event_occurred
+    found = event.find(plan.solver, step, outputs.last, inputs.args, happened)
+    result = RESULTS.where(found.crossed & ~found.located, RESULTS.event_not_located, ended.result)
+    # Where the state itself is not finite, that is what failed.
+    is_lost = found.not_finite & all_finite(outputs.last)
+    result = RESULTS.where(is_lost, RESULTS.event_not_finite, result)
+    here = found.crossed & found.located
+    t, last = select(here, (found.t, found.y), (ended.t, outputs.last))
+    saved = jnp.where(event.way * ended.saved > event.way * t, jnp.nan, ended.saved)
+    ended = Ended(saved, t, ended.record, ended.watched, ended.stats, result)
+    return Outputs(outputs.rows, last, None, ended)
 
 
 @eqx.filter_custom_jvp
@@ -211,13 +244,3 @@ def _with_time_jvp(primals, tangents):
         slope = finite_or_zero(field(t, y, args, zeros_like(y)))
         d_y = add(jtu.tree_map(lambda dy: dy * d_forth.astype(dy.dtype), slope), d_y)
     return y, d_y
-
-
-def _at_the_event(event: EventOf, solver, args: Args, step: KeptStep, t, y, result):
-    """Time, state and result of a solve that ended at the end `t` of the `step` with its event."""
-    found = event.find(solver, step, y, args, result == RESULTS.event_occurred)
-    result = RESULTS.where(found.crossed & ~found.located, RESULTS.event_not_located, result)
-    # Where the state itself is not finite, that is what failed.
-    is_lost = found.not_finite & all_finite(y)
-    result = RESULTS.where(is_lost, RESULTS.event_not_finite, result)
-    return (*select(found.crossed & found.located, (found.t, found.y), (t, y)), result)

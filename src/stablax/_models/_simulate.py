@@ -97,10 +97,9 @@ def explain_forward_mode():
             raise
         raise TypeError(
             "This model was made for reverse mode (`grad`, `jacrev`), with `adjoint="
-            "diffrax.RecursiveCheckpointAdjoint()` (the default of a model with an event). For "
-            "`jvp`, `jacfwd` and `linearize`, make it with `adjoint=diffrax.ForwardMode()`; for "
-            "both modes, with `stablax.DiscreteAdjoint()`, or with an event with "
-            "`diffrax.DirectAdjoint()`."
+            "diffrax.RecursiveCheckpointAdjoint()`. For `jvp`, `jacfwd` and `linearize`, make it "
+            "with `adjoint=diffrax.ForwardMode()`; for both modes, with the default, "
+            "`stablax.DiscreteAdjoint()`."
         ) from error
 
 
@@ -127,9 +126,9 @@ class Simulate(eqx.Module):
     - `controller`: a diffrax step size controller; by default `StiffPID.preset(solver=solver)`.
         Whatever it says, a step that is not finite or leaves the guard's box is rejected.
     - `adjoint`: [`DiscreteAdjoint`][] (the default; both modes), or diffrax's `ForwardMode`
-        (forward mode, through events too; runs fastest in it), `RecursiveCheckpointAdjoint`
-        (reverse mode, through events too: the default of a model that has one) or
-        `DirectAdjoint` (both modes, through events too; slow). Others are refused.
+        (forward mode; runs fastest in it), `RecursiveCheckpointAdjoint` (reverse mode) or
+        `DirectAdjoint` (both modes, as often as wanted; slow). Others are refused. All go through
+        events.
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
     - `event`: a `diffrax.Event` that ends the solve. Its time is the `t1` of the simulation; rows

@@ -16,7 +16,7 @@ from .._captured import Captured, capture
 from .._control import AdmissibleSteps, Cause, Watch
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
-from .._loop import for_forward_mode, with_tolerances
+from .._loop import KeptStep, for_forward_mode, with_tolerances
 from .._results import RESULTS, is_okay
 from .._solvers import AbstractRosenbrock, family_of
 from .._states import (
@@ -32,7 +32,7 @@ from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, solve
 from ._forward_only import forward_only
-from ._run import run_loop, terms_of
+from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
 from ._stepping import Pace, Plan
 from ._times import last_asked, rows_are_ordered
@@ -40,7 +40,7 @@ from ._times import last_asked, rows_are_ordered
 _FORWARD = (
     "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
     "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`, which "
-    "has both; with an event, with `diffrax.DirectAdjoint()`."
+    "has both."
 )
 
 
@@ -153,8 +153,17 @@ def integrate(
     else:
         outputs, _ = run(inputs, False)
     if isinstance(plan.adjoint, diffrax.ForwardMode):
-        moves = lambda o: (o.rows, o.last)
-        outputs = eqx.tree_at(moves, outputs, forward_only(moves(outputs), _FORWARD))
+        moving = (outputs.rows, outputs.last, outputs.step)
+        rows, last, step = forward_only(moving, _FORWARD)
+        outputs = Outputs(rows, last, step, outputs.rest)
+    if outputs.step is not None:
+        event, step = event_of(plan, pace, inputs), outputs.step
+        assert event is not None
+        if discrete:  # the first step moves with the start
+            begins = outputs.rest.stats["num_accepted_steps"] == 1
+            start = jnp.where(begins, t0 * event.way, step.t0)
+            step = KeptStep(start, step.t1, step.y0, step.dense)
+        outputs = at_the_event(event, plan, inputs, outputs, step)
     about = About(names, family_of(plan.solver))
     simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
     last = finite_or_zero(outputs.last)
@@ -189,9 +198,10 @@ def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:
 
 def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simulation:
     rows, last = outputs.rows, outputs.last
-    record, watched, saved_ts, stopped_at, statistics, result = outputs.rest
-    result = RESULTS.where(ordered, result, RESULTS.bad_times)
-    reached = jnp.isfinite(saved_ts) & active
+    ended: Ended = outputs.rest
+    record, watched, statistics = ended.record, ended.watched, ended.stats
+    result = RESULTS.where(ordered, ended.result, RESULTS.bad_times)
+    reached = jnp.isfinite(ended.saved) & active
 
     def fill_row(row, last):
         row_reached = reached.reshape(-1, *[1] * (row.ndim - 1))
@@ -199,13 +209,13 @@ def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simu
 
     ys = finite_or_zero(jtu.tree_map(fill_row, rows, last))
     # The loop's own time has no derivative in `end`.
-    t1 = jnp.where(result == RESULTS.successful, end, stopped_at)
+    t1 = jnp.where(result == RESULTS.successful, end, ended.t)
     # A failed sample has no gradient at all, however far it came.
     ys, t1 = select(is_okay(result), (ys, t1), lax.stop_gradient((ys, t1)))
     stats = {
         **{k: statistics[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
         "max_steps": statistics["max_steps"],
-        "t": stopped_at,
+        "t": ended.t,
         "dt": record.dt,
         "component": jnp.where(record.cause == Cause.none.value, -1, record.component),
     }

@@ -177,9 +177,8 @@ def planned(
 @functools.lru_cache(maxsize=256)
 def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]:
     options: SolveOptions = held.tree
-    # A loop that is differentiated in reverse mode, and one that an event ends, are diffrax's.
+    # A loop that is differentiated in reverse mode is diffrax's.
     ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
-    ours = ours and options.event is None
     capacity = options.max_steps
     if ours and options.trace != "record":
         # So that programs with another budget are the same one.
@@ -288,8 +287,8 @@ def _max_steps(plan: Plan, pace: Pace, given: Any) -> Any:
         return None
     if not plan.on_own_loop:
         raise ValueError(
-            "`stepping.max_steps` needs the default adjoint or `ForwardMode`, and no event: else "
-            "the size of the program depends on it. Set the `max_steps` of the model."
+            "`stepping.max_steps` needs the default adjoint or `ForwardMode`: with others it is "
+            "the size of the program. Set the `max_steps` of the model."
         )
     if is_traced(given):
         return jnp.minimum(given, plan.capacity)

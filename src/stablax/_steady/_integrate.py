@@ -59,11 +59,11 @@ class Integrate(AbstractSteadyMethod):
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )
 
-        def arrived(t, y, args):
+        def arrived(seen, t, y, args):
             value, jacobian = problem.linearise(y)
             factors = Equilibrated().factorise(jnp.zeros((), dtype), jacobian)
             step = Equilibrated().apply(factors, value, transpose=False)
-            return problem.size(step, y) < problem.rtol
+            return problem.size(step, y) < problem.rtol, seen
 
         zero = jnp.zeros((), dtype)
         # The shortest step that the controller takes is a fraction of the whole time.
