@@ -55,7 +55,8 @@ class KeptStep(eqx.Module):
 
 class Solved(eqx.Module):
     """`rows[:row]` at the times that were reached; `t` and `y` where the loop ended; `times[k]`
-    and `states[k]` at the end of accepted step k, if they were recorded."""
+    and `states[k]` at the end of accepted step k, if they were recorded; `seen`: what the answer
+    of `until` at `y` left."""
 
     rows: PyTree[Array]
     row: Int[Array, ""]
@@ -68,12 +69,12 @@ class Solved(eqx.Module):
     times: Array | None
     states: PyTree[Array] | None
     last: KeptStep | None
+    seen: PyTree
 
 
 class _Carry(eqx.Module):
     solved: Solved
     looked: Bool[Array, ""] | None  # whether `until` was asked of this state
-    seen: PyTree
     end: Float[Array, ""]  # of the next step
     known: PyTree  # the solver's state
     jumped: Any
@@ -123,19 +124,19 @@ def integrate_steps(
         on = steps_on(carry.solved)
         return on if carry.looked is None else on | ~carry.looked
 
-    def look(carry: _Carry) -> tuple[Solved, PyTree]:
+    def look(carry: _Carry) -> Solved:
         """One call site, before a step, for the start and for what the steps arrive at."""
         solved = carry.solved
         if steps.until is None or carry.looked is None:
-            return solved, carry.seen
-        ends, seen = steps.until(carry.seen, solved.t, solved.y, args)
+            return solved
+        ends, seen = steps.until(solved.seen, solved.t, solved.y, args)
         asks = goes_on(carry) & ~carry.looked
         result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
-        solved = eqx.tree_at(lambda s: s.result, solved, result)
-        return solved, select(asks, seen, carry.seen)
+        places = lambda s: (s.result, s.seen)
+        return eqx.tree_at(places, solved, (result, select(asks, seen, solved.seen)))
 
     def body(carry: _Carry) -> _Carry:
-        solved, seen = look(carry)
+        solved = look(carry)
         t, end, y = solved.t, carry.end, solved.y
         live = steps_on(solved)
         y1, error, dense, known, ended = solver.step(
@@ -189,18 +190,21 @@ def integrate_steps(
         if carry.jumped is not False:
             jumped = jnp.where(keep, jumped, carry.jumped)
         tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
-        solved = Solved(rows, row, t, y, control, ended, tried, accepted, times, states, last)
+        solved = Solved(
+            rows, row, t, y, control, ended, tried, accepted, times, states, last, solved.seen
+        )
         looked = None if carry.looked is None else ~keep
-        return _Carry(solved, looked, seen, next_end, known, jumped, meter)
+        return _Carry(solved, looked, next_end, known, jumped, meter)
 
     jumped = False if _never_jumps(controller, t0, y0, args, order, control) else jnp.array(False)
     control, known, meter = _as_arrays((control, known, steps.meter.init()))
     last = None
     if steps.keeps_last:
         last = KeptStep.none(solver, terms, t0, end, y0, args, known)
-    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states, last)
+    seen = steps.seen
+    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states, last, seen)
     looked = None if steps.until is None else still
-    carry = _Carry(solved, looked, steps.seen, end, known, jumped, meter)
+    carry = _Carry(solved, looked, end, known, jumped, meter)
     moving, fixed = eqx.partition(carry, eqx.is_array)
 
     def loop(moving):

@@ -18,11 +18,14 @@ class Attempt(eqx.Module):
         by the residual there, whatever the search says.
     - `status`: what the search says, a member of [`STATUS`][].
     - `num_steps`: how many steps it took.
+    - `seen`: f and its Jacobian at `y` (`problem.linearise_field(y)`), `(n,)` and `(n, n)`, if the
+        search has them; otherwise they are computed for the verdict.
     """
 
     y: Float[Array, " n"]
     status: STATUS
     num_steps: Int[Array, ""]
+    seen: tuple[Float[Array, " n"], Float[Array, "n n"]] | None = None
 
 
 class AbstractSteadyMethod(eqx.Module):

@@ -124,13 +124,17 @@ def run_chain(
             )
 
         def branch(index):
-            search = stages[index].search
-            # Under `vmap` every lane runs every branch.
-            return lambda: search(here, active & (stage == index))
+            def search():
+                # Under `vmap` every lane runs every branch.
+                tried = stages[index].search(here, active & (stage == index))
+                seen = problem.linearise_field(tried.y) if tried.seen is None else tried.seen
+                return tried.y, tried.status, tried.num_steps, seen
 
-        tried = lax.switch(stage, [branch(i) for i in range(len(stages))])
-        verdict = judge(problem, tried.y, stability)
-        status = status_of(verdict, tried.status, problem)
+            return search
+
+        y, said, count, seen = lax.switch(stage, [branch(i) for i in range(len(stages))])
+        verdict = judge(problem, y, seen, stability)
+        status = status_of(verdict, said, problem)
         # Somebody else can tell, unless this was the last to be asked.
         asks = (status == STATUS.ambiguous) & (attempt + 1 < len(stages) + warm_starts)
         result = RESULTS.where(asks, RESULTS.ambiguous_steady_state, verdict.result)
@@ -142,7 +146,7 @@ def run_chain(
         better = (attempt == first) | (_rank(verdict.result) <= _rank(old.verdict.result))
         best = (verdict, stage, warm)
         verdict, stage, warm = select(better, best, (old.verdict, old.stage, old.warm))
-        steps = old.steps + tried.num_steps
+        steps = old.steps + count
         return attempt + 1, Found(verdict, stage, warm, steps, statuses)
 
     y0 = jnp.where(jnp.isfinite(problem.y0), problem.y0, 0)

@@ -59,8 +59,9 @@ class Integrate(AbstractSteadyMethod):
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )
 
-        def arrived(seen, t, y, args):
-            value, jacobian = problem.linearise(y)
+        def arrived(_, t, y, args):
+            seen = problem.linearise_field(y)
+            value, jacobian = problem.constrained(y, *seen)
             factors = Equilibrated().factorise(jnp.zeros((), dtype), jacobian)
             step = Equilibrated().apply(factors, value, transpose=False)
             return problem.size(step, y) < problem.rtol, seen
@@ -77,6 +78,7 @@ class Integrate(AbstractSteadyMethod):
             meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,
             until=arrived,
+            seen=problem.unseen(),
         )
         end = jnp.where(active, horizon, zero).astype(dtype)
         solved = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)
@@ -90,4 +92,5 @@ class Integrate(AbstractSteadyMethod):
             (solved.result == diffrax.RESULTS.event_occurred, STATUS.converged),
         ):
             status = STATUS.where(seen, member, status)
-        return Attempt(solved.y, status, solved.tried)
+        # Asked last of the state at which the loop ended.
+        return Attempt(solved.y, status, solved.tried, solved.seen)

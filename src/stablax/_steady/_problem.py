@@ -62,8 +62,16 @@ class SteadyProblem(eqx.Module):
 
     def linearise(self, y: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
         """F and its Jacobian at `y`."""
-        flux, jacobian = self.linearise_field(y)
+        return self.constrained(y, *self.linearise_field(y))
+
+    def constrained(self, y: Array, flux: Array, jacobian: Array) -> tuple[Array, Array]:
+        """F and its Jacobian at `y`, from those of f."""
         return flux - product(self.projector, y - self.y0), jacobian - self.projector
+
+    def unseen(self) -> tuple[Array, Array]:
+        """Of the shapes of f and its Jacobian."""
+        n = self.start.size
+        return jnp.zeros_like(self.start), jnp.zeros((n, n), self.start.dtype)
 
     def linearise_field(self, y: Array) -> tuple[Array, Array]:
         """f and its Jacobian at `y`. A finite value can have an infinite derivative (a root at
@@ -84,7 +92,7 @@ class SteadyProblem(eqx.Module):
             return aside.after(finite, y, *self.walls), flux, jacobian
 
         # A loop, so that the field stands here once.
-        start = (Aside.start(y), jnp.zeros_like(y), jnp.zeros((y.size, y.size), y.dtype))
+        start = (Aside.start(y), *self.unseen())
         _, flux, jacobian = lax.while_loop(lambda carry: ~carry[0].done, body, start)
         return flux, jacobian
 

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
 from .._linalg import Equilibrated
+from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem, default_tolerances
 from ._status import STATUS
@@ -90,13 +91,8 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
     """Runs a root finder of ours, whose state says whether it is `finished`, its `status`, and
     the last state `y` that it accepted."""
     fn = lambda y, args: (problem.residual(y), None)
-    options = dict(
-        lower=problem.lower,
-        upper=problem.upper,
-        linearise=problem.linearise,
-        direction=1,
-        guessed=problem.guessed,
-    )
+    bounds = dict(lower=problem.lower, upper=problem.upper)
+    options = dict(**bounds, direction=1, guessed=problem.guessed)
     rtol = problem.rtol if finder.rtol is None else finder.rtol
     atol = problem.atol if finder.atol is None else finder.atol
     finder = eqx.tree_at(
@@ -104,18 +100,21 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
     )
     state = finder.init(fn, problem.start, None, options, problem.start, None, frozenset())
 
-    def cond(carry):
-        _, state, k = carry
-        return active & ~state.finished & (k < problem.budget)
-
     def body(carry):
-        y, state, k = carry
-        y, state, _ = finder.step(fn, y, None, options, state, frozenset())
-        return y, state, k + 1
+        """A step; or at the end, with the same call site of the field, a look at the last state."""
+        _, y, state, k, _ = carry
+        ends = state.finished | (k >= problem.budget)
+        # Out of steps, the last state that was accepted is better than the next one to try.
+        y = jnp.where(ends & ~state.finished, state.y, y)
+        seen = problem.linearise_field(y)
+        here = {**options, "linearise": lambda y: problem.constrained(y, *seen)}
+        following, new, _ = finder.step(fn, y, None, here, state, frozenset())
+        y, state, k = select(ends, (y, state, k), (following, new, k + 1))
+        return ends, y, state, k, seen
 
-    y, state, steps = lax.while_loop(cond, body, (problem.start, state, jnp.array(0)))
-    # Out of steps, the last state that was accepted is better than the next one to try.
-    return Attempt(jnp.where(state.finished, y, state.y), state.status, steps)
+    start = (~active, problem.start, state, jnp.array(0), problem.unseen())
+    _, y, state, steps, seen = lax.while_loop(lambda carry: ~carry[0], body, start)
+    return Attempt(y, state.status, steps, seen)
 
 
 class AbstractSteadyRootFinder(optx.AbstractRootFinder, AbstractSteadyMethod):

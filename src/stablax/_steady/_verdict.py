@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._linalg import Equilibrated
-from .._precision import product
 from .._results import RESULTS
 from .._states import all_finite
 from ._problem import SteadyProblem
@@ -32,11 +31,12 @@ class Verdict(eqx.Module):
     jacobian: Array  # of F
 
 
-def judge(problem: SteadyProblem, y: Array, stability: bool | None) -> Verdict:
-    """Looks at the bare residual at `y`."""
-    flux, of_field = problem.linearise_field(y)
-    value = flux - product(problem.projector, y - problem.y0)
-    jacobian = of_field - problem.projector
+def judge(
+    problem: SteadyProblem, y: Array, seen: tuple[Array, Array], stability: bool | None
+) -> Verdict:
+    """Looks at the bare residual at `y`, where f and its Jacobian are `seen`."""
+    flux, of_field = seen
+    value, jacobian = problem.constrained(y, flux, of_field)
     finite = all_finite((y, value, jacobian))
     jacobian = jnp.where(finite, jacobian, -jnp.eye(y.size, dtype=y.dtype))
     linear = Equilibrated()
