@@ -59,6 +59,7 @@ from ._linalg import (
 )
 from ._models import (
     AbstractDose as AbstractDose,
+    AbstractModel as AbstractModel,
     AddDose as AddDose,
     DiscreteAdjoint as DiscreteAdjoint,
     DoseFunction as DoseFunction,

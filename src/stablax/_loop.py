@@ -4,6 +4,7 @@ diffrax's `diffeqsolve` would do; but its checks of the save times are host call
 a program out of JAX's persistent cache and out of `jax.export`, and it traces a step six times.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -132,8 +133,7 @@ def integrate_steps(
         ends, seen = steps.until(solved.seen, solved.t, solved.y, args)
         asks = goes_on(carry) & ~carry.looked
         result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
-        places = lambda s: (s.result, s.seen)
-        return eqx.tree_at(places, solved, (result, select(asks, seen, solved.seen)))
+        return dataclasses.replace(solved, result=result, seen=select(asks, seen, solved.seen))
 
     def body(carry: _Carry) -> _Carry:
         solved = look(carry)

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from .._models import Simulate, with_options
+from .._models import AbstractModel, with_options
 from .._results import RESULTS, name_of
 from .._static import is_traced
 from .._types import typechecked
@@ -139,7 +139,7 @@ def check_gradient(
 
 def _reachable(model: PyTree, dtype: np.dtype) -> float:
     """How well the gradients of what is solved in `model` can agree with differences."""
-    solves = lambda x: isinstance(x, Simulate | diffrax.AbstractStepSizeController)
+    solves = lambda x: isinstance(x, AbstractModel | diffrax.AbstractStepSizeController)
     parts = filter(solves, jtu.tree_leaves(model, is_leaf=solves))
     known = [rtol for part in parts if (rtol := tolerance_of(part, dtype)) is not None]
     return max(_LEAST_RTOL, *(100 * rtol for rtol in known)) if known else _RTOL
@@ -368,14 +368,14 @@ def _with_adjoint(model: PyTree, adjoint: diffrax.AbstractAdjoint) -> PyTree | N
     """`model` with another adjoint in all that solves in it; None if nothing does."""
 
     def solves(x):
-        return isinstance(x, Simulate | diffrax.AbstractAdjoint)
+        return isinstance(x, AbstractModel | diffrax.AbstractAdjoint)
 
     parts = jtu.tree_leaves(model, is_leaf=solves)
     if not any(map(solves, parts)):
         return None
 
     def change(part):
-        if isinstance(part, Simulate):
+        if isinstance(part, AbstractModel):
             return with_options(part, adjoint=adjoint)
         return adjoint if isinstance(part, diffrax.AbstractAdjoint) else part
 

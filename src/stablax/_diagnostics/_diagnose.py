@@ -8,14 +8,14 @@ from jax.flatten_util import ravel_pytree
 
 from .._control import Cause
 from .._fields import as_guarded
-from .._models import as_stepping, explain
+from .._models import AbstractModel, as_stepping, explain
 from .._results import is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
 from ._causes import suggestions
 from ._causes_missed import global_error
 from ._finer import FinerReport, solve_finer
-from ._observe import Model, Observation, bind, observe, settled
+from ._observe import Observation, bind, observe, settled
 from ._report import Advice, Table, as_data, as_rich, as_text, number
 from ._stiffness import jacobian_at
 from ._suggestion import Suggestion
@@ -154,7 +154,7 @@ class Diagnosis:
 
 
 @typechecked
-def diagnose(model: Model, *inputs: Any, **keywords: Any) -> Diagnosis:
+def diagnose(model: AbstractModel, *inputs: Any, **keywords: Any) -> Diagnosis:
     """Why a model fails on these inputs, or is slow: solves them, watches every step, looks at the
     field along the trajectory, and says what to change.
 

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from .._control import StiffPID
-from .._models import Simulate, Simulation, with_options
+from .._models import AbstractModel, Simulation, with_options
 from .._results import is_okay, name_of
 from .._states import as_args
 from .._static import Static
@@ -56,7 +56,7 @@ class _ShortSteps(diffrax.AbstractAdaptiveStepSizeController):
 
 def tolerance_of(solves: Any, dtype: np.dtype) -> float | None:
     """`rtol` of a model, or of a controller, for a state of `dtype`, if it has one."""
-    controller = solves.options.controller if isinstance(solves, Simulate) else solves
+    controller = solves.options.controller if isinstance(solves, AbstractModel) else solves
     if isinstance(controller, StiffPID) and not controller.explicit[0]:
         controller = controller.for_dtype(dtype)
     rtol = getattr(controller, "rtol", None)
@@ -69,7 +69,7 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
     changed = []
 
     def change(part):
-        if not isinstance(part, Simulate):
+        if not isinstance(part, AbstractModel):
             return part
         tolerance = tolerance_of(part, dtype)
         if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
@@ -85,7 +85,7 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
             trace=None,
         )
 
-    other = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
+    other = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, AbstractModel))
     return other if changed else None
 
 

@@ -15,11 +15,9 @@ from jax.flatten_util import ravel_pytree
 from .._control import Cause, StiffPID
 from .._fields import Guarded, as_guarded
 from .._models import (
+    AbstractModel,
     Phase,
-    Simulate,
-    SimulatePhases,
     Simulation,
-    SteadyThenSimulate,
     Stepping,
     steps_of,
     with_options,
@@ -28,7 +26,6 @@ from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from ._stiffness import Stiffness, stiffness_along
 
-Model = Simulate | SteadyThenSimulate | SimulatePhases
 _QUANTILES = 20  # of the accepted steps, at whose starts the trajectory is looked at
 
 
@@ -36,7 +33,7 @@ _QUANTILES = 20  # of the accepted steps, at whose starts the trajectory is look
 class Observation:
     """One solve, watched. Arrays are numpy; states are flat, `(times, size)`."""
 
-    model: Model
+    model: AbstractModel
     inputs: dict[str, Any]
     conditions: "Conditions"
     asked: Simulation  # at times that were asked for
@@ -120,7 +117,7 @@ def _bare(field, args, like, ts, flats):
     return jax.vmap(lambda t, y: ravel_pytree(bare(t, unravel(y), args))[0])(ts, flats)
 
 
-def bind(model: Model, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:
+def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `model`, by name."""
     keywords = {k: v for k, v in keywords.items() if k != "throw"}
     signature = inspect.signature(type(model).__call__)
@@ -139,7 +136,7 @@ def bind(model: Model, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any
     return named
 
 
-def settled(model: Model, stepping: Stepping | None) -> Model:
+def settled(model: AbstractModel, stepping: Stepping | None) -> AbstractModel:
     """`model` with what a call steps with as its options."""
     if stepping is None:
         return model
@@ -177,7 +174,7 @@ def conditions_of(inputs: dict[str, Any]) -> Conditions:
     return Conditions(np.array(ends), tuple(conditions))
 
 
-def observe(model: Model, inputs: dict[str, Any]) -> Observation:
+def observe(model: AbstractModel, inputs: dict[str, Any]) -> Observation:
     """Solves twice with one program: the second time it saves where the first had its steps."""
     watched = with_options(
         model,

@@ -8,6 +8,7 @@ from ._dose import (
     SetDose as SetDose,
 )
 from ._explain import explain as explain, is_successful as is_successful
+from ._model import AbstractModel as AbstractModel
 from ._phase import Phase as Phase
 from ._simulate import Simulate as Simulate
 from ._simulate_phases import SimulatePhases as SimulatePhases

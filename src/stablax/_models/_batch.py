@@ -17,18 +17,15 @@ from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from .._types import typechecked
 from ._explain import raise_on_failed_lanes
-from ._simulate import Simulate, explain_forward_mode, tolerance_of
-from ._simulate_phases import SimulatePhases
+from ._model import AbstractModel
+from ._simulate import explain_forward_mode, tolerance_of
 from ._simulation import Simulation
-from ._steady_then_simulate import SteadyThenSimulate
 from ._times import as_times, told_apart
-
-Model = Simulate | SteadyThenSimulate | SimulatePhases
 
 
 @typechecked
 def simulate_batch(
-    model: Model,
+    model: AbstractModel,
     inputs: Mapping[str, Any],
     *,
     shared: Mapping[str, Any] | None = None,
@@ -92,7 +89,7 @@ def simulate_batch(
 
 @eqx.filter_jit
 def _simulate_batch(
-    model: Model,
+    model: AbstractModel,
     inputs: Mapping[str, Any],
     shared: Mapping[str, Any],
     order: Array | None,
@@ -119,7 +116,9 @@ def _simulate_batch(
     return jtu.tree_map(lambda x: x[back], out)
 
 
-def _check_names(model: Model, inputs: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+def _check_names(
+    model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any]
+) -> None:
     names = [n for n in inspect.signature(type(model).__call__).parameters if n != "self"]
     names.remove("throw")
     shown = ", ".join(f"`{n}`" for n in names)
@@ -165,7 +164,7 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
     )
 
 
-def _check_times(model: Model, given: dict[str, Any], inputs: dict[str, Any]) -> None:
+def _check_times(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
     """Raises for times that the dtype of the state does not tell apart. Traced ones are looked at
     in the model."""
     dtype = state_dtype(as_state(given["y0"], "y0"))

@@ -14,11 +14,11 @@ from .._control import StepLog
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
 from .._states import finite_or_zero, select
-from .._steady import SteadyState
 from .._types import VF
 from ._phase import Leg, Stack
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
+from ._start import AbstractStart
 from ._stepping import Pace, Plan
 from ._times import rows_are_ordered, times_are_ordered
 
@@ -56,15 +56,15 @@ def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
 
 def run_phases(
     field: VF,
-    start: PyTree[Array],
-    steady: SteadyState | None,
+    begins: AbstractStart,
     ts: Array,
     t0: Array,
     legs: tuple[Leg, ...],
     before: bool,
 ) -> Simulation:
-    """Solves one phase after the other from `start`, which may be `steady`. A save time on a
-    boundary belongs to the phase `before` it, or after it."""
+    """Solves one phase after the other from where it `begins`. A save time on a boundary belongs to
+    the phase `before` it, or after it."""
+    start, steady = begins.begin(field, t0)
     ends = ends_of([stack for stack, *_ in legs])
     found = jnp.array(True) if steady is None else is_okay(steady.result)
     ordered, fits = rows_are_ordered(t0, ts), phases_fit(t0, ts, ends)

@@ -19,7 +19,8 @@ from .._states import as_args, as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
-from ._options import SolveOptions, represent, solve_options
+from ._model import AbstractModel, held
+from ._options import SolveOptions, solve_options
 from ._simulation import Simulation
 from ._solve import integrate
 from ._stepping import Pace, Stepping, as_stepping, planned, steps_of
@@ -104,7 +105,7 @@ def explain_forward_mode():
 
 
 @final
-class Simulate(eqx.Module):
+class Simulate(AbstractModel):
     """The dynamics alone: dy/dt = f(t, y, args) from `y0`, saved at `ts`.
 
     ```python
@@ -184,21 +185,10 @@ class Simulate(eqx.Module):
             telemetry,
             trace,
         )
-        self._field = Split(field, "field")
-        self._options = Static(options, "options")
+        self._field, self._options = held(field, options)
 
-    @property
-    def field(self) -> Any:
-        """The field, as it was given."""
-        return self._field.tree
-
-    @property
-    def options(self) -> SolveOptions:
-        """Solver, controller, adjoint and the rest, as they were given."""
-        return self._options.tree
-
-    def __repr__(self) -> str:
-        return represent(self, self.field, self.options.arguments())
+    def arguments(self):
+        return self.options.arguments()
 
     @typechecked
     def __call__(
@@ -233,8 +223,7 @@ class Simulate(eqx.Module):
         """
         stepping = as_stepping(stepping)
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
-        guard = as_guarded(self.field).guard
-        plan, pace = planned(self._options, guard, state_dtype(y0), stepping)
+        plan, pace = planned(self._options, self.guard, state_dtype(y0), stepping)
         field = self._field
         if throw:
             field, y0, ts, t0, args = inputs_with_finite_derivative(

@@ -6,35 +6,28 @@ import diffrax
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .._failure import inputs_with_finite_derivative
-from .._fields import as_guarded
 from .._results import RESULTS, message
-from .._states import as_args, as_state, state_dtype
+from .._states import as_state, state_dtype
 from .._static import Split, Static, is_traced
-from .._steady import (
-    Chain,
-    SteadyOptions,
-    as_chain,
-    as_conserved,
-    as_guess,
-    refuse_rows_of,
-    steady_state,
-)
+from .._steady import Chain, SteadyOptions, as_chain
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._explain import raise_on_failure
-from ._options import SolveOptions, represent, solve_options
+from ._model import AbstractModel, held
+from ._options import solve_options
 from ._phase import Leg, Overrides, Stack, as_stacks, ends_given, joined
 from ._run_phases import ends_of, phases_fit, run_phases
-from ._simulate import Simulate, check_call, explain_forward_mode
+from ._simulate import check_call, explain_forward_mode
 from ._simulation import Simulation
+from ._start import AbstractStart, GivenStart, SteadyStart
 from ._stepping import Stepping, as_stepping, planned
 from ._times import last_asked
 
 
 @final
-class SimulatePhases(eqx.Module):
+class SimulatePhases(AbstractModel):
     """One phase after the other, each under its own condition, with doses between them; from a
     given state, or from a steady state.
 
@@ -70,7 +63,8 @@ class SimulatePhases(eqx.Module):
     **Raises:** as [`Simulate`][]; `ValueError` for options of a steady state without `steady=True`.
     """
 
-    simulate: Simulate
+    _field: Split
+    _options: Static
     _boundary: Static
     _steady: Static
 
@@ -105,35 +99,21 @@ class SimulatePhases(eqx.Module):
         )
         if not steady:
             _refuse(search, "add `steady=True`")
-        most = 256 if steady_max_steps is None else steady_max_steps
-        if most < 1:
-            raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
-        self.simulate = Simulate(
+        options = solve_options(
             field,
-            solver=solver,
-            controller=controller,
-            adjoint=adjoint,
-            max_steps=max_steps,
-            dt0=dt0,
-            event=event,
-            progress_meter=progress_meter,
-            telemetry=telemetry,
-            trace=trace,
+            solver,
+            controller,
+            adjoint,
+            max_steps,
+            dt0,
+            event,
+            progress_meter,
+            telemetry,
+            trace,
         )
+        self._field, self._options = held(field, options)
         self._boundary = Static(boundary)
-        chain = as_chain(Chain() if method is None else method)
-        options = SteadyOptions(chain, steady_rtol, steady_atol, most, stability)
-        self._steady = Static(options if steady else None)
-
-    @property
-    def field(self) -> Any:
-        """The field, as it was given."""
-        return self.simulate.field
-
-    @property
-    def options(self) -> SolveOptions:
-        """As [`Simulate.options`][]."""
-        return self.simulate.options
+        self._steady = Static(search_options(**search) if steady else None)
 
     @property
     def steady_options(self) -> SteadyOptions | None:
@@ -141,11 +121,11 @@ class SimulatePhases(eqx.Module):
         given state."""
         return self._steady.tree
 
-    def __repr__(self) -> str:
+    def arguments(self):
         steady = self.steady_options
         search = {} if steady is None else steady.changed()
-        arguments = dict(boundary=self._boundary.tree, steady=steady is not None, **search)
-        return represent(self, self.field, {**self.options.arguments(), **arguments})
+        start = dict(boundary=self._boundary.tree, steady=steady is not None, **search)
+        return {**self.options.arguments(), **start}
 
     @typechecked
     def __call__(
@@ -188,9 +168,30 @@ class SimulatePhases(eqx.Module):
         ends = ends_given(phases, state_dtype(y0))
         y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None, ends, stepping)
         _check_times(t0, ts, ends_of(stacks))
-        return solve_phases(
-            self, y0, ts, t0, stacks, steady_args, conserved, guess, stepping, throw
-        )
+        search = self.steady_options
+        if search is None:
+            given = dict(steady_args=steady_args, conserved=conserved, guess=guess)
+            _refuse(given, "make the model with `steady=True`")
+            start = GivenStart(y0)
+        else:
+            start = SteadyStart.of(search, self.field, y0, steady_args, conserved, guess)
+        before = self._boundary.tree == "before"
+        return solve_phases(self, start, ts, t0, stacks, before, stepping, throw)
+
+
+def search_options(
+    method: Any,
+    steady_rtol: float | None,
+    steady_atol: float | None,
+    steady_max_steps: int | None,
+    stability: bool | None,
+) -> SteadyOptions:
+    """The options of a search that is part of a model; `None`: the default."""
+    most = 256 if steady_max_steps is None else steady_max_steps
+    if most < 1:
+        raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
+    chain = Chain() if method is None else as_chain(method)
+    return SteadyOptions(chain, steady_rtol, steady_atol, most, stability)
 
 
 def _refuse(given: dict[str, Any], remedy: str) -> None:
@@ -200,75 +201,46 @@ def _refuse(given: dict[str, Any], remedy: str) -> None:
 
 
 def solve_phases(
-    model: SimulatePhases,
-    y0: PyTree[Array],
+    model: AbstractModel,
+    start: AbstractStart,
     ts: Array,
     t0: Array,
     stacks: tuple[Stack, ...],
-    steady_args: Args,
-    conserved: Any,
-    guess: Any,
+    before: bool,
     stepping: Stepping | None,
     throw: bool,
 ) -> Simulation:
-    """The call of a model, with times that are checked."""
-    search = model.steady_options
-    if search is None:
-        given = dict(steady_args=steady_args, conserved=conserved, guess=guess)
-        _refuse(given, "make the model with `steady=True`")
-    else:
-        dtype = state_dtype(y0)
-        search = search.for_dtype(dtype)
-        steady_args = as_args(steady_args, dtype)
-        conserved = as_conserved(conserved, model.field)
-        guess = as_guess(guess, y0)
-    guard, dtype = as_guarded(model.field).guard, state_dtype(y0)
-    how = [planned(options_of(model, stack), guard, dtype, stepping) for stack in stacks]
-    legs, field = joined(stacks, how), model.simulate._field
+    """The call of a model, with inputs that are checked. A save time on a boundary belongs to the
+    phase `before` it, or after it."""
+    dtype = state_dtype(start.y0)
+    how = [planned(options_of(model, stack), model.guard, dtype, stepping) for stack in stacks]
+    legs, field = joined(stacks, how), model._field
     if throw:
         field, y0, ts, t0, legs, steady_args = inputs_with_finite_derivative(
-            field=field, y0=y0, ts=ts, t0=t0, phases=legs, steady_args=steady_args
+            field=field, y0=start.y0, ts=ts, t0=t0, phases=legs, steady_args=start.args
         )
-    before = model._boundary.tree == "before"
+        start = start.moved(y0, steady_args)
     with explain_forward_mode():
-        simulation = _simulate_phases(
-            field, search, y0, ts, t0, legs, before, steady_args, conserved, guess
-        )
-    if simulation.steady is not None:
-        refuse_rows_of(simulation.steady, model.field, y0, steady_args, t0, conserved)
+        simulation = _simulate_phases(field, start, ts, t0, legs, before)
+    start.check(simulation.steady, model.field, t0)
     return raise_on_failure(simulation) if throw else simulation
 
 
 @eqx.filter_jit
 def _simulate_phases(
-    split: Split,
-    search: SteadyOptions | None,
-    y0,
-    ts,
-    t0,
-    legs: tuple[Leg, ...],
-    before: bool,
-    steady_args,
-    conserved,
-    guess,
+    field: Split, start: AbstractStart, ts, t0, legs: tuple[Leg, ...], before: bool
 ) -> Simulation:
-    field = split.tree
-    if search is None:
-        start, steady = y0, None
-    else:
-        steady = steady_state(field, y0, steady_args, t0, search, conserved, guess)
-        start = steady.y
-    return run_phases(field, start, steady, ts, t0, legs, before)
+    return run_phases(field.tree, start, ts, t0, legs, before)
 
 
-def options_of(model: SimulatePhases, stack: Stack) -> Static:
+def options_of(model: AbstractModel, stack: Stack) -> Static:
     """The `SolveOptions` of a stack: those of the model, where it has none of its own."""
     own: Overrides = stack.overrides.tree
     ours = model.options
     names = own.__dataclass_fields__
     changes = {name: x for name in names if (x := getattr(own, name)) is not None}
     if not changes:
-        return model.simulate._options
+        return model._options
     try:
         return Static(solve_options(model.field, **{**ours.arguments(), **changes}), "options")
     except (ValueError, TypeError) as error:

@@ -3,21 +3,23 @@
 from typing import Any, final
 
 import diffrax
-import equinox as eqx
 
-from .._steady import Chain
+from .._static import Split, Static
+from .._steady import Chain, SteadyOptions
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._options import SolveOptions, represent
+from ._model import AbstractModel, held
+from ._options import solve_options
 from ._phase import Phase, as_stacks
 from ._simulate import check_call
-from ._simulate_phases import SimulatePhases, solve_phases
+from ._simulate_phases import search_options, solve_phases
 from ._simulation import Simulation
+from ._start import SteadyStart
 from ._stepping import as_stepping
 from ._times import last_asked
 
 
 @final
-class SteadyThenSimulate(eqx.Module):
+class SteadyThenSimulate(AbstractModel):
     """The steady state under one condition, then the dynamics from it under the next.
 
     ```python
@@ -38,7 +40,9 @@ class SteadyThenSimulate(eqx.Module):
         `max_steps` and `stability` there.
     """
 
-    _phases: SimulatePhases
+    _field: Split
+    _options: Static
+    _steady: Static
 
     @typechecked
     def __init__(
@@ -60,39 +64,29 @@ class SteadyThenSimulate(eqx.Module):
         steady_max_steps: int = 256,
         stability: bool | None = None,
     ):
-        self._phases = SimulatePhases(
+        options = solve_options(
             field,
-            solver=solver,
-            controller=controller,
-            adjoint=adjoint,
-            max_steps=max_steps,
-            dt0=dt0,
-            event=event,
-            progress_meter=progress_meter,
-            telemetry=telemetry,
-            trace=trace,
-            steady=True,
-            method=method,
-            steady_rtol=steady_rtol,
-            steady_atol=steady_atol,
-            steady_max_steps=steady_max_steps,
-            stability=stability,
+            solver,
+            controller,
+            adjoint,
+            max_steps,
+            dt0,
+            event,
+            progress_meter,
+            telemetry,
+            trace,
         )
+        self._field, self._options = held(field, options)
+        search = search_options(method, steady_rtol, steady_atol, steady_max_steps, stability)
+        self._steady = Static(search)
 
     @property
-    def field(self) -> Any:
-        """The field, as it was given."""
-        return self._phases.field
+    def steady_options(self) -> SteadyOptions:
+        """How it searches for the steady state."""
+        return self._steady.tree
 
-    @property
-    def options(self) -> SolveOptions:
-        """As [`Simulate.options`][]."""
-        return self._phases.options
-
-    def __repr__(self) -> str:
-        search = self._phases.steady_options
-        assert search is not None
-        return represent(self, self.field, {**self.options.arguments(), **search.changed()})
+    def arguments(self):
+        return {**self.options.arguments(), **self.steady_options.changed()}
 
     @typechecked
     def __call__(
@@ -128,7 +122,6 @@ class SteadyThenSimulate(eqx.Module):
         """
         stepping = as_stepping(stepping)
         y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
+        start = SteadyStart.of(self.steady_options, self.field, y0, steady_args, conserved, guess)
         stacks = as_stacks(Phase(last_asked(ts), args), ts.dtype)
-        return solve_phases(
-            self._phases, y0, ts, t0, stacks, steady_args, conserved, guess, stepping, throw
-        )
+        return solve_phases(self, start, ts, t0, stacks, False, stepping, throw)

@@ -6,8 +6,8 @@ import jax.tree_util as jtu
 
 from .._types import typechecked
 from .._words import short
+from ._model import AbstractModel
 from ._options import SolveOptions
-from ._simulate import Simulate
 
 _T = TypeVar("_T")
 _NAMES = tuple(name for name in SolveOptions.__dataclass_fields__ if name != "given")
@@ -44,12 +44,12 @@ def with_options(model: _T, **changes: Any) -> _T:
 
     def change(part):
         nonlocal found
-        if not isinstance(part, Simulate):
+        if not isinstance(part, AbstractModel):
             return part
         found = True
-        return Simulate(**{"field": part.field, **part.options.arguments(), **changes})
+        return part.replaced(**changes)
 
-    changed = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, Simulate))
+    changed = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, AbstractModel))
     if not found:
         raise TypeError(f"`model` holds no model of stablax: {short(model)}.")
     return changed

@@ -1,0 +1,64 @@
+"""What all models are: a field, and how it is solved."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+
+from .._fields import as_guarded
+from .._static import Split, Static
+from ._options import SolveOptions, represent, solve_options
+from ._simulation import Simulation
+
+
+class AbstractModel(eqx.Module):
+    """A field and the options of its solve, to be called with a state and times.
+
+    Its PyTree leaves are exactly the floating-point arrays of the field. [`simulate_batch`][],
+    [`with_options`][] and [`diagnose`][] take any.
+    """
+
+    _field: eqx.AbstractVar[Split]
+    _options: eqx.AbstractVar[Static]
+
+    @property
+    def field(self) -> Any:
+        """The field, as it was given."""
+        return self._field.tree
+
+    @property
+    def options(self) -> SolveOptions:
+        """Solver, controller, adjoint and the rest, as they were given."""
+        return self._options.tree
+
+    @abc.abstractmethod
+    def __call__(self, y0: Any, ts: Any, *args: Any, **keywords: Any) -> Simulation:
+        """Solves and saves."""
+
+    @abc.abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, besides the field, by name."""
+
+    def __repr__(self) -> str:
+        return represent(self, self.field, self.arguments())
+
+    @property
+    def guard(self) -> Any:
+        """That of the field."""
+        return as_guarded(self.field).guard
+
+    def replaced(self, **changes: Any) -> "AbstractModel":
+        """With another `field`, or other options; see [`with_options`][]."""
+        field = changes.pop("field", self.field)
+        options = solve_options(field, **{**self.options.arguments(), **changes})
+        return eqx.tree_at(
+            lambda m: (m._field, m._options),
+            self,
+            held(field, options),
+            is_leaf=lambda x: isinstance(x, Static),
+        )
+
+
+def held(field: Any, options: SolveOptions) -> tuple[Split, Static]:
+    """As a model holds them."""
+    return Split(field, "field"), Static(options, "options")

@@ -1,0 +1,82 @@
+"""Where the phases of a model begin."""
+
+import abc
+import dataclasses
+from typing import Any, final
+
+import equinox as eqx
+from jaxtyping import Array, PyTree
+
+from .._states import as_args, state_dtype
+from .._steady import (
+    SteadyOptions,
+    SteadyState,
+    WarmStart,
+    as_conserved,
+    as_guess,
+    refuse_rows_of,
+    steady_state,
+)
+from .._types import VF, Args
+
+
+class AbstractStart(eqx.Module):
+    """The start of one call."""
+
+    y0: eqx.AbstractVar[PyTree[Array]]
+    args: eqx.AbstractVar[Args]  # the condition before the first phase
+
+    def moved(self, y0: PyTree[Array], args: Args) -> "AbstractStart":
+        """With another state and condition."""
+        return dataclasses.replace(self, y0=y0, args=args)
+
+    @abc.abstractmethod
+    def begin(self, field: VF, t0: Array) -> tuple[PyTree[Array], SteadyState | None]:
+        """The state at `t0`; and the steady state that it is, if it is one."""
+
+    def check(self, found: SteadyState | None, field: VF, t0: Array) -> None:
+        """Raises for a wrong input that only the search could see."""
+
+
+@final
+class GivenStart(AbstractStart):
+    """A state."""
+
+    y0: PyTree[Array]
+    args: None = None
+
+    def begin(self, field, t0):
+        return self.y0, None
+
+
+@final
+class SteadyStart(AbstractStart):
+    """The steady state that the dynamics reach from `y0` under `args`."""
+
+    y0: PyTree[Array]
+    args: Args
+    search: SteadyOptions
+    conserved: Any
+    guess: WarmStart | None
+
+    @staticmethod
+    def of(
+        search: SteadyOptions, field: VF, y0: PyTree[Array], args: Args, conserved: Any, guess: Any
+    ) -> "SteadyStart":
+        """From the arguments of a call, checked."""
+        dtype = state_dtype(y0)
+        return SteadyStart(
+            y0,
+            as_args(args, dtype),
+            search.for_dtype(dtype),
+            as_conserved(conserved, field),
+            as_guess(guess, y0),
+        )
+
+    def begin(self, field, t0):
+        found = steady_state(field, self.y0, self.args, t0, self.search, self.conserved, self.guess)
+        return found.y, found
+
+    def check(self, found, field, t0):
+        assert found is not None
+        refuse_rows_of(found, field, self.y0, self.args, t0, self.conserved)
