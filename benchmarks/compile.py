@@ -20,6 +20,7 @@ import equinox as eqx
 import harness
 import jax
 import jax.numpy as jnp
+import optimistix as optx
 from report import number, table
 
 import stablax as sx
@@ -48,16 +49,19 @@ def doses() -> tuple:
     return decay, jnp.array([1.0, 0.0]), jnp.linspace(1.0, 8.0, 8), jnp.array([0.5, 2.0])
 
 
+HALF = diffrax.Event(lambda t, y, args, **_: y[0] - 0.5, optx.Newton(rtol=1e-6, atol=1e-9))
 PROBLEMS = {
     "Robertson": lambda: published("ROBERTSON"),
+    "Robertson, to an event": lambda: published("ROBERTSON"),
     "HIRES": lambda: published("HIRES"),
     "neural, 4 states, width 32": network,
     "insulin, from a steady state": lambda: published("INSULIN"),
     "8 doses": doses,
+    "8 phases, of which 4 have a dose": doses,
 }
 
 
-def diffrax_rows(field, y0, ts, args):
+def diffrax_rows(name, field, y0, ts, args):
     controller = diffrax.PIDController(rtol=1e-6, atol=1e-9)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(field),
@@ -69,6 +73,7 @@ def diffrax_rows(field, y0, ts, args):
         args,
         saveat=diffrax.SaveAt(ts=ts),
         stepsize_controller=controller,
+        event=HALF if name.endswith("event") else None,
         throw=False,
     ).ys
 
@@ -81,13 +86,21 @@ def stablax_rows(name, field, y0, ts, args):
     if name == "8 doses":
         phases = jax.vmap(lambda t1: sx.Phase(t1, args=args, dose=jnp.ones(2)))(ts)
         return sx.SimulatePhases(field, **options)(y0, ts, phases, throw=False).ys
+    if name.startswith("8 phases"):
+        given = [jnp.ones(2), None] * 4
+        phases = [sx.Phase(t1, args, dose) for t1, dose in zip(ts, given, strict=True)]
+        return sx.SimulatePhases(field, **options)(y0, ts, phases, throw=False).ys
+    if name.endswith("event"):
+        options["event"] = diffrax.Event(HALF.cond_fn)
     return sx.Simulate(field, **options)(y0, ts, args=args, throw=False).ys
 
 
 def measure(who: str, kind: str, name: str) -> dict:
     field, y0, ts, args = PROBLEMS[name]()
-    rows = diffrax_rows if who == "diffrax" else lambda *given: stablax_rows(name, *given)
-    fn = lambda args: jnp.sum(rows(field, y0, ts, args) ** 2)
+    rows = diffrax_rows if who == "diffrax" else stablax_rows
+    # diffrax leaves inf in the rows behind an event.
+    finite = lambda ys: jnp.where(jnp.isfinite(ys), ys, 0)
+    fn = lambda args: jnp.sum(finite(rows(name, field, y0, ts, args)) ** 2)
     program = jax.jit(fn if kind == "value" else jax.grad(fn))
     times = [time.process_time()]
     lowered = program.trace(args).lower()
