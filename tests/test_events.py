@@ -227,6 +227,18 @@ def test_reverse_mode_has_the_derivatives_of_an_event(adjoint):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("adjoint", [None, diffrax.ForwardMode()])
+def test_a_condition_that_closes_over_what_is_differentiated(adjoint):
+    def when(theta):
+        event = diffrax.Event(lambda t, y, args, **_: y - theta)
+        how = dict(solver=diffrax.Tsit5(), adjoint=adjoint, event=event)
+        return sx.Simulate(lambda t, y, args: -y, **how)(1.0, [2.0], throw=False).t1
+
+    slope = jax.jacfwd if adjoint else jax.grad
+    np.testing.assert_allclose(slope(when)(0.5), -2.0, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(slope(when))(jnp.array([0.5, 0.25])), [-2, -4], rtol=1e-5)
+
+
 def test_a_program_with_an_event_has_no_callback():
     model = sx.Simulate(decay, event=EVENT)
     p = {name: float(START[name]) for name in START}

@@ -235,3 +235,10 @@ def test_integration_ends_where_it_has_arrived(solver):
     assert together.num_steps.tolist() == [int(found.num_steps) for found in alone]
     np.testing.assert_allclose(together.y, jnp.stack([rest] * 3), rtol=1e-9)
     assert not sx.is_successful(find(starts[1], sx.Integrate(solver=solver, horizon=0.1)))
+
+
+def test_a_field_that_is_infinite_at_the_start_is_no_singular_steady_state():
+    field = lambda t, y, args: jnp.exp(1000 * y) - 1
+    method = sx.Integrate(solver=diffrax.Tsit5())
+    found = sx.find_steady_state(field, jnp.ones(1), method=method, throw=False)
+    assert found.result == sx.RESULTS.no_steady_state

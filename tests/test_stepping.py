@@ -210,6 +210,7 @@ WRONG = {
     "atol": (dict(atol={"a": 0.0}), r"`atol\['a'\]` must be finite and above 0"),
     "dtmax": (dict(dtmax=np.inf), "`dtmax` must be finite and above 0"),
     "max_steps": (dict(max_steps=2.5), "whole number of at least 1, got 2.5"),
+    "infinite": (dict(max_steps=np.inf), "whole number of at least 1, got inf"),
     "none": (dict(max_steps=0), "whole number of at least 1, got 0"),
     "reach": (dict(rtol=1e-17), "below what float64 can resolve"),
     "budget": (dict(max_steps=5000), "the model keeps 4096 steps"),

@@ -1,6 +1,5 @@
 """The event of a model: when the solve ends, and where in its last step that is."""
 
-from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -12,6 +11,7 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._captured import Captured, capture
 from .._loop import KeptStep
 from .._states import stop
 from .._types import Args
@@ -31,29 +31,28 @@ class Found(eqx.Module):
 class EventOf(eqx.Module):
     """A user's `event` in one solve.
 
-    - `settings`: what its conditions are told about the solve.
+    - `conditions`: its functions of `(t, y, args)`, with what they close over as a value.
     - `way`: 1, or -1 backward in time, where diffrax runs on -t. The conditions do not see that.
     - `real`: which of its conditions are numbers, that can be solved for; the others are booleans.
     """
 
-    event: diffrax.Event
-    settings: dict[str, Any]
+    root_finder: Any
+    directions: tuple[bool | None, ...] = eqx.field(static=True)
+    conditions: list[Captured]
     way: Array
     real: tuple[bool, ...] = eqx.field(static=True)
 
     def __init__(self, event: diffrax.Event, settings: dict[str, Any], way, t, y, args):
-        self.event, self.settings, self.way = event, settings, way
-        self.real = tuple(_is_real(c, t, y, args) for c in self._conditions())
-
-    def _conditions(self) -> list[Callable[[Any, Any, Any], Any]]:
-        functions = jtu.tree_leaves(self.event.cond_fn, is_leaf=callable)
-        return [eqx.Partial(_call, function, self.settings) for function in functions]
-
-    def _directions(self) -> list[bool | None]:
-        return jtu.tree_leaves(self.event.direction, is_leaf=lambda x: x is None)
+        self.root_finder, self.way = event.root_finder, way
+        self.directions = tuple(jtu.tree_leaves(event.direction, is_leaf=lambda x: x is None))
+        functions = jtu.tree_leaves(event.cond_fn, is_leaf=callable)
+        calls = [eqx.Partial(_call, function, settings) for function in functions]
+        self.real = tuple(_is_real(call, t, y, args) for call in calls)
+        # The derivative in what a function closes over is that of its crossing.
+        self.conditions = [capture(call, t, y, args) for call in calls]
 
     def _real_directions(self) -> list[bool | None]:
-        return [d for d, r in zip(self._directions(), self.real, strict=True) if r]
+        return [d for d, r in zip(self.directions, self.real, strict=True) if r]
 
     @property
     def is_located(self) -> bool:
@@ -70,7 +69,7 @@ class EventOf(eqx.Module):
         or has changed its sign in the step."""
         (before, first), (t, y, args) = seen, stop((t * self.way, y, args))
         ends = [jnp.array(False)]
-        for condition, is_real in zip(self._conditions(), self.real, strict=True):
+        for condition, is_real in zip(self.conditions, self.real, strict=True):
             if not is_real:
                 ends.append(jnp.asarray(condition(t, y, args)))
         values = before
@@ -82,7 +81,7 @@ class EventOf(eqx.Module):
 
     def for_loop(self) -> diffrax.Event:
         """What diffrax's loop ends at: the end of the step with the event."""
-        conditions, directions = self._conditions(), self._directions()
+        conditions, directions = self.conditions, list(self.directions)
 
         def in_loop(condition):
             # Whether a step is the last has no derivative.
@@ -100,7 +99,7 @@ class EventOf(eqx.Module):
     def _real_values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
         """The values of those that are numbers. What is not `relevant` has no derivative: it need
         not be finite."""
-        real = [c for c, is_real in zip(self._conditions(), self.real, strict=True) if is_real]
+        real = [c for c, is_real in zip(self.conditions, self.real, strict=True) if is_real]
         values = []
         for k, condition in enumerate(real):
             inputs = (condition, t, y, args)
@@ -136,10 +135,10 @@ class EventOf(eqx.Module):
             return jnp.where(any_crossed, jnp.min(gaps), (t0 + t1) / 2 - t)
 
         def solve(f, _):
-            if self.event.root_finder is None:
+            if self.root_finder is None:
                 root = bracketed_root(f, t0, t1, gap(t0, before), gap(t1, after))
                 return root, jnp.ones_like(root)
-            return _by_optimistix(f, self.event.root_finder, t0, t1)
+            return _by_optimistix(f, self.root_finder, t0, t1)
 
         t, located = lax.custom_root(
             lambda t: gap(t, self._real_values(t, interpolate(t), args, crossed)),

@@ -91,7 +91,9 @@ class _Run(eqx.Module):
     trace: Trace | None
 
 
-def run_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> tuple[Outputs, Trace | None]:
+def run_loop(
+    plan: Plan, pace: Pace, event: EventOf | None, inputs: Inputs, record: bool
+) -> tuple[Outputs, Trace | None]:
     """Solves, and if asked to `record` returns the accepted steps too. The `rest` of the outputs
     is an `Ended`. A solve that an event ends does so with the step it is in."""
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
@@ -101,7 +103,6 @@ def run_loop(plan: Plan, pace: Pace, inputs: Inputs, record: bool) -> tuple[Outp
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
     held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args)
-    event = event_of(plan, pace, held)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended, trace = run.ended, run.trace
     at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)

@@ -143,8 +143,10 @@ def integrate(
     names = names_of(field, y0)
     watch = _watch(plan, guard, outputs_masked, names)
     controller = dataclasses.replace(pace.controller, masks=masks, watch=watch)
-    run = jtu.Partial(run_loop, plan, pace.replace(controller))
     inputs = Inputs(closed, y0, t0, end, save, args)
+    event = event_of(plan, pace, inputs)
+    # Whether a step is the last has no derivative.
+    run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))
     if discrete:
         solver = with_tolerances(plan.solver, controller)
         outputs = solve(
@@ -157,7 +159,7 @@ def integrate(
         rows, last, step = forward_only(moving, _FORWARD)
         outputs = Outputs(rows, last, step, outputs.rest)
     if outputs.step is not None:
-        event, step = event_of(plan, pace, inputs), outputs.step
+        step = outputs.step
         assert event is not None
         if discrete:  # the first step moves with the start
             begins = outputs.rest.stats["num_accepted_steps"] == 1

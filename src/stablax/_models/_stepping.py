@@ -37,7 +37,8 @@ def _count(x: Any) -> Any:
     if x is None or is_traced(x):
         return x
     value = real_array(x, "max_steps")
-    if not (value.size and (value >= 1).all() and (value == np.round(value)).all()):
+    whole = np.isfinite(value) & (value >= 1) & (value == np.round(value))
+    if not (value.size and whole.all()):
         raise ValueError(f"`max_steps` must be a whole number of at least 1, got {short(x)}.")
     return value.astype(int)
 

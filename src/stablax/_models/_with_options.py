@@ -28,8 +28,8 @@ def with_options(model: _T, **changes: Any) -> _T:
     - `changes`: arguments of [`Simulate`][] by name: `solver`, `controller`, `adjoint`,
         `max_steps`, `dt0`, `event`, `progress_meter`, `telemetry`, `trace`, and `field`. What is
         not named stays as it was given, and what was not given stays the default, which can be
-        another one: the controller's preset is the solver's, and the adjoint depends on whether
-        there is an `event`. `None` is the default.
+        another one: the controller's preset is the solver's, and the adjoint depends on the
+        solver. `None` is the default.
 
     **Returns:** the changed copy.
 

@@ -70,7 +70,8 @@ class Integrate(AbstractSteadyMethod):
         # The shortest step that the controller takes is a fraction of the whole time.
         rate = problem.size(problem.residual(y0), y0)
         horizon = jnp.minimum(self.horizon, 1e20 / rate)
-        horizon = jnp.where(jnp.isfinite(horizon), horizon, self.horizon)
+        # At an infinite rate the horizon would be nothing, and nobody would look at the field.
+        horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
         steps = Steps(
             terms=diffrax.ODETerm(lambda t, y, args: problem.residual(y)),
             solver=self.solver,
