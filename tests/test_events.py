@@ -10,8 +10,6 @@ import optimistix as optx
 import pytest
 
 import stablax as sx
-from stablax._models._phase import as_stacks
-from stablax._models._simulate_phases import options_of
 
 jax.config.update("jax_enable_x64", True)
 
@@ -353,10 +351,17 @@ def test_a_default_follows_what_it_depends_on():
 
 
 def test_the_controller_of_a_phase_with_a_solver_of_its_own():
+    # A tolerance of `StiffPID.preset(solver=Tsit5())` (its preset is "fast") and steps of it.
     tsit5 = diffrax.Tsit5()
-    (stack,) = as_stacks(sx.Phase(1.0, solver=tsit5), np.dtype(float))
-    options = options_of(sx.SimulatePhases(decay), stack).tree
-    assert options.controller == sx.StiffPID.preset(solver=tsit5)
+    ts = jnp.array([0.5, 1.0])
+    y0 = jnp.array([1.0])
+    rate = dict(k=jnp.array(1.0))
+    own = sx.SimulatePhases(decay)(y0, ts, [sx.Phase(1.0, args=rate, solver=tsit5)])
+    model = sx.SimulatePhases(decay, solver=tsit5)
+    assert model.options.controller == sx.StiffPID.preset(solver=tsit5)
+    whole = model(y0, ts, [sx.Phase(1.0, args=rate)])
+    assert own.stats["num_steps"] == whole.stats["num_steps"]
+    np.testing.assert_array_equal(own.ys, whole.ys)
 
 
 # https://github.com/patrick-kidger/diffrax/issues/363

@@ -16,10 +16,11 @@ from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from .._types import typechecked
+from ._call import explain_forward_mode, tolerance_of
 from ._explain import raise_on_failed_lanes
 from ._model import AbstractModel
-from ._simulate import explain_forward_mode, tolerance_of
 from ._simulation import Simulation
+from ._stepping import planned
 from ._times import as_times, told_apart
 
 
@@ -173,7 +174,13 @@ def _check_times(model: AbstractModel, given: dict[str, Any], inputs: dict[str, 
         return
     if "t0" in inputs:
         t0 = t0._replace(rounded=t0.rounded[:, None], lost=t0.lost[:, None])
-    told_apart(t0, dict(ts=ts), None, lambda: tolerance_of(model.field, model.options, dtype))
+    options, guard = model._options, model.guard
+
+    def rtol() -> float:
+        pace = planned(options, guard, dtype, None)[1]
+        return tolerance_of(options, pace, guard, dtype)
+
+    told_apart(t0, dict(ts=ts), None, rtol)
 
 
 def _number_of_samples(inputs: dict[str, Any]) -> int:

@@ -26,6 +26,12 @@ class Overrides(eqx.Module):
     max_steps: int | None
     dt0: float | None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not None, by name."""
+        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: x for name, x in named.items() if x is not None}
+
 
 @final
 class Phase(eqx.Module):
@@ -188,11 +194,12 @@ def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
             f"`phases` must be a `Phase` or a sequence of one or more, got {short(phases)}."
         )
     stacks: list[Stack] = []
+    first = 0
     for k, phase in enumerate(phases):
         if not isinstance(phase, Phase):
             raise TypeError(f"`phases[{k}]` is a {type(phase).__name__}, not a `Phase`.")
-        first = sum(stack.size for stack in stacks)
         stacks.append(_stack(phase, f"phases[{k}]", dtype, first))
+        first += stacks[-1].size
     return tuple(stacks)
 
 

@@ -8,18 +8,25 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._control import StepLog
+from .._failure import inputs_with_finite_derivative
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
 from .._states import finite_or_zero, select
+from .._static import Split, Static
 from .._types import VF
+from ._call import explain_forward_mode
+from ._explain import raise_on_failure
+from ._model import AbstractModel
+from ._options import solve_options
 from ._phase import Leg, Stack
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
 from ._start import AbstractStart
-from ._stepping import Pace, Plan
+from ._stepping import Pace, Plan, Stepping, planned
 from ._times import rows_are_ordered, times_are_ordered
 
 
@@ -52,6 +59,56 @@ def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
     low, high = jnp.minimum(t0, ends[-1]), jnp.maximum(t0, ends[-1])
     within = (low <= ts) & (ts <= high) | ~jnp.isfinite(ts)
     return times_are_ordered(t0, ends) & jnp.all(within)
+
+
+def plans_of(
+    model: AbstractModel, stacks: Sequence[Stack], dtype: np.dtype, stepping: Stepping | None
+) -> list[tuple[Static, Pace]]:
+    """How each stack is solved: as the model says, where it says nothing of its own."""
+    how = []
+    for stack in stacks:
+        changes = stack.overrides.tree.given
+        try:
+            options = model._options
+            if changes:
+                arguments = {**model.options.arguments(), **changes}
+                options = Static(solve_options(model.field, **arguments), "options")
+            how.append(planned(options, model.guard, dtype, stepping))
+        except (ValueError, TypeError) as error:
+            if not changes:
+                raise
+            raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
+    return how
+
+
+def solve_phases(
+    model: AbstractModel,
+    start: AbstractStart,
+    ts: Array,
+    t0: Array,
+    legs: tuple[Leg, ...],
+    before: bool,
+    throw: bool,
+) -> Simulation:
+    """The call of a model, with inputs that are checked."""
+    field, (stacks, plans, paces) = model._field, zip(*legs, strict=True)
+    if throw:
+        field, y0, ts, t0, stacks, steady_args = inputs_with_finite_derivative(
+            field=field, y0=start.y0, ts=ts, t0=t0, phases=stacks, steady_args=start.args
+        )
+        start = start.moved(y0, steady_args)
+    legs = tuple(zip(stacks, plans, paces, strict=True))
+    with explain_forward_mode():
+        simulation = _simulate_phases(field, start, ts, t0, legs, before)
+    start.check(simulation.steady, model.field, t0)
+    return raise_on_failure(simulation) if throw else simulation
+
+
+@eqx.filter_jit
+def _simulate_phases(
+    field: Split, start: AbstractStart, ts, t0, legs: tuple[Leg, ...], before: bool
+) -> Simulation:
+    return run_phases(field.tree, start, ts, t0, legs, before)
 
 
 def run_phases(

@@ -1,107 +1,21 @@
 """`Simulate`: the dynamics alone."""
 
-import contextlib
 from typing import Any, final
 
 import diffrax
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.tree_util as jtu
-import numpy as np
-from jaxtyping import Array, PyTree
 
-from .._control import StiffPID
 from .._failure import inputs_with_finite_derivative
-from .._fields import Guard, as_guarded
-from .._results import RESULTS, message
-from .._states import as_args, as_state, state_dtype
-from .._static import Split, Static, is_traced
+from .._states import as_state, state_dtype
+from .._static import Split, Static
 from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._call import check_call, explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel, held
-from ._options import SolveOptions, solve_options
+from ._options import solve_options
 from ._simulation import Simulation
 from ._solve import integrate
-from ._stepping import Pace, Stepping, as_stepping, planned, steps_of
-from ._times import Times, as_times, rows_are_ordered, told_apart
-
-
-def check_call(
-    field: VF,
-    options: SolveOptions,
-    y0: Any,
-    ts: Any,
-    t0: Any,
-    args: Args,
-    ends: Times | None = None,
-    stepping: Stepping | None = None,
-) -> tuple[PyTree[Array], Array, Array, Args]:
-    """The inputs of a call as arrays of one dtype, or an error that names the wrong one. `ends`:
-    of phases."""
-    y0 = as_state(y0, "y0")
-    dtype = state_dtype(y0)
-    given, start = dict(ts=as_times(ts, dtype, "ts")), as_times(t0, dtype, "t0")
-    times = (start.rounded, given["ts"].rounded)
-    if times[1].ndim != 1 or times[1].size == 0:
-        raise ValueError(
-            f"`ts` must be a vector of one or more times, got shape {times[1].shape}; for a single "
-            "time, `ts=[t]`."
-        )
-    if not is_traced(times) and not rows_are_ordered(*times):
-        raise ValueError(
-            f"{message(RESULTS.bad_times)} Got t0 = {float(times[0]):g} and ts = "
-            f"{np.array2string(times[1], threshold=8)}."
-        )
-    ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
-    guard = as_guarded(field).guard
-    guard.bounds(y0)  # raises if the guard does not fit the state
-    if isinstance(options.controller, StiffPID):
-        for name in ("jump_ts", "step_ts"):
-            if getattr(options.controller, name):
-                given[name] = as_times(getattr(options.controller, name), dtype, name)
-    if stepping is not None:
-        given |= {n: as_times(ts, dtype, n) for n, ts in stepping.given_times.items()}
-    start = told_apart(start, given, ends, lambda: tolerance_of(field, options, dtype))
-    t0 = start if is_traced(start) else t0
-    if not is_traced(y0):
-        with jax.ensure_compile_time_eval():
-            _check_start(guard, options, y0)
-    return y0, ts, t0, as_args(args, dtype)
-
-
-def tolerance_of(field: VF, options: SolveOptions, dtype: np.dtype) -> float:
-    return float(steps_of(options, as_guarded(field).guard, dtype).rtol)
-
-
-def _check_start(guard: Guard, options: SolveOptions, y0: PyTree[Array]) -> None:
-    for path, leaf in jtu.tree_flatten_with_path(y0)[0]:
-        if not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"`y0{jtu.keystr(path)}` is not finite: {leaf}.")
-    if guard.reject and guard.is_bounded:
-        steps = steps_of(options, guard, state_dtype(y0))
-        if not steps.contains(y0):
-            lower, upper = guard.bounds(y0)
-            raise ValueError(
-                f"`y0` = {y0} is outside the guard's box, lower = {lower}, upper = {upper}. Start "
-                "inside, widen the bounds, or use `Guard(..., reject=False)`."
-            )
-
-
-@contextlib.contextmanager
-def explain_forward_mode():
-    """Says which adjoint has forward mode, where jax says only that this one has not."""
-    try:
-        yield
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise TypeError(
-            "This model was made for reverse mode (`grad`, `jacrev`), with `adjoint="
-            "diffrax.RecursiveCheckpointAdjoint()`. For `jvp`, `jacfwd` and `linearize`, make it "
-            "with `adjoint=diffrax.ForwardMode()`; for both modes, with the default, "
-            "`stablax.DiscreteAdjoint()`."
-        ) from error
+from ._stepping import Pace, as_stepping, planned
 
 
 @final
@@ -221,9 +135,9 @@ class Simulate(AbstractModel):
         `RuntimeError` that says what failed, at which time, in which component, and what helps;
         and one from the derivative, if that is not finite.
         """
-        stepping = as_stepping(stepping)
-        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
+        y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         plan, pace = planned(self._options, self.guard, state_dtype(y0), stepping)
+        y0, ts, t0, args = check_call(self.field, self._options, pace, y0, ts, t0, args, stepping)
         field = self._field
         if throw:
             field, y0, ts, t0, args = inputs_with_finite_derivative(

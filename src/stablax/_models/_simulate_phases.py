@@ -3,26 +3,23 @@
 from typing import Any, Literal, final
 
 import diffrax
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from .._failure import inputs_with_finite_derivative
 from .._results import RESULTS, message
 from .._states import as_state, state_dtype
 from .._static import Split, Static, is_traced
-from .._steady import Chain, SteadyOptions, as_chain
+from .._steady import SteadyOptions
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._explain import raise_on_failure
+from ._call import check_call
 from ._model import AbstractModel, held
 from ._options import solve_options
-from ._phase import Leg, Overrides, Stack, as_stacks, ends_given, joined
-from ._run_phases import ends_of, phases_fit, run_phases
-from ._simulate import check_call, explain_forward_mode
+from ._phase import as_stacks, ends_given, joined
+from ._run_phases import ends_of, phases_fit, plans_of, solve_phases
 from ._simulation import Simulation
-from ._start import AbstractStart, GivenStart, SteadyStart
-from ._stepping import Stepping, as_stepping, planned
+from ._start import GivenStart, SteadyStart, search_options
+from ._stepping import as_stepping
 from ._times import last_asked
 
 
@@ -164,9 +161,12 @@ class SimulatePhases(AbstractModel):
         them, a dose that does not fit the state; and as [`SteadyThenSimulate`][].
         """
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
-        stacks = as_stacks(phases, state_dtype(y0))
-        ends = ends_given(phases, state_dtype(y0))
-        y0, ts, t0, _ = check_call(self.field, self.options, y0, ts, t0, None, ends, stepping)
+        dtype = state_dtype(y0)
+        stacks, ends = as_stacks(phases, dtype), ends_given(phases, dtype)
+        how = plans_of(self, stacks, dtype, stepping)
+        y0, ts, t0, _ = check_call(
+            self.field, self._options, how[0][1], y0, ts, t0, None, stepping, ends
+        )
         _check_times(t0, ts, ends_of(stacks))
         search = self.steady_options
         if search is None:
@@ -176,75 +176,13 @@ class SimulatePhases(AbstractModel):
         else:
             start = SteadyStart.of(search, self.field, y0, steady_args, conserved, guess)
         before = self._boundary.tree == "before"
-        return solve_phases(self, start, ts, t0, stacks, before, stepping, throw)
-
-
-def search_options(
-    method: Any,
-    steady_rtol: float | None,
-    steady_atol: float | None,
-    steady_max_steps: int | None,
-    stability: bool | None,
-) -> SteadyOptions:
-    """The options of a search that is part of a model; `None`: the default."""
-    most = 256 if steady_max_steps is None else steady_max_steps
-    if most < 1:
-        raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
-    chain = Chain() if method is None else as_chain(method)
-    return SteadyOptions(chain, steady_rtol, steady_atol, most, stability)
+        return solve_phases(self, start, ts, t0, joined(stacks, how), before, throw)
 
 
 def _refuse(given: dict[str, Any], remedy: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"`{name}` is for a start from a steady state: {remedy}.")
-
-
-def solve_phases(
-    model: AbstractModel,
-    start: AbstractStart,
-    ts: Array,
-    t0: Array,
-    stacks: tuple[Stack, ...],
-    before: bool,
-    stepping: Stepping | None,
-    throw: bool,
-) -> Simulation:
-    """The call of a model, with inputs that are checked. A save time on a boundary belongs to the
-    phase `before` it, or after it."""
-    dtype = state_dtype(start.y0)
-    how = [planned(options_of(model, stack), model.guard, dtype, stepping) for stack in stacks]
-    legs, field = joined(stacks, how), model._field
-    if throw:
-        field, y0, ts, t0, legs, steady_args = inputs_with_finite_derivative(
-            field=field, y0=start.y0, ts=ts, t0=t0, phases=legs, steady_args=start.args
-        )
-        start = start.moved(y0, steady_args)
-    with explain_forward_mode():
-        simulation = _simulate_phases(field, start, ts, t0, legs, before)
-    start.check(simulation.steady, model.field, t0)
-    return raise_on_failure(simulation) if throw else simulation
-
-
-@eqx.filter_jit
-def _simulate_phases(
-    field: Split, start: AbstractStart, ts, t0, legs: tuple[Leg, ...], before: bool
-) -> Simulation:
-    return run_phases(field.tree, start, ts, t0, legs, before)
-
-
-def options_of(model: AbstractModel, stack: Stack) -> Static:
-    """The `SolveOptions` of a stack: those of the model, where it has none of its own."""
-    own: Overrides = stack.overrides.tree
-    ours = model.options
-    names = own.__dataclass_fields__
-    changes = {name: x for name in names if (x := getattr(own, name)) is not None}
-    if not changes:
-        return model._options
-    try:
-        return Static(solve_options(model.field, **{**ours.arguments(), **changes}), "options")
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
 
 
 def _check_times(t0: Array, ts: Array, ends: Array) -> None:

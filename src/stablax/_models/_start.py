@@ -9,9 +9,11 @@ from jaxtyping import Array, PyTree
 
 from .._states import as_args, state_dtype
 from .._steady import (
+    Chain,
     SteadyOptions,
     SteadyState,
     WarmStart,
+    as_chain,
     as_conserved,
     as_guess,
     refuse_rows_of,
@@ -80,3 +82,18 @@ class SteadyStart(AbstractStart):
     def check(self, found, field, t0):
         assert found is not None
         refuse_rows_of(found, field, self.y0, self.args, t0, self.conserved)
+
+
+def search_options(
+    method: Any,
+    steady_rtol: float | None,
+    steady_atol: float | None,
+    steady_max_steps: int | None,
+    stability: bool | None,
+) -> SteadyOptions:
+    """The options of a search that is part of a model; `None`: the default."""
+    most = 256 if steady_max_steps is None else steady_max_steps
+    if most < 1:
+        raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
+    chain = Chain() if method is None else as_chain(method)
+    return SteadyOptions(chain, steady_rtol, steady_atol, most, stability)

@@ -4,17 +4,18 @@ from typing import Any, final
 
 import diffrax
 
+from .._states import as_state, state_dtype
 from .._static import Split, Static
 from .._steady import Chain, SteadyOptions
 from .._types import VF, Args, ScalarLike, YLike, typechecked
+from ._call import check_call
 from ._model import AbstractModel, held
 from ._options import solve_options
-from ._phase import Phase, as_stacks
-from ._simulate import check_call
-from ._simulate_phases import search_options, solve_phases
+from ._phase import Phase, as_stacks, joined
+from ._run_phases import solve_phases
 from ._simulation import Simulation
-from ._start import SteadyStart
-from ._stepping import as_stepping
+from ._start import SteadyStart, search_options
+from ._stepping import as_stepping, planned
 from ._times import last_asked
 
 
@@ -120,8 +121,9 @@ class SteadyThenSimulate(AbstractModel):
 
         **Raises:** as [`Simulate`][] and [`find_steady_state`][].
         """
-        stepping = as_stepping(stepping)
-        y0, ts, t0, args = check_call(self.field, self.options, y0, ts, t0, args, stepping=stepping)
+        y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
+        how = planned(self._options, self.guard, state_dtype(y0), stepping)
+        y0, ts, t0, args = check_call(self.field, self._options, how[1], y0, ts, t0, args, stepping)
         start = SteadyStart.of(self.steady_options, self.field, y0, steady_args, conserved, guess)
         stacks = as_stacks(Phase(last_asked(ts), args), ts.dtype)
-        return solve_phases(self, start, ts, t0, stacks, False, stepping, throw)
+        return solve_phases(self, start, ts, t0, joined(stacks, [how]), False, throw)
