@@ -1,19 +1,21 @@
-"""What a batch of samples of different cost costs: one `vmap`, chunks, and sorted chunks.
+"""What a batch of samples of unlike cost costs: one `vmap`, chunks, lanes that take the next.
 
     python benchmarks/batches_order.py [--samples 512] [--output batches_order.json]
 
 Robertson's problem with rate constants spread over three orders of magnitude (log-normal), to
-t = 1e4, rtol 1e-6. Sorted by the numbers of steps of a solve at rates that are 10 % off, as in a
-fit the last call's. Medians of 5 warm runs, interleaved.
+t = 1e4; and the system of diffrax issue #368, perturbed as `sx.problems` says. rtol 1e-6. The
+order is that of the numbers of steps of a solve at parameters that are 10 % off, as in a fit the
+last call's. Lane-steps are counted in the program, the times that all lanes step
+together by their number, and given by those that the samples need. CPU seconds, minima of
+interleaved warm runs, in each row by those of one `vmap`.
 """
 
 import argparse
 import json
 import platform
-import statistics
 import time
 
-import equinox as eqx
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,67 +24,133 @@ import stablax as sx
 
 jax.config.update("jax_enable_x64", True)
 
-TS = jnp.array([1e4])
-START = jnp.array([1.0, 0.0, 0.0])
-
 
 def robertson(t, y, k):
     a, b, c = k[0] * y[0], k[1] * y[1] * y[2], k[2] * y[1] ** 2
     return jnp.stack([-a + b, a - b - c, c])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--output", help="also write the table as JSON")
-    options = parser.parse_args()
+def problems(samples):
+    """Of each: the field, start, end, parameters, and those of the call before."""
     generator = np.random.default_rng(0)
-    spread = np.exp(1.5 * generator.normal(size=(options.samples, 3)))
-    rates = jnp.asarray(np.array([0.04, 1e4, 3e7]) * spread)
-    before = jnp.asarray(rates * np.exp(0.1 * generator.normal(size=rates.shape)))
-    model = sx.Simulate(robertson)
-    shared = dict(y0=START, ts=TS)
-    cost = sx.simulate_batch(model, dict(args=before), shared=shared).stats["num_steps"]
+    spread = np.exp(1.5 * generator.normal(size=(samples, 3)))
+    off = np.exp(0.1 * generator.normal(size=(samples, 3)))
+    rates = np.array([0.04, 1e4, 3e7]) * spread
+    yield "Robertson", robertson, jnp.array([1.0, 0.0, 0.0]), 1e4, rates, rates * off
+    issue = sx.problems.ISSUE_368
+    exponents = issue.args * np.exp(issue.spread * generator.normal(size=(samples, 3)))
+    yield "#368", issue.field, issue.y0, issue.t1, exponents, exponents + np.log(off)
 
-    def wide(rates):
-        return jax.vmap(lambda k: model(START, TS, args=k, throw=False).ys)(rates)
+
+COUNTED = []
+
+
+class Counter(diffrax.AbstractProgressMeter):
+    """Counts the steps that all lanes take together."""
+
+    def init(self):
+        return jnp.array(0)
+
+    def step(self, state, progress):
+        jax.debug.callback(lambda: COUNTED.append(None))
+        return state
+
+    def close(self, state):
+        pass
+
+
+def ways(field, start, end, cost, meter=None):
+    """What solves a batch of parameters, and how many lanes step together."""
+    model = sx.Simulate(field, progress_meter=meter)
+    ts = jnp.array([end])
+    solve = lambda p: model(start, ts, args=p, throw=False)
+    samples = cost.size
+
+    def wide(p):
+        return jax.vmap(solve)(p)
 
     def chunks(size, order):
-        return lambda rates: (
-            sx.simulate_batch(
-                model, dict(args=rates), shared=shared, batch_size=size, order_by=order, throw=False
-            ).ys
+        def run(p):
+            out = jax.lax.map(jax.vmap(solve), p[order].reshape(-1, size, p.shape[1]))
+            return jax.tree.map(lambda x: x.reshape(samples, *x.shape[2:]), out)
+
+        return run
+
+    def lanes(size, cost):
+        return lambda p: sx.simulate_batch(
+            model,
+            dict(args=p),
+            shared=dict(y0=start, ts=ts),
+            batch_size=size,
+            order_by=cost,
+            throw=False,
         )
 
-    ways = {"one vmap": wide}
-    for size in (16, 32, 64, 128):
-        ways[f"chunks of {size}"] = chunks(size, None)
-        ways[f"sorted, {size}"] = chunks(size, cost)
-    forward = {name: eqx.filter_jit(way) for name, way in ways.items()}
-    gradient = {
-        name: jax.jit(jax.grad(lambda k, way=ways[name]: way(k).sum()))
-        for name in ("one vmap", "chunks of 64", "sorted, 64")
+    return {
+        "one `vmap`": (wide, samples),
+        "chunks of 64, as they come": (chunks(64, np.arange(samples)), 64),
+        "chunks of 64, sorted": (chunks(64, np.argsort(cost)), 64),
+        "`batch_size=32`": (lanes(32, None), 32),
+        "`batch_size=64`": (lanes(64, None), 64),
+        "`batch_size=64`, `order_by`": (lanes(64, cost), 64),
+        "`batch_size=128`": (lanes(128, None), 128),
     }
-    steps = np.asarray(cost)
-    print(
-        f"{options.samples} samples of {steps.min()} to {steps.max()} steps, "
-        f"on average {steps.mean():.0f}"
-    )
+
+
+def minima(programs, given, runs):
+    seconds = {name: [] for name in programs}
+    for run in range(runs + 1):
+        for name, program in programs.items():
+            began = time.process_time()
+            jax.block_until_ready(program(given))
+            if run:
+                seconds[name].append(time.process_time() - began)
+    return {name: min(t) for name, t in seconds.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samples", type=int, default=512, help="a multiple of 64")
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--output", help="also write the table as JSON")
+    options = parser.parse_args()
     rows = []
-    print("| | way | ms | ratio |\n|---|---|---|---|")
-    for what, programs in (("forward", forward), ("gradient", gradient)):
-        times = {name: [] for name in programs}
-        for run in range(6):
-            for name, program in programs.items():
-                began = time.perf_counter()
-                jax.block_until_ready(program(rates))
-                if run:
-                    times[name].append(time.perf_counter() - began)
-        medians = {name: 1e3 * statistics.median(t) for name, t in times.items()}
-        for name, ms in medians.items():
-            ratio = medians["one vmap"] / ms
-            print(f"| {what} | {name} | {ms:.1f} | {ratio:.2f} |", flush=True)
-            rows.append(dict(what=what, way=name, ms=ms, ratio=ratio))
+    print("| | | lane-steps | forward ms | ratio | gradient ms | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for problem, field, start, end, now, before in problems(options.samples):
+        now = jnp.asarray(now)
+        shared = dict(y0=start, ts=[end])
+        model = sx.Simulate(field)
+        cost = sx.simulate_batch(model, dict(args=jnp.asarray(before)), shared=shared)
+        cost = np.asarray(cost.stats["num_steps"])
+        taken = {}
+        for name, (way, lanes) in ways(field, start, end, cost, Counter()).items():
+            COUNTED.clear()
+            steps = np.asarray(jax.jit(way)(now).stats["num_steps"])
+            jax.effects_barrier()
+            taken[name] = lanes * len(COUNTED) / steps.sum()
+        programs = ways(field, start, end, cost)
+        forward = minima({n: jax.jit(way) for n, (way, _) in programs.items()}, now, options.runs)
+        gradient = minima(
+            {
+                name: jax.jit(jax.grad(lambda p, way=way: way(p).ys.sum()))
+                for name, (way, _) in programs.items()
+            },
+            now,
+            options.runs,
+        )
+        wide = next(iter(programs))
+        for name in programs:
+            there, back = forward[name], gradient[name]
+            ratios = there / forward[wide], back / gradient[wide]
+            print(
+                f"| {problem} | {name} | {taken[name]:.2f} | {1e3 * there:.1f} | {ratios[0]:.2f} "
+                f"| {1e3 * back:.0f} | {ratios[1]:.2f} |",
+                flush=True,
+            )
+            measured = dict(lane_steps=taken[name], forward=there, gradient=back)
+            rows.append(dict(problem=problem, way=name, **measured))
+        print(f"{problem}: {steps.min()} to {steps.max()} steps, on average {steps.mean():.0f}")
     if options.output:
         versions = dict(python=platform.python_version(), jax=jax.__version__)
         with open(options.output, "w") as file:

@@ -1,5 +1,8 @@
-"""Many solves in chunks: the same as one `vmap`, in the same order."""
+"""Many solves, a few at a time: the same as one `vmap`, in the same order."""
 
+import re
+
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 from helpers import Counted
 
 import stablax as sx
+from stablax._models import _batch
 
 TS = jnp.array([0.5, 1.0])
 RATES = jnp.array([3.0, 0.1, 40.0, 1.0, 7.0, 0.5, 12.0])
@@ -89,6 +93,171 @@ def test_gradients_are_those_of_vmap():
     assert np.abs(slopes[0]).max() > 1e-3
 
 
+# Issue 13.
+def test_no_lane_waits():
+    calls = []
+
+    def field(t, y, k):
+        jax.debug.callback(lambda: calls.append(None))  # once for all lanes
+        return k * jnp.stack([y[1], -y[0]])
+
+    model = sx.Simulate(field)
+    rates = jnp.asarray(np.random.default_rng(0).exponential(4.0, 128))
+
+    def few(k):
+        return sx.simulate_batch(model, dict(args=k), shared=SHARED, batch_size=8, throw=False)
+
+    def wide(k):
+        return jax.vmap(lambda k: model(START, TS, args=k, throw=False))(k)
+
+    def both(solve):
+        """Steps and gradient, and how often all lanes evaluated the field."""
+        program = jax.grad(lambda k: (lambda s: (s.ys.sum(), s.stats))(solve(k)), has_aux=True)
+        calls.clear()
+        slope, stats = jax.block_until_ready(jax.jit(program)(rates))
+        jax.effects_barrier()
+        return slope, np.asarray(stats["num_steps"]), len(calls)
+
+    slope, steps, times = both(few)
+    slope_wide, _, times_wide = both(wide)
+    np.testing.assert_allclose(slope, slope_wide, rtol=1e-7, atol=1e-12)
+    assert steps.max() > 1.8 * steps.mean()
+    # Side by side, `times_wide` is the evaluations of the slowest.
+    assert 8 * times < 1.25 * 128 * times_wide * steps.mean() / steps.max()
+
+
+def _of_phases(model, rates, batch_size):
+    phases = [
+        sx.Phase(jnp.full(rates.size, 0.7), args=rates),
+        sx.Phase(
+            jnp.full(rates.size, 1.0), args=2 * rates, dose=sx.AddDose(jnp.outer(rates, START))
+        ),
+    ]
+    if batch_size is None:
+        return jax.vmap(lambda p: model(START, TS, p, throw=False))(phases)
+    inputs = dict(phases=phases)
+    return sx.simulate_batch(model, inputs, shared=SHARED, batch_size=batch_size, throw=False)
+
+
+def _until_an_event(model, rates, batch_size):
+    if batch_size is None:
+        return jax.vmap(lambda k: model(START, TS, args=k, throw=False))(rates)
+    inputs = dict(args=rates)
+    return sx.simulate_batch(model, inputs, shared=SHARED, batch_size=batch_size, throw=False)
+
+
+def _at_other_times(model, rates, batch_size):
+    times = jnp.stack([0.1 * rates, 0.2 * rates], axis=1)
+    if batch_size is None:
+        return jax.vmap(lambda ts: model(START, ts, args=3.0, throw=False))(times)
+    return sx.simulate_batch(
+        model, dict(ts=times), shared=dict(y0=START, args=3.0), batch_size=batch_size, throw=False
+    )
+
+
+def _from_a_steady_state(model, rates, batch_size):
+    rows = np.array([[1.0, 1.0]])  # of the field
+    if batch_size is None:
+        given = dict(steady_args=1.0, conserved=rows, throw=False)
+        return jax.vmap(lambda k, y0: model(y0, TS, args=k, **given))(
+            rates, jnp.outer(rates, START)
+        )
+    return sx.simulate_batch(
+        model,
+        dict(args=rates, y0=jnp.outer(rates, START)),
+        shared=dict(ts=TS, steady_args=1.0, conserved=rows),
+        batch_size=batch_size,
+        throw=False,
+    )
+
+
+_EVENT = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.8)
+
+
+@pytest.mark.parametrize(
+    ("model", "solve"),
+    [
+        (sx.SimulatePhases(_field), _of_phases),
+        (sx.Simulate(_field, event=_EVENT), _until_an_event),
+        (sx.Simulate(_field), _at_other_times),
+        (sx.SteadyThenSimulate(_field), _from_a_steady_state),
+    ],
+    ids=["phases", "event", "times", "steady state"],
+)
+def test_lanes_are_exchanged_in_whatever_is_solved(model, solve):
+    def outputs(rates, batch_size):
+        sims = solve(model, rates, batch_size)
+        steady = 0.0 if sims.steady is None else sims.steady.y
+        return jnp.sum(sims.ys * WEIGHTS) + jnp.sum(sims.t1) + jnp.sum(steady), sims.stats
+
+    few, wide = (
+        jax.jit(jax.value_and_grad(lambda r, size=size: outputs(r, size), has_aux=True))(RATES)
+        for size in (3, None)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9), few, wide)
+
+
+@pytest.mark.parametrize("adjoint", [sx.DiscreteAdjoint(), diffrax.ForwardMode()], ids=repr)
+def test_forward_mode(adjoint):
+    model = sx.Simulate(_field, adjoint=adjoint)
+
+    def few(rates):
+        return sx.simulate_batch(model, dict(args=rates), shared=SHARED, batch_size=3).ys
+
+    def wide(rates):
+        return jax.vmap(lambda k: model(START, TS, args=k).ys)(rates)
+
+    def along(solve):
+        return jax.jit(lambda r: jax.jvp(solve, (r,), (r,))[1])(RATES)
+
+    np.testing.assert_allclose(along(few), along(wide), rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_kept_of_the_steps_is_bounded(monkeypatch):
+    """Groups of samples that are solved again where their derivative is taken."""
+    monkeypatch.setattr(_batch, "_NUMBERS", 4 * 4096 * 3)
+
+    def few(rates):
+        return sx.simulate_batch(
+            MODEL, dict(args=rates), shared=SHARED, batch_size=2, order_by=-rates
+        ).ys
+
+    program = jax.jit(jax.grad(lambda r: jnp.sum(few(r) * WEIGHTS)))
+    wide = jax.grad(lambda r: jnp.sum(WIDE(r).ys * WEIGHTS))
+    np.testing.assert_allclose(program(RATES), wide(RATES), rtol=1e-7, atol=1e-12)
+    # No array of the program holds the steps of all.
+    shapes = re.findall(r"f64\[([\d,]+)\]", program.lower(RATES).compile().as_text())
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes]
+    assert max(sizes) == 3 * 4096 * 2  # of three, the most of which four numbers a step fit
+
+
+def test_an_ensemble_of_models():
+    class Decay(eqx.Module):
+        rate: jax.Array
+
+        def __call__(self, t, y, args):
+            return -self.rate * y
+
+    models = eqx.filter_vmap(lambda k: sx.Simulate(Decay(k)))(RATES)
+
+    def solve(models, **inputs):
+        return sx.simulate_batch(models, inputs, shared=SHARED, batch_size=3, ensemble=True).ys
+
+    decay = np.exp(-np.outer(RATES, TS))
+    exact = decay[:, :, None] * np.asarray(START)
+    np.testing.assert_allclose(solve(models), exact, rtol=1e-3, atol=1e-6)
+    slope = eqx.filter_grad(lambda models: solve(models).sum())(models).field.rate
+    np.testing.assert_allclose(
+        slope, -(decay * np.asarray(TS)).sum(1) * START.sum(), rtol=1e-3, atol=1e-5
+    )
+    with pytest.raises(
+        ValueError, match="`args` in `inputs` has a leading axis of 2, but an array"
+    ):
+        solve(models, args=TS)
+    with pytest.raises(ValueError, match="an array of `model` is a single number.*ensemble=True"):
+        solve(sx.Simulate(Decay(RATES[0])))
+
+
 def test_other_values_are_not_another_program():
     field = Counted(_field)
     model = sx.Simulate(field)
@@ -157,13 +326,18 @@ def test_failed_samples_are_named_and_spoil_no_gradient():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        (dict(inputs=dict(args=RATES, t0=TS)), ValueError, "`t0`.*axis of 2, but `args` one of 7"),
+        (dict(inputs=dict(args=RATES, t0=TS)), ValueError, "`t0`.*axis of 2, but `args`.* of 7"),
         (dict(inputs=dict(args=dict(k=RATES, s=1.0))), ValueError, r"`args\['s'\]`.*`shared`"),
         (dict(inputs={}), ValueError, "holds no array"),
         (dict(inputs=dict(args=RATES[:0])), ValueError, "no samples"),
         (dict(inputs=dict(rates=RATES)), TypeError, "'rates', but Simulate is called with `y0`"),
         (dict(inputs=dict(args=RATES, ts=TS)), TypeError, "`ts` is in `inputs` and in `shared`"),
         (dict(shared=dict(ts=TS)), TypeError, "`y0` is missing"),
+        (
+            dict(model=sx.SteadyThenSimulate(_field), inputs=dict(args=RATES, conserved=TS)),
+            TypeError,
+            "`conserved` is in `inputs`, but the same for all",
+        ),
         (dict(shared=dict(SHARED, throw=False)), TypeError, "argument of `simulate_batch`"),
         (dict(batch_size=0), ValueError, "`batch_size` must be at least 1, got 0"),
         (dict(order_by=RATES[:3]), ValueError, r"`order_by` has shape \(3,\).* 7 samples"),
@@ -171,6 +345,6 @@ def test_failed_samples_are_named_and_spoil_no_gradient():
     ],
 )
 def test_what_does_not_fit_is_an_error_that_names_it(changes, error, words):
-    arguments = dict(inputs=dict(args=RATES), shared=SHARED) | changes
+    arguments = dict(model=MODEL, inputs=dict(args=RATES), shared=SHARED) | changes
     with pytest.raises(error, match=words):
-        sx.simulate_batch(MODEL, **arguments)
+        sx.simulate_batch(**arguments)

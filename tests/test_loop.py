@@ -109,7 +109,7 @@ def test_a_loop_looks_where_it_ends():
             until=lambda seen, t, y, args: (t >= 1.0, seen),
         )
         ends, rows = (jnp.array(0.0), jnp.array(1.0)), jnp.zeros(0)
-        return integrate_steps(steps, *ends, None, jnp.ones(2), rows, None)
+        return integrate_steps(steps, *ends, None, jnp.ones(2), rows, None)[0]
 
     solved = solve(100)
     assert solved.result == diffrax.RESULTS.event_occurred
@@ -258,6 +258,56 @@ def test_programs_run_on_many_devices(tmp_path):
             jax.jit(jax.shard_map(hidden, **options))(starts, args)
         except ValueError as error:
             assert "closes over an array" in str(error)
+            print("all")
+    """
+    assert run(script, tmp_path, devices=2).strip() == "all"
+
+
+def test_lanes_are_exchanged_on_many_devices(tmp_path):
+    """`simulate_batch` over a mesh, and inside a `shard_map`: each device exchanges its own lanes,
+    and none waits for another inside a loop."""
+    script = """
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+        mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
+        relax = sx.SteadyThenSimulate(lambda t, y, k: k - y)
+        rates, k = jnp.arange(1.0, 9.0), jnp.array(3.0)
+        shared = dict(y0=jnp.ones(2), ts=jnp.array([1.0]))
+
+        def total(rates, k, mesh=None):
+            given = dict(shared, steady_args=k)
+            solved = sx.simulate_batch(
+                relax, dict(args=rates), shared=given, batch_size=2, mesh=mesh, order_by=rates,
+                throw=False,
+            )
+            return solved.ys.sum(), solved
+
+        def exchanges(program, *given):
+            text = program.lower(*given).compile().as_text()
+            loops, outside = text[: text.index("ENTRY")], text[text.index("ENTRY") :]
+            kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "permute")
+            assert not any(kind in loops for kind in kinds)
+            return any(kind in outside for kind in kinds)
+
+        slopes = jax.grad(total, argnums=(0, 1), has_aux=True)
+        program = jax.jit(lambda rates, k: slopes(rates, k, mesh))
+        spread = jax.device_put(rates, NamedSharding(mesh, P("lane")))
+        (by_rate, by_k), solved = program(spread, k)
+        assert solved.ys.sharding.spec == P("lane"), solved.ys.sharding
+        np.testing.assert_allclose(solved.ys[:, 0, 0], rates + (k - rates) / np.e, rtol=1e-5)
+        np.testing.assert_allclose(by_rate, 2 * (1 - 1 / np.e), rtol=1e-4)
+        np.testing.assert_allclose(by_k, 16 / np.e, rtol=1e-4)
+        assert exchanges(program, spread, k)  # for what the devices share
+
+        options = dict(in_specs=(P("lane"), P()), out_specs=(P("lane"), P()), mesh=mesh)
+        inside = jax.jit(jax.shard_map(lambda *given: slopes(*given)[0], **options))
+        for found, right in zip(inside(rates, k), (by_rate, by_k)):
+            np.testing.assert_allclose(found, right, rtol=1e-8)
+        exchanges(inside, rates, k)
+        try:
+            total(rates[:7], k, mesh)
+        except ValueError as error:
+            assert "7 samples, which 2 devices of `mesh` cannot share equally" in str(error)
             print("all")
     """
     assert run(script, tmp_path, devices=2).strip() == "all"

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._lanes import any_lane, spread
+from ._lane_loop import lane_loop, put, take
+from ._lanes import any_lane
 from ._pickling import FROM_CONTROLLER
 from ._states import select
 from ._types import Args
@@ -36,6 +37,7 @@ class Steps(eqx.Module):
     until: Callable | None = None
     seen: PyTree = None
     keeps_last: bool = False  # whether the last step is kept
+    lanes: int | None = None  # of a batch, how many step at once at most
 
 
 class KeptStep(eqx.Module):
@@ -54,12 +56,19 @@ class KeptStep(eqx.Module):
         return KeptStep(t0, t0, y0, dense)
 
 
-class Solved(eqx.Module):
-    """`rows[:row]` at the times that were reached; `t` and `y` where the loop ended; `times[k]`
-    and `states[k]` at the end of accepted step k, if they were recorded; `seen`: what the answer
-    of `until` at `y` left."""
+class Written(eqx.Module):
+    """`rows` at the times that were reached; `times[k]` and `states[k]` at the end of accepted step
+    k, if they are recorded."""
 
-    rows: PyTree[Array]
+    rows: PyTree
+    times: Any
+    states: PyTree
+
+
+class Solved(eqx.Module):
+    """How a loop ended: `row` rows, at `t` and `y`; `seen`: what the answer of `until` at `y`
+    left."""
+
     row: Int[Array, ""]
     t: Float[Array, ""]
     y: PyTree[Array]
@@ -67,8 +76,6 @@ class Solved(eqx.Module):
     result: diffrax.RESULTS
     tried: Int[Array, ""]
     accepted: Int[Array, ""]
-    times: Array | None
-    states: PyTree[Array] | None
     last: KeptStep | None
     seen: PyTree
 
@@ -82,6 +89,104 @@ class _Carry(eqx.Module):
     meter: PyTree
 
 
+class _Loop(eqx.Module):
+    """One step after the other, from `t0` to `t1`."""
+
+    steps: Steps
+    solver: diffrax.AbstractSolver
+    order: Any
+    t0: Float[Array, ""]
+    t1: Float[Array, ""]
+    args: Args
+    fixed: PyTree  # of the carry, what is no array
+
+    def steps_on(self, solved: Solved) -> Bool[Array, ""]:
+        is_fine = solved.result == diffrax.RESULTS.successful
+        return (solved.t < self.t1) & is_fine & (solved.tried < self.steps.max_steps)
+
+    def goes_on(self, moving: PyTree[Array]) -> Bool[Array, ""]:
+        return self._goes_on(eqx.combine(moving, self.fixed))
+
+    def _goes_on(self, carry: _Carry) -> Bool[Array, ""]:
+        on = self.steps_on(carry.solved)
+        return on if carry.looked is None else on | ~carry.looked
+
+    def look(self, carry: _Carry) -> Solved:
+        """One call site, before a step, for the start and for what the steps arrive at."""
+        solved = carry.solved
+        if self.steps.until is None or carry.looked is None:
+            return solved
+        ends, seen = self.steps.until(solved.seen, solved.t, solved.y, self.args)
+        asks = self._goes_on(carry) & ~carry.looked
+        result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
+        return dataclasses.replace(solved, result=result, seen=select(asks, seen, solved.seen))
+
+    def step(self, moving: PyTree[Array], ts, written: Written) -> tuple[PyTree[Array], Written]:
+        steps, solver, order, t1, args = self.steps, self.solver, self.order, self.t1, self.args
+        controller = steps.controller
+        # A last step of some rounding errors would spoil its dense output.
+        nearly_there = t1 - 50 * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
+        carry = eqx.combine(moving, self.fixed)
+        solved = self.look(carry)
+        t, end, y = solved.t, carry.end, solved.y
+        live = self.steps_on(solved)
+        y1, error, dense, known, ended = solver.step(
+            steps.terms, t, end, y, args, carry.known, carry.jumped
+        )
+        # An estimate that is nan is no estimate.
+        error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        keep, next_t, next_end, jumped, control, stopped = controller.adapt_step_size(
+            t, end, y, y1, args, error, order, solved.control
+        )
+        next_t = jnp.minimum(next_t, t1)
+        # Where the step is taken again it is shortened, since `t1` is where it ended.
+        rest = jnp.where(keep, t1, next_t + 0.5 * (t1 - next_t))
+        next_end = jnp.where(next_end > nearly_there, rest, next_end)
+        ended = diffrax.RESULTS.where(keep, ended, diffrax.RESULTS.successful)
+        ended = diffrax.RESULTS.where(ended == diffrax.RESULTS.successful, stopped, ended)
+        meter = steps.meter.step(carry.meter, _part(self.t0, next_t, t1))
+
+        keep = jnp.asarray(keep) & live
+        make: Any = solver.interpolation_cls
+        interpolation = make(t0=t, t1=end, **dense)
+
+        def is_next(row):
+            return keep & (row < ts.size) & (take(ts, jnp.minimum(row, ts.size - 1)) <= end)
+
+        def save(carry):
+            row, rows = carry
+            asked = is_next(row)
+            place = jnp.where(asked, row, ts.size)
+            value = interpolation.evaluate(take(ts, jnp.minimum(row, ts.size - 1)))
+            return row + asked.astype(row.dtype), put(rows, place, value)
+
+        row, rows = solved.row, written.rows
+        if ts.size:
+            row, rows = lax.while_loop(lambda c: any_lane(is_next(c[0])), save, (row, rows))
+        times, states = written.times, written.states
+        if times is not None:
+            place = jnp.where(keep, solved.accepted, times.size)
+            times, states = put((times, states), place, (next_t, y1))
+        count = lambda number, flag: number + flag.astype(number.dtype)
+        # What a lane that is done has stays as it is.
+        control, ended, next_end, meter = select(
+            live,
+            (control, ended, next_end, meter),
+            (solved.control, solved.result, end, carry.meter),
+        )
+        last = solved.last
+        if last is not None:
+            last = select(keep, KeptStep(t, end, y, dense), last)
+        t, y, known = select(keep, (next_t, y1, known), (t, y, carry.known))
+        if carry.jumped is not False:
+            jumped = jnp.where(keep, jumped, carry.jumped)
+        tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
+        solved = Solved(row, t, y, control, ended, tried, accepted, last, solved.seen)
+        looked = None if carry.looked is None else ~keep
+        carry = _Carry(solved, looked, next_end, known, jumped, meter)
+        return eqx.filter(carry, eqx.is_array), Written(rows, times, states)
+
+
 def integrate_steps(
     steps: Steps,
     t0: Float[Array, ""],
@@ -90,7 +195,7 @@ def integrate_steps(
     y0: PyTree[Array],
     ts: Float[Array, " times"],
     args: Args,
-) -> Solved:
+) -> tuple[Solved, Written]:
     """Steps from `y0` at `t0` to `t1`, with rows at `ts`, which rise and are at most `t1`; those
     that are nan come last, and are never reached."""
     terms, controller = steps.terms, steps.controller
@@ -99,8 +204,6 @@ def integrate_steps(
     end, control = controller.init(terms, t0, t1, y0, dt0, args, solver.func, order)
     end = jnp.minimum(end, t1)
     known = solver.init(terms, t0, end, y0, args)
-    # A last step of some rounding errors would spoil its dense output.
-    nearly_there = t1 - 50 * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
 
     def blank(size):
         return jtu.tree_map(lambda y: jnp.full((size, *y.shape), jnp.inf, y.dtype), y0)
@@ -117,107 +220,31 @@ def integrate_steps(
     times = None if size is None else jnp.full(size, jnp.inf, t0.dtype)
     states = None if size is None else blank(size)
 
-    def steps_on(solved: Solved) -> Bool[Array, ""]:
-        is_fine = solved.result == diffrax.RESULTS.successful
-        return (solved.t < t1) & is_fine & (solved.tried < steps.max_steps)
-
-    def goes_on(carry: _Carry) -> Bool[Array, ""]:
-        on = steps_on(carry.solved)
-        return on if carry.looked is None else on | ~carry.looked
-
-    def look(carry: _Carry) -> Solved:
-        """One call site, before a step, for the start and for what the steps arrive at."""
-        solved = carry.solved
-        if steps.until is None or carry.looked is None:
-            return solved
-        ends, seen = steps.until(solved.seen, solved.t, solved.y, args)
-        asks = goes_on(carry) & ~carry.looked
-        result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
-        return dataclasses.replace(solved, result=result, seen=select(asks, seen, solved.seen))
-
-    def body(carry: _Carry) -> _Carry:
-        solved = look(carry)
-        t, end, y = solved.t, carry.end, solved.y
-        live = steps_on(solved)
-        y1, error, dense, known, ended = solver.step(
-            terms, t, end, y, args, carry.known, carry.jumped
-        )
-        # An estimate that is nan is no estimate.
-        error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
-        keep, next_t, next_end, jumped, control, stopped = controller.adapt_step_size(
-            t, end, y, y1, args, error, order, solved.control
-        )
-        next_t = jnp.minimum(next_t, t1)
-        # Where the step is taken again it is shortened, since `t1` is where it ended.
-        rest = jnp.where(keep, t1, next_t + 0.5 * (t1 - next_t))
-        next_end = jnp.where(next_end > nearly_there, rest, next_end)
-        ended = diffrax.RESULTS.where(keep, ended, diffrax.RESULTS.successful)
-        ended = diffrax.RESULTS.where(ended == diffrax.RESULTS.successful, stopped, ended)
-        meter = steps.meter.step(carry.meter, _part(t0, next_t, t1))
-
-        keep = jnp.asarray(keep) & live
-        row, rows = solved.row, solved.rows
-        make: Any = solver.interpolation_cls
-        interpolation = make(t0=t, t1=end, **dense)
-
-        def is_next(row):
-            return keep & (row < ts.size) & (ts[jnp.minimum(row, ts.size - 1)] <= end)
-
-        def save(carry):
-            row, rows = carry
-            asked = is_next(row)
-            place = jnp.where(asked, row, ts.size)
-            value = interpolation.evaluate(ts[jnp.minimum(row, ts.size - 1)])
-            return row + asked.astype(row.dtype), _put(rows, place, value)
-
-        if ts.size:
-            row, rows = lax.while_loop(lambda c: any_lane(is_next(c[0])), save, (row, rows))
-        times, states = solved.times, solved.states
-        if size is not None:
-            place = jnp.where(keep, solved.accepted, size)
-            times, states = _put((times, states), place, (next_t, y1))
-        count = lambda number, flag: number + flag.astype(number.dtype)
-        # What a lane that is done has stays as it is.
-        control, ended, next_end, meter = select(
-            live,
-            (control, ended, next_end, meter),
-            (solved.control, solved.result, end, carry.meter),
-        )
-        last = solved.last
-        if last is not None:
-            last = select(keep, KeptStep(t, end, y, dense), last)
-        t, y, known = select(keep, (next_t, y1, known), (t, y, carry.known))
-        if carry.jumped is not False:
-            jumped = jnp.where(keep, jumped, carry.jumped)
-        tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
-        solved = Solved(
-            rows, row, t, y, control, ended, tried, accepted, times, states, last, solved.seen
-        )
-        looked = None if carry.looked is None else ~keep
-        return _Carry(solved, looked, next_end, known, jumped, meter)
-
     jumped = False if _never_jumps(controller, t0, y0, args, order, control) else jnp.array(False)
     control, known, meter = _as_arrays((control, known, steps.meter.init()))
     last = None
     if steps.keeps_last:
         last = KeptStep.none(solver, terms, t0, end, y0, args, known)
-    seen = steps.seen
-    solved = Solved(rows, row, t0, y0, control, successful, zero, zero, times, states, last, seen)
+    solved = Solved(row, t0, y0, control, successful, zero, zero, last, steps.seen)
     looked = None if steps.until is None else still
     carry = _Carry(solved, looked, end, known, jumped, meter)
     moving, fixed = eqx.partition(carry, eqx.is_array)
-
-    def loop(moving):
-        new = body(eqx.combine(moving, fixed))
-        return eqx.filter(new, eqx.is_array)
-
-    condition = lambda moving: any_lane(goes_on(eqx.combine(moving, fixed)))
-    carry = eqx.combine(lax.while_loop(condition, loop, spread(moving)), fixed)
+    moving, written = lane_loop(
+        lambda loop, moving: loop.goes_on(moving),
+        lambda loop, moving, ts, written: loop.step(moving, ts, written),
+        moving,
+        _Loop(steps, solver, order, t0, t1, args, fixed),
+        ts,
+        Written(rows, times, states),
+        steps.lanes,
+        keeps=True,
+    )
+    carry = eqx.combine(moving, fixed)
     steps.meter.close(carry.meter)
     solved = carry.solved
     is_spent = (solved.t < t1) & (solved.result == diffrax.RESULTS.successful)
     result = diffrax.RESULTS.where(is_spent, diffrax.RESULTS.max_steps_reached, solved.result)
-    return eqx.tree_at(lambda s: s.result, solved, result)
+    return eqx.tree_at(lambda s: s.result, solved, result), written
 
 
 def with_tolerances(solver: diffrax.AbstractSolver, controller: Any) -> diffrax.AbstractSolver:
@@ -244,11 +271,6 @@ def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
 
 def _as_arrays(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: jnp.asarray(x) if eqx.is_array_like(x) else x, tree)
-
-
-def _put(buffer: PyTree[Array], place: Int[Array, ""], value: PyTree[Array]) -> PyTree[Array]:
-    """`value` at `place` of `buffer`; behind its end, nowhere."""
-    return jtu.tree_map(lambda b, v: b.at[place].set(v, mode="drop"), buffer, value)
 
 
 def _part(t0, t, t1):

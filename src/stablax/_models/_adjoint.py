@@ -1,5 +1,6 @@
 """The discrete adjoint: the backward pass of a solve, over its accepted steps only."""
 
+import abc
 import functools
 from collections.abc import Callable
 from typing import Any, final
@@ -13,7 +14,8 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, PyTree
 
 from .._fields import Aside, Guard
-from .._lanes import spread
+from .._lane_loop import as_buffers, lane_loop, put, take
+from .._lanes import any_lane, spread
 from .._loop import KeptStep, for_forward_mode
 from .._solvers import AbstractRosenbrock
 from .._states import all_finite, select, stop, zeros_like
@@ -94,24 +96,26 @@ def solve(
     solver: diffrax.AbstractSolver,
     terms: Callable[[Callable, Any, Any], PyTree],
     guard: Guard | None,
+    lanes: int | None,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
     `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, end)` are what it
     solves with. A step whose derivative is not finite (a finite value can have an infinite
-    derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None."""
+    derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None. At
+    most so many `lanes` of a batch step at once."""
     return run(inputs, False)[0]
 
 
 @solve.def_jvp
 def _solve_jvp(primals, tangents):
-    inputs, run, solver, terms, guard = primals
+    inputs, run, solver, terms, guard, lanes = primals
     outputs, trace = forward_only(run(inputs, True), _ONCE)
     moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=_is_none)
     still = lambda tree: jtu.tree_map(lambda _: None, tree)
     dense = None if outputs.step is None else outputs.step.dense
     moving = (outputs.rows, outputs.last, dense)
-    steps = _Steps(inputs, moves, trace, solver, terms, guard, stop(dense))
+    steps = _Steps(inputs, moves, trace, solver, terms, guard, lanes, stop(dense))
     d_rows, d_last, d_dense = linear_call(_forward, _backward, steps, tangents[0], moving, _ONCE)
     d_step = still(outputs.step)
     if d_step is not None:
@@ -129,7 +133,13 @@ class _Steps(eqx.Module):
     solver: diffrax.AbstractSolver
     terms: Callable[[Callable, Any, Any], PyTree]
     guard: Guard | None
+    lanes: int | None
     dense: PyTree[Array] | None
+
+    @property
+    def record(self) -> "_Record":
+        """What a pass reads at one place a step; the rest of the steps is the same in all."""
+        return _Record(self.inputs.ts, self.trace.times, self.trace.states)
 
     @property
     def parameters(self) -> tuple[PyTree, PyTree]:
@@ -141,17 +151,17 @@ class _Steps(eqx.Module):
         field, args = eqx.combine(moving, self.parameters[1])
         return self.terms(field, shift, end), args
 
-    def at(self, k: Array) -> "_Step":
+    def at(self, k: Array, record: "_Record") -> "_Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
         with none."""
         inputs, trace = self.inputs, self.trace
         first, last = k <= 0, k >= trace.count - 1
         before = jnp.maximum(k - 1, 0)
-        start = jnp.where(first, inputs.t0, trace.times[before])
+        start = jnp.where(first, inputs.t0, take(record.times, before))
         arrives = last & trace.arrives
-        end = jnp.where(arrives, inputs.t1, trace.times[jnp.maximum(k, 0)])
+        end = jnp.where(arrives, inputs.t1, take(record.times, jnp.maximum(k, 0)))
         end = jnp.where(trace.count > 0, end, inputs.t0)
-        y = jtu.tree_map(lambda a, b: jnp.where(first, a, b[before]), inputs.y0, trace.states)
+        y = select(first, inputs.y0, take(record.states, before))
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
         # whose other side the step must not see. Only the field looks earlier: a step that ends
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
@@ -188,6 +198,14 @@ class _Steps(eqx.Module):
         return self.inputs.t1 < self.inputs.t0
 
 
+class _Record(eqx.Module):
+    """Arrays, or in a loop [`Buffer`][]s of them."""
+
+    ts: Any
+    times: Any
+    states: PyTree
+
+
 class _Step(eqx.Module):
     first: Array
     last: Array
@@ -198,60 +216,88 @@ class _Step(eqx.Module):
     seen: tuple[Array, Array]  # the end, and a time just before it
 
 
+class _AbstractPass(eqx.Module):
+    """One step after the other, of what stands `at` the step before."""
+
+    steps: eqx.AbstractVar[_Steps]
+    rows: eqx.AbstractVar[Array]  # how many were reached
+
+    @abc.abstractmethod
+    def order(self, i: Array) -> Array:
+        """Which step of the solve is step `i` of the pass."""
+
+    @abc.abstractmethod
+    def take(self, k: Array, at: Any, aside: tuple, reads: Any, writes: Any) -> tuple:
+        """Step `k`: the new `at`, what it wrote, and what a step that is taken aside holds."""
+
+
 class _Forth(eqx.Module):
     row: Array
     d_y: PyTree[Array]
-    d_rows: PyTree[Array]
     d_dense: PyTree[Array] | None  # of the step before
+
+
+class _ForwardPass(_AbstractPass):
+    steps: _Steps
+    rows: Array
+    d_moving: PyTree
+    d_t0: Array
+    d_t1: Array
+
+    def order(self, i):
+        return i
+
+    def take(self, k, at: _Forth, aside, reads, writes):
+        record, d_ts = reads
+        steps, (shift, held) = self.steps, aside
+        step = steps.at(k, record)
+        system = functools.partial(steps.system, shift, step.seen)
+        repeat = functools.partial(_repeat, for_forward_mode(steps.solver), system, held)
+        d_start = jnp.where(step.first, self.d_t0, 0)
+        d_end = jnp.where(step.arrives, self.d_t1, 0)
+        points, d_points = (
+            (steps.parameters[0], step.start, step.end, step.y),
+            (self.d_moving, d_start, d_end, at.d_y),
+        )
+        (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
+
+        def in_step(row):
+            t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
+            until = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
+            return (row < self.rows) & (until | step.last)
+
+        def save(carry):
+            row, writes = carry
+            asked, place = in_step(row), jnp.minimum(row, record.ts.size - 1)
+            points = (dense, step.start, step.end, take(record.ts, place))
+            d_points = (d_dense, d_start, d_end, take(d_ts, place))
+            _, d_row = jax.jvp(steps.interpolate, points, d_points)
+            place = jnp.where(asked, place, record.ts.size)
+            return row + asked.astype(row.dtype), put(writes, place, d_row)
+
+        row, writes = lax.while_loop(lambda c: any_lane(in_step(c[0])), save, (at.row, writes))
+        kept = None if steps.dense is None else d_dense
+        return _Forth(row, d_y, kept), writes, steps.held(dense)
 
 
 def _forward(steps: _Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
     """The tangents of the rows, of the last state, and of the dense output of the last step."""
     inputs, count = steps.inputs, steps.trace.count
-    solver = for_forward_mode(steps.solver)
-    zero_time = jnp.zeros_like(inputs.t0)
-    moving, d_moving = steps.parameters[0], (tangents.field, tangents.args)
-    d_t0, d_t1 = (zero_time if d is None else d for d in (tangents.t0, tangents.t1))
-    d_ts = jnp.zeros_like(inputs.ts) if tangents.ts is None else tangents.ts
-    d_y0 = jtu.tree_map(
-        lambda d, y: jnp.zeros_like(y) if d is None else d, tangents.y0, inputs.y0, is_leaf=_is_none
+    zero = lambda d, x: jtu.tree_map(
+        lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=_is_none
     )
-    rows = steps.rows
-
-    def take(k: Array, at: _Forth, aside) -> tuple[_Forth, Any]:
-        step, (shift, held) = steps.at(k), aside
-        system = functools.partial(steps.system, shift, step.seen)
-        repeat = functools.partial(_repeat, solver, system, held)
-        d_start = jnp.where(step.first, d_t0, 0)
-        d_end = jnp.where(step.arrives, d_t1, 0)
-        points, d_points = (
-            (moving, step.start, step.end, step.y),
-            (d_moving, d_start, d_end, at.d_y),
-        )
-        (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
-
-        def in_step(carry):
-            t = inputs.ts[jnp.minimum(carry[0], inputs.ts.size - 1)]
-            until = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
-            return (carry[0] < rows) & (until | step.last)
-
-        def save(carry):
-            row, d_rows = carry
-            points = (dense, step.start, step.end, inputs.ts[row])
-            _, d_row = jax.jvp(steps.interpolate, points, (d_dense, d_start, d_end, d_ts[row]))
-            return row + 1, jtu.tree_map(lambda a, b: a.at[row].set(b), d_rows, d_row)
-
-        row, d_rows = lax.while_loop(in_step, save, (at.row, at.d_rows))
-        kept = None if steps.dense is None else d_dense
-        return _Forth(row, d_y, d_rows, kept), steps.held(dense)
-
+    d_t0, d_t1, d_y0, d_ts = (
+        zero(getattr(tangents, name), getattr(inputs, name)) for name in ("t0", "t1", "y0", "ts")
+    )
     # Rows of a solve without steps are its start.
     still = jtu.tree_map(
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
-    start = _Forth(jnp.zeros_like(rows), d_y0, still, zeros_like(steps.dense))
-    end = _step_by_step(steps, lambda i: i, take, start)
-    return end.d_rows, end.d_y, end.d_dense
+    rows = steps.rows
+    start = _Forth(jnp.zeros_like(rows), d_y0, zeros_like(steps.dense))
+    forward = _ForwardPass(steps, rows, (tangents.field, tangents.args), d_t0, d_t1)
+    end, d_rows = _step_by_step(forward, start, (steps.record, d_ts), still)
+    return d_rows, end.d_y, end.d_dense
 
 
 class _Back(eqx.Module):
@@ -260,65 +306,81 @@ class _Back(eqx.Module):
     d_moving: PyTree[Array]
     d_start: Array
     d_end: Array
-    d_ts: Array | None
+
+
+class _BackwardPass(_AbstractPass):
+    steps: _Steps
+    rows: Array
+    d_kept: PyTree[Array] | None
+
+    def order(self, i):
+        return self.steps.trace.count - 1 - i
+
+    def take(self, k, at: _Back, aside, reads, writes):
+        record, d_rows = reads
+        steps, (shift, held) = self.steps, aside
+        step = steps.at(k, record)
+        start, end = step.start, step.end
+        system = functools.partial(steps.system, shift, step.seen)
+        moving = steps.parameters[0]
+        dense, pull = _replay(steps.solver, system, held, moving, start, end, step.y)
+
+        def in_step(row):
+            t = take(record.ts, jnp.maximum(row, 0))
+            later = jnp.where(steps.is_backwards, t < start, t > start)
+            return (row >= 0) & (later | step.first)
+
+        def save(carry):
+            row, so_far, d_ts = carry
+            asked, place = in_step(row), jnp.maximum(row, 0)
+            _, pull_row = eqx.filter_vjp(
+                steps.interpolate, dense, start, end, take(record.ts, place)
+            )
+            *more, d_t = pull_row(take(d_rows, place))
+            so_far = select(asked, add(so_far, tuple(more)), so_far)
+            if d_ts is not None:
+                d_ts = put(d_ts, jnp.where(asked, place, record.ts.size), d_t)
+            return row - asked.astype(row.dtype), so_far, d_ts
+
+        d_dense = zeros_like(dense)
+        if self.d_kept is not None:
+            d_dense = select(step.last, self.d_kept, d_dense)
+        zero_time = jnp.zeros_like(start)
+        saved = spread((at.row, (d_dense, zero_time, zero_time), writes))
+        more_rows = lambda carry: any_lane(in_step(carry[0]))
+        row, (d_dense, d_start, d_stop), writes = lax.while_loop(more_rows, save, saved)
+        more, step_start, step_end, d_y = pull(at.d_y, d_dense)
+        d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
+        new = _Back(row, d_y, add(at.d_moving, more), d_start + step_start, d_end)
+        return new, writes, steps.held(dense)
 
 
 def _backward(steps: _Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
     """The cotangents of the inputs that move, from those of the rows, of the last state, and of
     the dense output of the last step."""
-    inputs, solver, count = steps.inputs, steps.solver, steps.trace.count
-    moving = steps.parameters[0]
+    inputs, count = steps.inputs, steps.trace.count
     d_rows, d_last, d_kept = cotangents
     # Rows of a solve without steps are its start.
     d_last = jtu.tree_map(
         lambda d, rows: d + jnp.where(count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
     )
     zero_time = jnp.zeros_like(inputs.t0)
-
-    def take(k: Array, at: _Back, aside) -> tuple[_Back, Any]:
-        step, (shift, held) = steps.at(k), aside
-        start, end = step.start, step.end
-        system = functools.partial(steps.system, shift, step.seen)
-        dense, pull = _replay(solver, system, held, moving, start, end, step.y)
-
-        def in_step(carry):
-            row = carry[0]
-            t = inputs.ts[jnp.maximum(row, 0)]
-            later = jnp.where(steps.is_backwards, t < start, t > start)
-            return (row >= 0) & (later | step.first)
-
-        def save(carry):
-            row, d_dense, d_start, d_stop, d_ts = carry
-            _, pull_row = eqx.filter_vjp(steps.interpolate, dense, start, end, inputs.ts[row])
-            more = pull_row(jtu.tree_map(lambda x: x[row], d_rows))
-            d_dense, d_start, d_stop = add((d_dense, d_start, d_stop), more[:3])
-            d_ts = jtu.tree_map(lambda d: d.at[row].set(more[3]), d_ts)
-            return row - 1, d_dense, d_start, d_stop, d_ts
-
-        d_dense = zeros_like(dense)
-        if d_kept is not None:
-            d_dense = select(step.last, d_kept, d_dense)
-        saved = spread((at.row, d_dense, zero_time, zero_time, at.d_ts))
-        row, d_dense, d_start, d_stop, d_ts = lax.while_loop(in_step, save, saved)
-        more, step_start, step_end, d_y = pull(at.d_y, d_dense)
-        d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
-        d_start = d_start + step_start
-        new = _Back(row, d_y, add(at.d_moving, more), d_start, d_end, d_ts)
-        return new, steps.held(dense)
-
     # In a batch a scatter costs more than the step: only where somebody asks for it.
     d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
-    start = _Back(steps.rows - 1, d_last, zeros_like(moving), zero_time, zero_time, d_ts)
-    end = _step_by_step(steps, lambda i: count - 1 - i, take, start)
+    rows = steps.rows
+    start = _Back(rows - 1, d_last, zeros_like(steps.parameters[0]), zero_time, zero_time)
+    backward = _BackwardPass(steps, rows, d_kept)
+    end, d_ts = _step_by_step(backward, start, (steps.record, d_rows), d_ts)
     d_field, d_args = end.d_moving
-    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, end.d_ts, d_args)
+    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, d_ts, d_args)
     return eqx.filter(d_inputs, steps.moves)
 
 
 class _Progress(eqx.Module):
-    """How far a pass has come: `at` after `done` steps."""
+    """How far a pass has come: `at` after `done` steps, with what they wrote."""
 
     at: Any
+    written: PyTree[Array]
     done: Array
     width: Array  # how many steps to take next
     bad: Array  # not finite after so many steps, as far as that is known
@@ -326,56 +388,68 @@ class _Progress(eqx.Module):
     held: Any  # of the next step
 
 
-def _step_by_step(steps: _Steps, order: Callable, take: Callable, start: Any) -> Any:
-    """`at, held = take(k, at, (shift, held))` for each step k, in the `order` in which step i of
-    the pass is step k of the solve, from `start`.
+def _step_by_step(
+    over: _AbstractPass, start: Any, reads: PyTree[Array], writes: PyTree[Array]
+) -> tuple[Any, PyTree[Array]]:
+    """What a pass over all steps leaves, from `start`; and `writes`.
 
     What is not finite stays so to the end of a pass. So it is looked for there, and not in each
     step, which would cost a third of a pass: only then shorter runs find the step at fault, and
     that one is taken again, aside, until it is finite or nothing better is to be had."""
-    start = spread(start, steps.inputs)
+    steps = over.steps
+    start, writes = spread((start, writes), steps.inputs)
     count, guard = steps.trace.count, steps.guard
     blank = steps.blank()
+    # A pass reads the steps where its loop shows it them.
+    hidden = lambda over: (over.steps.inputs.ts, over.steps.trace.times, over.steps.trace.states)
+    fixed = eqx.tree_at(hidden, over, (None, None, None))
 
-    def run(at, first, end, aside):
-        def step(carry):
-            i, at, _ = carry
-            return i + 1, *take(order(i), at, aside)
+    def step(consts, carry, reads, writes):
+        over, aside, _ = consts
+        i, at, _ = carry
+        at, writes, held = over.take(over.order(i), at, aside, reads, writes)
+        return (i + 1, at, held), writes
 
-        _, at, held = lax.while_loop(lambda carry: carry[0] < end, step, (first, at, blank))
-        return at, held
+    def run(at, writes, first, end, aside):
+        goes_on = lambda consts, carry: carry[0] < consts[2]
+        carry, consts = (first, at, blank), (fixed, aside, end)
+        carry, writes = lane_loop(goes_on, step, carry, consts, reads, writes, steps.lanes)
+        return carry[1], writes, carry[2]
 
     if guard is None:
-        return run(start, jnp.zeros_like(count), count, (None, None))[0]
+        return run(start, writes, jnp.zeros_like(count), count, (None, None))[:2]
 
     def body(progress: _Progress) -> _Progress:
         done, aside = progress.done, progress.aside
         end = jnp.minimum(done + progress.width, count)
         is_one, was_aside = end - done == 1, aside.how != 0
         held = None if blank is None else (was_aside, progress.held)
-        at, held = run(progress.at, done, end, (aside.shift, held))
+        at, written, held = run(progress.at, progress.written, done, end, (aside.shift, held))
         held = select(was_aside, progress.held, held)
-        finite = all_finite(at)
+        finite = all_finite((at, written))
         keep = jnp.where(is_one, aside.is_last(finite), finite)
 
-        y = steps.at(order(done)).y
+        y = steps.at(over.order(done), as_buffers(steps.record)).y
         tried = aside.after(finite, guard.clip(y), *spread(guard.bounds(y), y))
         tried = select(tried.done, tried.again(), tried)
         aside = select(is_one & ~(finite & ~was_aside), tried, aside)
 
-        at, done = select(keep, (at, end), (progress.at, done))
+        before = (progress.at, progress.written, done)
+        at, written, done = select(keep, (at, written, end), before)
         none = count + 1
         bad = jnp.where(keep, jnp.where(was_aside, none, progress.bad), end)
         # Steps that are at fault come together.
         width = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.width), progress.width // 2)
         width = jnp.where(bad < none, jnp.minimum(width, (bad - done) // 2), width)
         width = jnp.where(aside.how != 0, 1, jnp.maximum(width, 1))
-        return _Progress(at, done, width, bad, aside, held)
+        return _Progress(at, written, done, width, bad, aside, held)
 
     none = jnp.zeros_like(count)
-    progress = _Progress(start, none, count, count + 1, Aside.start(steps.inputs.y0), blank)
+    aside = Aside.start(steps.inputs.y0)
+    progress = _Progress(start, writes, none, count, count + 1, aside, blank)
     is_left = lambda progress: progress.done < count
-    return lax.while_loop(is_left, body, spread(progress)).at
+    progress = lax.while_loop(is_left, body, spread(progress))
+    return progress.at, progress.written
 
 
 def _repeat(solver: diffrax.AbstractSolver, system: Callable, held, moving, start, end, y):

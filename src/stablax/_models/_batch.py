@@ -1,27 +1,37 @@
 """`simulate_batch`: many solves that differ in cost."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
+from .._steady import as_conserved
 from .._types import typechecked
+from ._adjoint import DiscreteAdjoint
 from ._call import explain_forward_mode, tolerance_of
 from ._explain import raise_on_failed_lanes
 from ._model import AbstractModel
+from ._simulate import Simulate
+from ._simulate_phases import SimulatePhases
 from ._simulation import Simulation
+from ._steady_then_simulate import SteadyThenSimulate
 from ._stepping import planned
 from ._times import as_times, told_apart
+
+_MODELS = (Simulate, SteadyThenSimulate, SimulatePhases)
 
 
 @typechecked
@@ -32,21 +42,29 @@ def simulate_batch(
     shared: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     order_by: ArrayLike | Callable | None = None,
+    ensemble: bool = False,
+    mesh: Mesh | None = None,
     throw: bool = True,
 ) -> Simulation:
-    """Solves many samples in chunks, so that few of them wait for a slow one.
+    """Solves many samples, of which none waits for a slow one.
 
     ```python
     simulations = sx.simulate_batch(model, dict(args=conditions), shared=dict(y0=y0, ts=ts))
     ```
 
-    In one wide `vmap` every sample takes as many steps as the slowest. Here `batch_size` samples
-    at a time are solved together, one chunk after the other, and with `order_by` those of
-    similar cost are in one chunk. The samples, their gradients and their order are those of
+    In one wide `vmap` every sample takes as many steps as the slowest. Here `batch_size` lanes step
+    together, and a lane that is done takes the next sample: in the solve, in the search for a
+    steady state, and in the derivative. The samples, their gradients and their order are those of
     `jax.vmap` of the model. Works under `jit`, `grad` and the other transformations that the
     model's adjoint has; a call with other values of the same shapes is not compiled again.
 
-    On a GPU, which is idle in a small chunk, take a `batch_size` of thousands.
+    With diffrax's `RecursiveCheckpointAdjoint` or `DirectAdjoint`, and where `trace` is asked for,
+    the lanes step to the end of the slowest of them, and then all take the next sample; so they do
+    in forward mode, and in second derivatives.
+
+    Memory: what the derivative keeps of the steps, `max_steps * (n + 1)` numbers a sample for n
+    components, of as many samples as fit in half a gigabyte of float64 (at least `batch_size`). Of
+    more samples than that, a derivative solves once more what it needs.
 
     **Arguments:**
 
@@ -55,12 +73,17 @@ def simulate_batch(
         `dict(y0=..., args=...)`, PyTrees whose arrays all have a leading axis of the same size,
         the samples.
     - `shared`: the other arguments of the call, the same for all samples, such as `dict(ts=ts)`.
-    - `batch_size`: >= 1. How many samples are solved together, at most: the samples are divided
-        into chunks of equal size.
+    - `batch_size`: >= 1. How many samples are solved at a time, at most. A CPU wants 32 to 128; a
+        GPU, which is idle in a small batch, thousands.
     - `order_by`: the expected cost of each sample, in any unit: an array of shape `(samples,)`,
         such as `stats["num_steps"]` of the last call with similar parameters; or a function of
         one sample's arguments (a dict of `inputs` and `shared`) that returns a number, such as
-        `lambda sample: sample["args"]["rate"]`. By default the samples stay in their order.
+        `lambda sample: sample["args"]["rate"]`. The dearest are solved first, so that at the end
+        no slow one is left alone. By default the samples stay in their order.
+    - `ensemble`: whether `model` is many models, whose arrays have a leading axis, the samples, as
+        `eqx.filter_vmap` makes them. Then `inputs` may be empty.
+    - `mesh`: devices, each of which solves an equal part of the samples, `batch_size` at a time.
+        What is returned is divided among them as the inputs are, along all axes of the mesh.
     - `throw`: raise an error that names the samples that failed, or return the reasons as
         `result`.
 
@@ -76,15 +99,16 @@ def simulate_batch(
     _check_names(model, inputs, common)
     given = {**common, **inputs}
     inputs, common = _as_arrays(dict(inputs), dict(common))
-    samples = _number_of_samples(inputs)
+    samples = _number_of_samples(inputs, model if ensemble else None)
+    _check_mesh(mesh, samples)
     _check_times(model, given, inputs)
-    order = _order(order_by, inputs, common, samples)
+    cost = _cost(order_by, inputs, common, samples)
     if throw:
         model, inputs, common = inputs_with_finite_derivative(
             field=model, inputs=inputs, shared=common
         )
     with explain_forward_mode():
-        simulations = _simulate_batch(model, inputs, common, order, batch_size)
+        simulations = _simulate_batch(model, inputs, common, cost, batch_size, ensemble, mesh)
     return raise_on_failed_lanes(simulations) if throw else simulations
 
 
@@ -93,28 +117,98 @@ def _simulate_batch(
     model: AbstractModel,
     inputs: Mapping[str, Any],
     shared: Mapping[str, Any],
-    order: Array | None,
-    most: int,
+    cost: Array | None,
+    lanes: int,
+    ensemble: bool,
+    mesh: Mesh | None,
 ) -> Simulation:
-    batched, static = eqx.partition(inputs, eqx.is_array)
-    samples = jtu.tree_leaves(batched)[0].shape[0]
-    chunks = -(-samples // most)
-    size = -(-samples // chunks)
-    # Chunks of equal size are one program: the last sample again fills the last one.
-    places = jnp.minimum(jnp.arange(chunks * size), samples - 1)
+    # What differs between the samples, and what does not.
+    each, both = ((model, inputs), shared) if ensemble else (inputs, (model, shared))
+    each, static = eqx.partition(each, eqx.is_array)
+    both, static_both = eqx.partition(both, eqx.is_array)
+
+    def solve(each, both, lanes: int | None) -> Simulation:
+        each, both = eqx.combine(each, static), eqx.combine(both, static_both)
+        (model, inputs), shared = (each, both) if ensemble else ((both[0], each), both[1])
+        model = model if lanes is None else model.in_lanes(lanes)
+        return model(**inputs, **shared, throw=False)
+
+    in_turn = _steps_in_turn(model)
+    numbers = _numbers(model, inputs, shared, ensemble)
+    run = functools.partial(_solve_all, solve, lanes, numbers, in_turn)
+    if mesh is not None:
+        rows = PartitionSpec(mesh.axis_names)
+        specs = (rows, PartitionSpec(), rows)
+        # With types of what differs, what the field closes over would be refused.
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return run(each, both, cost)
+
+
+def _solve_all(
+    solve: Callable,
+    lanes: int,
+    numbers: int,
+    in_turn: bool,
+    each: PyTree[Array],
+    both: PyTree[Array],
+    cost: Array | None,
+) -> Simulation:
+    """Of one device: the samples, at most `lanes` at once; `numbers` are kept of the steps of
+    each."""
+    samples = jtu.tree_leaves(each)[0].shape[0]
+    width = lanes if in_turn and samples > lanes else None
+    together = lanes if width is None else max(lanes, _NUMBERS // numbers)
+    groups = -(-samples // together)
+    size = -(-samples // groups)
+    order = None if cost is None else jnp.argsort(cost, descending=True)
+    # Groups of equal size are one program: the last sample again fills the last one.
+    places = jnp.minimum(jnp.arange(groups * size), samples - 1)
     if order is not None:
         places = order[places]
 
-    def solve(sample):
-        return model(**eqx.combine(sample, static), **shared, throw=False)
+    def solve_group(places):
+        return jax.vmap(lambda one: solve(one, both, width))(
+            jtu.tree_map(lambda x: x[places], each)
+        )
 
-    def chunk(places):
-        return jax.vmap(solve)(jtu.tree_map(lambda x: x[places], batched))
-
-    out = lax.map(chunk, places.reshape(chunks, size))
-    out = jtu.tree_map(lambda x: x.reshape(chunks * size, *x.shape[2:]), out)
+    if groups == 1:
+        out = solve_group(places)
+    else:
+        # What one group has kept of its steps makes room for the next.
+        group = solve_group if width is None else jax.checkpoint(solve_group)
+        out = lax.map(group, places.reshape(groups, size))
+        out = jtu.tree_map(lambda x: x.reshape(groups * size, *x.shape[2:]), out)
     back = jnp.arange(samples) if order is None else jnp.argsort(order)
     return jtu.tree_map(lambda x: x[back], out)
+
+
+# How many numbers a group of samples keeps of its steps: half a gigabyte in float64.
+_NUMBERS = 2**26
+
+
+def _steps_in_turn(model: AbstractModel) -> bool:
+    """Whether a lane of its loops can be exchanged for another."""
+    options = model.options
+    ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
+    return ours and options.trace is None and isinstance(model, _MODELS)
+
+
+def _numbers(
+    model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any], ensemble: bool
+) -> int:
+    """How many a sample keeps of its steps, and of its cotangents."""
+
+    def size(tree: PyTree, each: bool) -> int:
+        leaves = filter(eqx.is_array, jtu.tree_leaves(tree))
+        return sum(x.size // (max(x.shape[0], 1) if each else 1) for x in leaves)
+
+    state, rows = (
+        size(inputs[name], True) if name in inputs else size(shared[name], False)
+        for name in ("y0", "ts")
+    )
+    capacity = 1 << (model.options.max_steps - 1).bit_length()
+    moving = size(inputs, True) + size(shared, False) + size(model, ensemble)
+    return capacity * (state + 1) + 2 * (rows * state + moving)
 
 
 def _check_names(
@@ -133,6 +227,10 @@ def _check_names(
                 raise TypeError(
                     f"`{where}` has {name!r}, but {type(model).__name__} is called with {shown}."
                 )
+    if inputs.get("conserved") is not None:
+        raise TypeError(
+            "`conserved` is in `inputs`, but the same for all samples: move it to `shared`."
+        )
     for name in inputs:
         if name in shared:
             raise TypeError(f"`{name}` is in `inputs` and in `shared`; give it once.")
@@ -155,8 +253,8 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
             return y0
         if name in ("ts", "t0"):
             return jnp.asarray(value, None if is_traced(value) else dtype)
-        if name == "conserved" and not isinstance(value, str | None):
-            return jnp.asarray(value, dtype)
+        if name == "conserved":
+            return None if value is None else as_conserved(value)
         return as_args(value, dtype)
 
     return (
@@ -183,20 +281,35 @@ def _check_times(model: AbstractModel, given: dict[str, Any], inputs: dict[str, 
     told_apart(t0, dict(ts=ts), None, rtol)
 
 
-def _number_of_samples(inputs: dict[str, Any]) -> int:
+def _check_mesh(mesh: Mesh | None, samples: int) -> None:
+    if mesh is not None and samples % mesh.size:
+        raise ValueError(
+            f"`inputs` has {samples} samples, which {mesh.size} devices of `mesh` cannot share "
+            "equally. Give a number of samples that they can: repeat the last, for instance."
+        )
+
+
+def _number_of_samples(inputs: dict[str, Any], ensemble: AbstractModel | None) -> int:
     """The size of the leading axis of all arrays."""
     sizes: dict[str, int] = {}
-    for path, leaf in jtu.tree_flatten_with_path(inputs)[0]:
+    for path, leaf in jtu.tree_flatten_with_path((ensemble, inputs))[0]:
         if not eqx.is_array(leaf):
             continue
-        # Of the path, the first entry is the name of the argument.
-        name = path[0].key + jtu.keystr(path[1:])
+        if path[0].idx == 0:
+            name, remedy = "an array of `model`", "leave out `ensemble=True`"
+        else:  # the first entry is the name of the argument
+            argument = path[1].key
+            name = f"`{argument}{jtu.keystr(path[2:])}` in `inputs`"
+            remedy = f"move `{argument}` to `shared`"
         if leaf.ndim == 0:
             raise ValueError(
-                f"`{name}` in `inputs` is a single number, without an axis of samples. Give one "
-                f"for each sample, or move `{path[0].key}` to `shared`."
+                f"{name} is a single number, without an axis of samples. Give one for each sample, "
+                f"or {remedy}."
             )
-        sizes[name] = leaf.shape[0]
+        sizes.setdefault(name, leaf.shape[0])
+        if leaf.shape[0] != sizes[name]:
+            name = f"{name}{jtu.keystr(path[1:])}"
+            sizes[name] = leaf.shape[0]
     if not sizes:
         raise ValueError(
             "`inputs` holds no array, so that the number of samples is unknown. Give what differs "
@@ -206,19 +319,19 @@ def _number_of_samples(inputs: dict[str, Any]) -> int:
     for name, size in sizes.items():
         if size != sizes[first]:
             raise ValueError(
-                f"`{name}` in `inputs` has a leading axis of {size}, but `{first}` one of "
-                f"{sizes[first]}: every array needs one entry for each sample. What is the same "
-                "for all samples belongs to `shared`."
+                f"{name} has a leading axis of {size}, but {first} one of {sizes[first]}: every "
+                "array needs one entry for each sample. What is the same for all samples belongs "
+                "to `shared`."
             )
     if sizes[first] == 0:
-        raise ValueError(f"`inputs` has no samples: the leading axis of `{first}` is 0.")
+        raise ValueError(f"`inputs` has no samples: the leading axis of {first} is 0.")
     return sizes[first]
 
 
-def _order(
+def _cost(
     order_by: Any, inputs: dict[str, Any], shared: dict[str, Any], samples: int
 ) -> Array | None:
-    """The samples from the cheapest to the dearest."""
+    """What each sample is expected to cost."""
     if order_by is None:
         return None
     if callable(order_by):
@@ -232,7 +345,7 @@ def _order(
                 )
             return cost
 
-        cost = jax.vmap(cost_of)(batched)
+        cost = jax.vmap(cost_of, axis_size=samples)(batched)
     else:
         cost = jnp.asarray(order_by)
         if cost.shape != (samples,):
@@ -240,4 +353,4 @@ def _order(
                 f"`order_by` has shape {np.shape(cost)}, but there are {samples} samples; give "
                 "one expected cost for each, or a function of one sample's arguments."
             )
-    return jnp.argsort(lax.stop_gradient(cost))
+    return lax.stop_gradient(cost)

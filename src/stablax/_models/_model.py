@@ -1,6 +1,7 @@
 """What all models are: a field, and how it is solved."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -55,6 +56,16 @@ class AbstractModel(eqx.Module):
             lambda m: (m._field, m._options),
             self,
             held(field, options),
+            is_leaf=lambda x: isinstance(x, Static),
+        )
+
+    def in_lanes(self, width: int) -> "AbstractModel":
+        """Of which at most so many lanes of a batch step at once."""
+        options = dataclasses.replace(self.options, lanes=width)
+        return eqx.tree_at(
+            lambda m: m._options,
+            self,
+            Static(options, "options"),
             is_leaf=lambda x: isinstance(x, Static),
         )
 

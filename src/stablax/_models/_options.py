@@ -44,11 +44,13 @@ class SolveOptions(eqx.Module):
     telemetry: bool
     trace: str | None
     given: Given
+    lanes: int | None = None  # of a batch, how many step at once at most; `simulate_batch` says it
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that they are made of: of `solve_options`, and of the models."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         given = fields.pop("given")
+        del fields["lanes"]
         return {**fields, **{name: getattr(given, name) for name in given.__dataclass_fields__}}
 
 

@@ -154,9 +154,10 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         until=None if event is None else event.look,
         seen=None if event is None else event.first_seen,
         keeps_last=event is not None and event.is_located,
+        lanes=plan.lanes,
     )
     t0, t1, ts = inputs.t0 * way, inputs.t1 * way, inputs.ts * way
-    solved = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)
+    solved, written = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)
     reached = jnp.arange(ts.size) < solved.row
     stats = dict(
         num_steps=solved.tried,
@@ -173,10 +174,10 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         result=promoted(solved.result),
     )
     trace = None
-    if solved.times is not None:
+    if written.times is not None:
         arrives = ended.result == RESULTS.successful
-        trace = Trace(solved.times * way, solved.states, solved.accepted, arrives)
-    return _Run(solved.rows, solved.y, solved.last, ended, trace)
+        trace = Trace(written.times * way, written.states, solved.accepted, arrives)
+    return _Run(written.rows, solved.y, solved.last, ended, trace)
 
 
 def _diffrax_loop(

@@ -1,5 +1,6 @@
 """Phases one after the other: each a solve, from where the one before it ended."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,9 @@ def plans_of(
             options = model._options
             if changes:
                 arguments = {**model.options.arguments(), **changes}
-                options = Static(solve_options(model.field, **arguments), "options")
+                own = solve_options(model.field, **arguments)
+                own = dataclasses.replace(own, lanes=model.options.lanes)
+                options = Static(own, "options")
             how.append(planned(options, model.guard, dtype, stepping))
         except (ValueError, TypeError) as error:
             if not changes:
@@ -121,7 +124,8 @@ def run_phases(
 ) -> Simulation:
     """Solves one phase after the other from where it `begins`. A save time on a boundary belongs to
     the phase `before` it, or after it."""
-    start, steady = begins.begin(field, t0)
+    first: Plan = legs[0][1].tree
+    start, steady = begins.begin(field, t0, first.lanes)
     ends = ends_of([stack for stack, *_ in legs])
     found = jnp.array(True) if steady is None else is_okay(steady.result)
     ordered, fits = rows_are_ordered(t0, ts), phases_fit(t0, ts, ends)
@@ -173,7 +177,6 @@ def run_phases(
     )
     if accepted is not None:
         guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=_is_none)
-    first: Plan = legs[0][1].tree
     log = None if first.trace != "record" else StepLog.joined(logs)
     about = About(names_of(field, start), family_of(first.solver))
     return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)

@@ -149,9 +149,8 @@ def integrate(
     run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))
     if discrete:
         solver = with_tolerances(plan.solver, controller)
-        outputs = solve(
-            inputs, run, solver, jtu.Partial(terms_of, solver), guard if repeats else None
-        )
+        terms = jtu.Partial(terms_of, solver)
+        outputs = solve(inputs, run, solver, terms, guard if repeats else None, plan.lanes)
     else:
         outputs, _ = run(inputs, False)
     if isinstance(plan.adjoint, diffrax.ForwardMode):

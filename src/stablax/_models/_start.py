@@ -33,8 +33,11 @@ class AbstractStart(eqx.Module):
         return dataclasses.replace(self, y0=y0, args=args)
 
     @abc.abstractmethod
-    def begin(self, field: VF, t0: Array) -> tuple[PyTree[Array], SteadyState | None]:
-        """The state at `t0`; and the steady state that it is, if it is one."""
+    def begin(
+        self, field: VF, t0: Array, lanes: int | None
+    ) -> tuple[PyTree[Array], SteadyState | None]:
+        """The state at `t0`; and the steady state that it is, if it is one. At most so many `lanes`
+        of a batch step at once."""
 
     def check(self, found: SteadyState | None, field: VF, t0: Array) -> None:
         """Raises for a wrong input that only the search could see."""
@@ -47,7 +50,7 @@ class GivenStart(AbstractStart):
     y0: PyTree[Array]
     args: None = None
 
-    def begin(self, field, t0):
+    def begin(self, field, t0, lanes):
         return self.y0, None
 
 
@@ -75,8 +78,9 @@ class SteadyStart(AbstractStart):
             as_guess(guess, y0),
         )
 
-    def begin(self, field, t0):
-        found = steady_state(field, self.y0, self.args, t0, self.search, self.conserved, self.guess)
+    def begin(self, field, t0, lanes):
+        given = (self.y0, self.args, t0, self.search, self.conserved, self.guess)
+        found = steady_state(field, *given, lanes)
         return found.y, found
 
     def check(self, found, field, t0):

@@ -133,6 +133,7 @@ class Plan(eqx.Module):
     trace: str | None
     capacity: int  # of what is kept of the steps
     on_own_loop: bool
+    lanes: int | None  # of a batch, how many step at once at most
 
 
 def joint_plan(a: Static, b: Static) -> Static | None:
@@ -193,6 +194,7 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]
         options.trace,
         capacity,
         ours,
+        options.lanes,
     )
     with jax.ensure_compile_time_eval():
         controller = _as_numbers(steps_of(options, guard, dtype), dtype)

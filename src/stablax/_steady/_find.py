@@ -1,6 +1,7 @@
 """`find_steady_state`: search, verify, differentiate implicitly."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from .._captured import capture
 from .._failure import (
@@ -223,10 +224,12 @@ def steady_state(
     options: SteadyOptions,
     conserved: Frozen | str | None,
     guess: WarmStart | None,
+    lanes: int | None = None,
 ) -> SteadyState:
-    """[`find_steady_state`][] for checked inputs, inside `jit`."""
+    """[`find_steady_state`][] for checked inputs, inside `jit`. At most so many `lanes` of a batch
+    step at once."""
     if isinstance(field, AbstractCoordinates):
-        return _in_coordinates(field, y0, args, t, options, conserved, guess)
+        return _in_coordinates(field, y0, args, t, options, conserved, guess, lanes)
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     # What the user's code closes over becomes an explicit input.
@@ -234,7 +237,7 @@ def steady_state(
     inputs = (closed, flat_y0, t, args)
 
     def flat_field(closed, y, t, args):
-        return ravel_pytree(closed(t, unravel(y), args))[0]
+        return _flat_field(unravel, closed, t, args, y)
 
     # Nothing of the search is differentiated, and it looks at the derivatives that it takes.
     flat_y0_, t_, args_ = stop((flat_y0, t, args))
@@ -249,7 +252,7 @@ def steady_state(
     lower, upper = walls if guard.reject else (-infinite, infinite)
     assert options.rtol is not None and options.atol is not None
     problem = SteadyProblem(
-        field=lambda y: flat_field(searched, y, t_, args_),
+        field=jtu.Partial(_flat_field, unravel, searched, t_, args_),
         start=flat_y0_,
         y0=flat_y0_,
         projector=jnp.zeros((flat_y0.size, flat_y0.size), flat_y0.dtype),
@@ -263,7 +266,8 @@ def steady_state(
         max_steps=options.max_steps,
         detected=conserved == "detect",
         structure=guarded.jacobian or Dense(),
-        by_hand=lambda jacobian, y: jacobian(t_, unravel(y), args_),
+        by_hand=jtu.Partial(_jacobian_by_hand, unravel, t_, args_),
+        lanes=lanes,
     )
     clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]
     problem, conserves = _survey(problem, conserved, clip)
@@ -296,14 +300,22 @@ def steady_state(
     )
 
 
+def _flat_field(unravel: Callable, closed: Callable, t, args, y: Array) -> Array:
+    return ravel_pytree(closed(t, unravel(y), args))[0]
+
+
+def _jacobian_by_hand(unravel: Callable, t, args, jacobian: Callable, y: Array) -> PyTree:
+    return jacobian(t, unravel(y), args)
+
+
 def _in_coordinates(
-    field: AbstractCoordinates, y0, args, t, options, conserved, guess
+    field: AbstractCoordinates, y0, args, t, options, conserved, guess, lanes
 ) -> SteadyState:
     """Found in the coordinates of the field inside, where conserved quantities are linear."""
     inside = field.from_(y0)
     if guess is not None:
         guess = eqx.tree_at(lambda g: g.y, guess, field.from_(guess.y))
-    steady = steady_state(field.field, inside, args, t, options, conserved, guess)
+    steady = steady_state(field.field, inside, args, t, options, conserved, guess, lanes)
     there = field.to(stop(steady.y))
     result, finite = steady.result, all_finite(there)
     result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)

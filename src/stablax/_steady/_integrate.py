@@ -5,7 +5,9 @@ from typing import Any, final
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array
 
 from .._control import Cause, StiffPID, admissible
 from .._fields import Guard
@@ -14,6 +16,7 @@ from .._loop import Steps, integrate_steps
 from .._solvers import Rodas5P, is_implicit
 from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
+from ._problem import SteadyProblem
 from ._status import STATUS
 
 
@@ -59,13 +62,6 @@ class Integrate(AbstractSteadyMethod):
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )
 
-        def arrived(_, t, y, args):
-            seen = problem.linearise_field(y)
-            value, jacobian = problem.constrained(y, *seen)
-            factors = Equilibrated().factorise(jnp.zeros((), dtype), jacobian)
-            step = Equilibrated().apply(factors, value, transpose=False)
-            return problem.size(step, y) < problem.rtol, seen
-
         zero = jnp.zeros((), dtype)
         # The shortest step that the controller takes is a fraction of the whole time.
         rate = problem.size(problem.residual(y0), y0)
@@ -73,16 +69,17 @@ class Integrate(AbstractSteadyMethod):
         # At an infinite rate the horizon would be nothing, and nobody would look at the field.
         horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
         steps = Steps(
-            terms=diffrax.ODETerm(lambda t, y, args: problem.residual(y)),
+            terms=diffrax.ODETerm(jtu.Partial(_residual, problem)),
             solver=self.solver,
             controller=controller,
             meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,
-            until=arrived,
+            until=jtu.Partial(_arrived, problem),
             seen=problem.unseen(),
+            lanes=problem.lanes,
         )
         end = jnp.where(active, horizon, zero).astype(dtype)
-        solved = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)
+        solved, _ = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)
         cause = solved.control.record.cause
         status: Any = STATUS.out_of_steps
         underflow = solved.result == diffrax.RESULTS.dt_min_reached
@@ -95,3 +92,16 @@ class Integrate(AbstractSteadyMethod):
             status = STATUS.where(seen, member, status)
         # Asked last of the state at which the loop ended.
         return Attempt(solved.y, status, solved.tried, solved.seen)
+
+
+def _residual(problem: SteadyProblem, t, y: Array, args) -> Array:
+    return problem.residual(y)
+
+
+def _arrived(problem: SteadyProblem, _, t, y: Array, args) -> tuple[Array, tuple[Array, Array]]:
+    """Whether the Newton step is within the tolerance in every component."""
+    seen = problem.linearise_field(y)
+    value, jacobian = problem.constrained(y, *seen)
+    factors = Equilibrated().factorise(jnp.zeros((), y.dtype), jacobian)
+    step = Equilibrated().apply(factors, value, transpose=False)
+    return problem.size(step, y) < problem.rtol, seen

@@ -55,6 +55,7 @@ class SteadyProblem(eqx.Module):
     detected: bool = eqx.field(static=True)  # whether the projector is
     structure: AbstractJacobian = eqx.field(static=True)
     by_hand: Any  # evaluates a Jacobian written by the user, `by_hand(fn, y)`
+    lanes: int | None = eqx.field(static=True)  # of a batch, how many step at once at most
 
     def residual(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
         """F at `y`."""

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple, final
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
+from .._lane_loop import lane_loop
 from .._linalg import Equilibrated
 from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
@@ -90,31 +90,43 @@ def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
 def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attempt:
     """Runs a root finder of ours, whose state says whether it is `finished`, its `status`, and
     the last state `y` that it accepted."""
-    fn = lambda y, args: (problem.residual(y), None)
-    bounds = dict(lower=problem.lower, upper=problem.upper)
-    options = dict(**bounds, direction=1, guessed=problem.guessed)
     rtol = problem.rtol if finder.rtol is None else finder.rtol
     atol = problem.atol if finder.atol is None else finder.atol
     finder = eqx.tree_at(
         lambda f: (f.rtol, f.atol), finder, (rtol, atol), is_leaf=lambda x: x is None
     )
-    state = finder.init(fn, problem.start, None, options, problem.start, None, frozenset())
+    start, fn, options = problem.start, _residual_of(problem), _options_of(problem)
+    state = finder.init(fn, start, None, options, start, None, frozenset())
 
-    def body(carry):
+    def body(consts, carry, reads, writes):
         """A step; or at the end, with the same call site of the field, a look at the last state."""
-        _, y, state, k, _ = carry
+        (problem, finder), (_, y, state, k, _) = consts, carry
         ends = state.finished | (k >= problem.budget)
         # Out of steps, the last state that was accepted is better than the next one to try.
         y = jnp.where(ends & ~state.finished, state.y, y)
         seen = problem.linearise_field(y)
-        here = {**options, "linearise": lambda y: problem.constrained(y, *seen)}
-        following, new, _ = finder.step(fn, y, None, here, state, frozenset())
+        here = {
+            **_options_of(problem),
+            "linearise": lambda y: problem.constrained(y, *seen),
+        }
+        following, new, _ = finder.step(_residual_of(problem), y, None, here, state, frozenset())
         y, state, k = select(ends, (y, state, k), (following, new, k + 1))
-        return ends, y, state, k, seen
+        return (ends, y, state, k, seen), writes
 
-    start = (~active, problem.start, state, jnp.array(0), problem.unseen())
-    _, y, state, steps, seen = lax.while_loop(lambda carry: ~carry[0], body, start)
+    begin = (~active, start, state, jnp.array(0), problem.unseen())
+    goes_on = lambda _, carry: ~carry[0]
+    end, _ = lane_loop(goes_on, body, begin, (problem, finder), None, None, problem.lanes)
+    _, y, state, steps, seen = end
     return Attempt(y, state.status, steps, seen)
+
+
+def _residual_of(problem: SteadyProblem) -> Callable:
+    return lambda y, args: (problem.residual(y), None)
+
+
+def _options_of(problem: SteadyProblem) -> dict[str, Any]:
+    bounds = dict(lower=problem.lower, upper=problem.upper)
+    return dict(**bounds, direction=1, guessed=problem.guessed)
 
 
 class AbstractSteadyRootFinder(optx.AbstractRootFinder, AbstractSteadyMethod):
