@@ -1,6 +1,5 @@
 """`simulate_batch`: many solves that differ in cost."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +15,12 @@ from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from .._types import typechecked
-from ._call import explain_forward_mode, tolerance_of
+from ._call import explain_forward_mode, given_times, tolerance_of
 from ._explain import raise_on_failed_lanes
-from ._model import AbstractModel
+from ._model import AbstractModel, signature_of
+from ._run_phases import options_in
 from ._simulation import Simulation
-from ._stepping import planned
+from ._stepping import Stepping, as_stepping, planned
 from ._times import as_times, told_apart
 
 
@@ -77,7 +77,7 @@ def simulate_batch(
     given = {**common, **inputs}
     inputs, common = _as_arrays(dict(inputs), dict(common))
     samples = _number_of_samples(inputs)
-    _check_times(model, given, inputs)
+    _check_values(model, given, inputs)
     order = _order(order_by, inputs, common, samples)
     if throw:
         model, inputs, common = inputs_with_finite_derivative(
@@ -120,8 +120,9 @@ def _simulate_batch(
 def _check_names(
     model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> None:
-    names = [n for n in inspect.signature(type(model).__call__).parameters if n != "self"]
-    names.remove("throw")
+    parameters = signature_of(model, "simulate_batch").parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = [p.name for p in parameters if p.name not in ("self", "throw")]
     shown = ", ".join(f"`{n}`" for n in names)
     for where, given in (("inputs", inputs), ("shared", shared)):
         for name in given:
@@ -129,7 +130,7 @@ def _check_names(
                 raise TypeError(
                     f"`{where}` has `throw`, which is an argument of `simulate_batch` itself."
                 )
-            if name not in names:
+            if name not in names and not takes_any:
                 raise TypeError(
                     f"`{where}` has {name!r}, but {type(model).__name__} is called with {shown}."
                 )
@@ -165,22 +166,45 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
     )
 
 
-def _check_times(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Raises for times that the dtype of the state does not tell apart. Traced ones are looked at
-    in the model."""
+def _check_values(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Raises for a `stepping` that the model cannot follow, and for times that the dtype of the
+    state does not tell apart. In the model, where they are traced, there is no error to raise."""
     dtype = state_dtype(as_state(given["y0"], "y0"))
+    stepping, guard = as_stepping(given.get("stepping")), model.guard
+    each = stepping is not None and "stepping" in inputs
+    hardest = _hardest(stepping) if each else stepping
+    for options in options_in(model, given):
+        planned(options, guard, dtype, hardest)
     ts, t0 = as_times(given["ts"], dtype, "ts"), as_times(given.get("t0", 0.0), dtype, "t0")
-    if is_traced((ts, t0)) or ts.rounded.size == 0:
+    if is_traced((ts, t0)) or ts.rounded.size == 0 or ts.rounded.ndim != 1 + ("ts" in inputs):
         return
     if "t0" in inputs:
         t0 = t0._replace(rounded=t0.rounded[:, None], lost=t0.lost[:, None])
-    options, guard = model._options, model.guard
+    times = given_times(model._options, stepping, dtype)
+    times = {name: x for name, x in times.items() if not is_traced(x)}
 
-    def rtol() -> float:
-        pace = planned(options, guard, dtype, None)[1]
-        return tolerance_of(options, pace, guard, dtype)
+    def rtol() -> Any:
+        if each and stepping.rtol is not None and not is_traced(stepping.rtol):
+            return stepping.rtol[:, None]
+        pace = planned(model._options, guard, dtype, hardest)[1]
+        return tolerance_of(model._options, pace, guard, dtype)
 
-    told_apart(t0, dict(ts=ts), None, rtol)
+    told_apart(t0, dict(ts=ts, **times), None, rtol)
+
+
+def _hardest(stepping: Stepping) -> Stepping:
+    """Of one for each sample, the values of which a model refuses one if it refuses any. Those that
+    are traced are looked at in the model."""
+    known: Any = jtu.tree_map(lambda x: None if is_traced(x) else np.asarray(x), stepping)
+    least = lambda tree: jtu.tree_map(lambda x: x.min(axis=0), tree)
+    return Stepping(
+        rtol=least(known.rtol),
+        atol=least(known.atol) if jtu.tree_leaves(known.atol) else None,
+        dtmax=least(known.dtmax),
+        max_steps=jtu.tree_map(lambda x: x.max(axis=0), known.max_steps),
+        step_ts=least(known.step_ts),
+        jump_ts=least(known.jump_ts),
+    )
 
 
 def _number_of_samples(inputs: dict[str, Any]) -> int:

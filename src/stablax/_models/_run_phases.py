@@ -1,7 +1,7 @@
 """Phases one after the other: each a solve, from where the one before it ended."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,7 +22,7 @@ from ._call import explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel
 from ._options import solve_options
-from ._phase import Leg, Stack
+from ._phase import Leg, Overrides, Phase, Stack
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
 from ._start import AbstractStart
@@ -61,21 +61,33 @@ def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
     return times_are_ordered(t0, ends) & jnp.all(within)
 
 
+def options_of(model: AbstractModel, overrides: Overrides) -> Static:
+    """Those of `model`, where a phase has none of its own."""
+    if not overrides.given:
+        return model._options
+    arguments = {**model.options.arguments(), **overrides.given}
+    return Static(solve_options(model.field, **arguments), "options")
+
+
+def options_in(model: AbstractModel, call: Mapping[str, Any]) -> list[Static]:
+    """Those with which a call of `model` solves: of each of its phases, or its own."""
+    is_phase = lambda x: isinstance(x, Phase)
+    phases = filter(is_phase, jtu.tree_leaves(call.get("phases"), is_leaf=is_phase))
+    return [options_of(model, phase.overrides) for phase in phases] or [model._options]
+
+
 def plans_of(
     model: AbstractModel, stacks: Sequence[Stack], dtype: np.dtype, stepping: Stepping | None
 ) -> list[tuple[Static, Pace]]:
     """How each stack is solved: as the model says, where it says nothing of its own."""
     how = []
     for stack in stacks:
-        changes = stack.overrides.tree.given
+        overrides = stack.overrides.tree
         try:
-            options = model._options
-            if changes:
-                arguments = {**model.options.arguments(), **changes}
-                options = Static(solve_options(model.field, **arguments), "options")
+            options = options_of(model, overrides)
             how.append(planned(options, model.guard, dtype, stepping))
         except (ValueError, TypeError) as error:
-            if not changes:
+            if not overrides.given:
                 raise
             raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
     return how
