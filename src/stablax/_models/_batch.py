@@ -171,8 +171,8 @@ def _check_values(model: AbstractModel, given: dict[str, Any], inputs: dict[str,
     state does not tell apart. In the model, where they are traced, there is no error to raise."""
     dtype = state_dtype(as_state(given["y0"], "y0"))
     stepping, guard = as_stepping(given.get("stepping")), model.guard
-    each = stepping is not None and "stepping" in inputs
-    hardest = _hardest(stepping) if each else stepping
+    each = stepping if "stepping" in inputs else None
+    hardest = stepping if each is None else _hardest(each)
     for options in options_in(model, given):
         planned(options, guard, dtype, hardest)
     ts, t0 = as_times(given["ts"], dtype, "ts"), as_times(given.get("t0", 0.0), dtype, "t0")
@@ -184,8 +184,8 @@ def _check_values(model: AbstractModel, given: dict[str, Any], inputs: dict[str,
     times = {name: x for name, x in times.items() if not is_traced(x)}
 
     def rtol() -> Any:
-        if each and stepping.rtol is not None and not is_traced(stepping.rtol):
-            return stepping.rtol[:, None]
+        if each is not None and each.rtol is not None and not is_traced(each.rtol):
+            return each.rtol[:, None]
         pace = planned(model._options, guard, dtype, hardest)[1]
         return tolerance_of(model._options, pace, guard, dtype)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._control import StepLog
 from .._failure import inputs_with_finite_derivative
+from .._lanes import spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
 from .._states import finite_or_zero, select
@@ -133,6 +134,8 @@ def run_phases(
 ) -> Simulation:
     """Solves one phase after the other from where it `begins`. A save time on a boundary belongs to
     the phase `before` it, or after it."""
+    # Under `shard_map` all that a loop works with differs between devices as one of them does.
+    field, begins, ts, t0, legs = spread((field, begins, ts, t0, legs))
     start, steady = begins.begin(field, t0)
     ends = ends_of([stack for stack, *_ in legs])
     found = jnp.array(True) if steady is None else is_okay(steady.result)
@@ -145,6 +148,7 @@ def run_phases(
         jtu.tree_map(lambda x: jnp.broadcast_to(x[None], (ts.size, *x.shape)), start),
         going & (ts == t0) if before else jnp.zeros(ts.shape, bool),
     )
+    progress = spread(progress)
     backwards = ends[-1] < t0
     outcomes, logs = [], []
     for stack, plan, pace in legs:

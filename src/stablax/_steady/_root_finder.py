@@ -11,6 +11,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
+from .._lanes import spread
 from .._linalg import Equilibrated
 from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
@@ -112,7 +113,7 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
         y, state, k = select(ends, (y, state, k), (following, new, k + 1))
         return ends, y, state, k, seen
 
-    start = (~active, problem.start, state, jnp.array(0), problem.unseen())
+    start = spread((~active, problem.start, state, jnp.array(0), problem.unseen()))
     _, y, state, steps, seen = lax.while_loop(lambda carry: ~carry[0], body, start)
     return Attempt(y, state.status, steps, seen)
 
