@@ -326,6 +326,12 @@ def test_failed_samples_are_named_and_spoil_no_gradient():
     np.testing.assert_allclose(slopes, np.e * np.array([1, 0, 1, 0, 0]), rtol=1e-4)
 
 
+def _stepping(shared=None, **each):
+    inputs = dict(args=RATES, **(dict(stepping=sx.Stepping(**each)) if each else {}))
+    extra = {} if shared is None else dict(stepping=sx.Stepping(**shared))
+    return dict(inputs=inputs, shared=dict(SHARED, **extra))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -345,9 +351,41 @@ def test_failed_samples_are_named_and_spoil_no_gradient():
         (dict(batch_size=0), ValueError, "`batch_size` must be at least 1, got 0"),
         (dict(order_by=RATES[:3]), ValueError, r"`order_by` has shape \(3,\).* 7 samples"),
         (dict(order_by=lambda s: s["y0"]), ValueError, r"`order_by` returned shape \(2,\)"),
+        (dict(shared=dict(SHARED, ts=1.0)), ValueError, r"`ts` must be a vector .* shape \(\)"),
+        (_stepping(shared=dict(rtol=1e-17)), ValueError, "`stepping.rtol=1e-17` is below"),
+        (_stepping(rtol=np.geomspace(1e-3, 1e-17, 7)), ValueError, "`stepping.rtol=1e-17` is bel"),
+        (_stepping(max_steps=np.full(7, 5000)), ValueError, "the model keeps 4096 steps"),
+        (_stepping(shared=dict(max_steps=5000)), ValueError, "the model keeps 4096 steps"),
+        (_stepping(jump_ts=np.zeros((7, 2, 2))), ValueError, r"jump_ts` has shape \(2, 2\)"),
+        (_stepping(shared=dict(rtol=np.ones(7))), ValueError, r"rtol` has shape \(7,\)"),
+        (_stepping(dtmax=0.1), ValueError, "`stepping.dtmax` in `inputs` is a single number"),
+        (dict(shared=dict(SHARED, stepping=1e-3)), TypeError, "must be a `stablax.Stepping`"),
     ],
 )
 def test_what_does_not_fit_is_an_error_that_names_it(changes, error, words):
     arguments = dict(model=MODEL, inputs=dict(args=RATES), shared=SHARED) | changes
     with pytest.raises(error, match=words):
         sx.simulate_batch(**arguments)
+
+
+@pytest.mark.parametrize("each", [True, False])
+def test_given_times_are_told_apart(each):
+    """Those of each sample, or of all: in float32, 1000.00002 is the start."""
+    jump_ts = np.array([[1000.25], [1000.5], [1000.00002]])
+    stepping = sx.Stepping(jump_ts=jump_ts if each else jump_ts[2])
+    inputs, shared = dict(args=RATES[:3]), dict(y0=jnp.float32([1, 0]), ts=[1000.5], t0=1000.0)
+    (inputs if each else shared)["stepping"] = stepping
+    with pytest.raises(ValueError, match=rf"`jump_ts\[{'2, ' if each else ''}0\]` pass 2e-05"):
+        sx.simulate_batch(MODEL, inputs, shared=shared)
+
+
+def test_a_budget_is_that_of_the_phases():
+    """They may have more than their model."""
+    model = sx.SimulatePhases(lambda t, y, k: -k * y, solver=diffrax.Bosh3(), max_steps=2)
+    phases = sx.Phase(1.0, 1.0, max_steps=200)
+    inputs = dict(y0=jnp.ones(3), stepping=sx.Stepping(max_steps=np.array([100, 150, 200])))
+    found = sx.simulate_batch(model, inputs, shared=dict(ts=[1.0], phases=phases))
+    assert found.stats["max_steps"].tolist() == [100, 150, 200]
+    inputs["stepping"] = sx.Stepping(max_steps=np.array([100, 150, 300]))
+    with pytest.raises(ValueError, match="the model keeps 256 steps"):
+        sx.simulate_batch(model, inputs, shared=dict(ts=[1.0], phases=phases))

@@ -93,6 +93,8 @@ def test_derivatives_are_finite_everywhere(case):
         assert all_finite(jax.jit(jax.vmap(derivative))(states))
     eagerly = jax.grad(lambda *at: jnp.sum(out(*at)), argnums=(0, 1))
     assert all_finite(eagerly(params, states[0]))
+    along = jax.tree.map(jnp.ones_like, (params, flat))
+    assert all_finite(jax.jvp(out, (params, states[0]), along)[1])
 
 
 def test_a_masked_output_is_not_finite_unless_filled(case):

@@ -85,9 +85,27 @@ PROGRAM = """
 """
 
 
-def run(script, tmp_path, *args, devices=1):
-    path = tmp_path / "script.py"
-    path.write_text(textwrap.dedent(PROGRAM) + textwrap.dedent(script))
+MESH = """
+    import jax, numpy as np, jax.numpy as jnp
+    import stablax as sx
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+    jax.config.update("jax_enable_x64", True)
+    mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
+    lanes, shared = P("lane"), P()
+
+    def exchanges(compiled):
+        text = compiled.as_text()
+        loops, outside = text[: text.index("ENTRY")], text[text.index("ENTRY") :]
+        kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "permute")
+        assert not any(kind in loops for kind in kinds)
+        return any(kind in outside for kind in kinds)
+"""
+
+
+def run(*parts, folder, args=(), devices=1):
+    path = folder / "script.py"
+    path.write_text("".join(map(textwrap.dedent, parts)))
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(path), *map(str, args)]
@@ -186,24 +204,12 @@ def test_programs_run_on_many_devices(tmp_path):
     automatic mesh: values and gradients; and nothing is exchanged between the devices inside a
     loop, whether they share the parameters or the start."""
     script = """
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-        mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
-        lanes, shared = P("lane"), P()
-
-        def exchanges(program, *given):
-            text = program.lower(*given).compile().as_text()
-            loops, outside = text[: text.index("ENTRY")], text[text.index("ENTRY") :]
-            kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "permute")
-            assert not any(kind in loops for kind in kinds)
-            return any(kind in outside for kind in kinds)
-
         for f, right in zip((last, gradient), expected):
             for check in (True, False):
                 options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes, check_vma=check)
                 program = jax.jit(jax.shard_map(jax.vmap(f), **options))
                 np.testing.assert_allclose(program(batch), right, rtol=1e-8)
-                assert not exchanges(program, batch)
+                assert not exchanges(program.lower(batch).compile())
             halves = jax.pmap(jax.vmap(f))(batch.reshape(2, 2, -1))
             np.testing.assert_allclose(np.asarray(halves).reshape(right.shape), right, rtol=1e-8)
             spread = jax.device_put(batch, NamedSharding(mesh, lanes))
@@ -229,7 +235,7 @@ def test_programs_run_on_many_devices(tmp_path):
                 by_args = by_args.reshape(2, -1).sum(0)
             np.testing.assert_allclose(by_start, right[0], rtol=1e-8)
             np.testing.assert_allclose(by_args, right[1], rtol=1e-8)
-            exchanges(jax.jit(each), starts, args)
+            exchanges(jax.jit(each).lower(starts, args).compile())
 
         # An event, and switch times that are data.
         import diffrax
@@ -246,7 +252,7 @@ def test_programs_run_on_many_devices(tmp_path):
         options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
         each = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
         np.testing.assert_allclose(each(y0s), 0.5 / y0s, rtol=1e-4)
-        assert not exchanges(each, y0s)
+        assert not exchanges(each.lower(y0s).compile())
 
         def hidden(starts, args):
             model = sx.Simulate(lambda t, y, _: robertson.field(t, y, args))
@@ -260,7 +266,57 @@ def test_programs_run_on_many_devices(tmp_path):
             assert "closes over an array" in str(error)
             print("all")
     """
-    assert run(script, tmp_path, devices=2).strip() == "all"
+    assert run(MESH, PROGRAM, script, folder=tmp_path, devices=2).strip() == "all"
+
+
+def test_steady_states_and_phases_run_on_many_devices(tmp_path):
+    """The devices share the start and differ in the condition: values, and gradients in both,
+    which are summed behind all loops."""
+    script = """
+        def field(t, y, k):
+            flow = k[0] * y[0] - k[1] * y[1] ** 2
+            return jnp.stack([-flow, flow])
+
+        model = sx.SimulatePhases(field)
+
+        def steady(y0, k):
+            return sx.find_steady_state(field, y0, k, conserved=[1.0, 1.0], throw=False).y
+
+        def phases(y0, k):
+            schedule = [sx.Phase(0.1, k), sx.Phase(0.3, 2 * k)]
+            return model(y0, [0.2, 0.3], schedule, throw=False).ys[-1]
+
+        def gradient(f):
+            def total(y0, ks):
+                ys = jax.vmap(f, (None, 0))(y0, ks)
+                return ys[:, 0].sum(), ys
+
+            return jax.grad(total, argnums=(0, 1), has_aux=True)
+
+        given = jnp.array([1.0, 0.5]), jnp.array([[1.0, 2.0], [2.0, 3.0], [3.0, 1.0], [4.0, 1.0]])
+        specs = (shared, lanes)
+        for f in (steady, phases):
+            options = dict(mesh=mesh, in_specs=specs, out_specs=(specs, lanes))
+            each = jax.jit(jax.shard_map(gradient(f), **options)).lower(*given).compile()
+            assert exchanges(each)
+            right = jax.jit(gradient(f))(*given)
+            for a, b in zip(jax.tree.leaves(each(*given)), jax.tree.leaves(right)):
+                np.testing.assert_allclose(a, b, rtol=1e-8)
+                assert np.abs(b).min() > 1e-3
+
+        def hidden(k, y0s):
+            closes = lambda t, y, _: field(t, y, k)
+            find = lambda y0: sx.find_steady_state(closes, y0, throw=False).y
+            return jax.vmap(find)(y0s)
+
+        options = dict(mesh=mesh, in_specs=specs, out_specs=lanes)
+        try:
+            jax.jit(jax.shard_map(hidden, **options))(*given)
+        except ValueError as error:
+            assert "closes over an array" in str(error)
+            print("all")
+    """
+    assert run(MESH, script, folder=tmp_path, devices=2).strip() == "all"
 
 
 def test_lanes_are_exchanged_on_many_devices(tmp_path):
@@ -339,7 +395,7 @@ def test_programs_are_written_and_cached(tmp_path):
         np.save(folder / "value.npy", expected[0][0])
         np.save(folder / "gradient.npy", expected[1][0])
     """
-    run(write, tmp_path, tmp_path)
+    run(PROGRAM, write, folder=tmp_path, args=[tmp_path])
     for name in ("value", "gradient"):
         program = jax.export.deserialize(bytearray((tmp_path / name).read_bytes()))
         found = program.call(jnp.asarray(np.load(tmp_path / "inputs.npy")))

@@ -28,6 +28,8 @@ def mlp():
     [
         # --- names
         (lambda: sx.Simulate(decay, rtol=1e-3), "`rtol`.*StiffPID.preset.rtol=...."),
+        (lambda: MODEL(Y0, TS, jump_ts=[1.0]), "`jump_ts`.*stepping=stablax.Stepping.jump_ts=...."),
+        (lambda: sx.Simulate(decay, dtmin=1e-3), r"preset\(dtmin=\.\.\.\)`\."),
         (lambda: sx.Simulate(decay, solvr=None), "no argument `solvr`.*`solver`"),
         (lambda: sx.Simulate(decay, saveat=None), "`saveat`.*`ts`"),
         (lambda: MODEL(Y0, TS, arg=3.0), "no argument `arg`.*`args`"),

@@ -242,3 +242,16 @@ def test_a_field_that_is_infinite_at_the_start_is_no_singular_steady_state():
     method = sx.Integrate(solver=diffrax.Tsit5())
     found = sx.find_steady_state(field, jnp.ones(1), method=method, throw=False)
     assert found.result == sx.RESULTS.no_steady_state
+
+
+class _Blind(sx.AbstractSteadyMethod):
+    """Looks nowhere."""
+
+    def search(self, problem, active):
+        return sx.Attempt(problem.start, sx.STATUS.converged, jnp.array(0), problem.unseen())
+
+
+def test_what_nobody_has_looked_at_is_no_steady_state():
+    """Of zeros it would be a flat spot: nothing moves, whatever the state."""
+    found = sx.find_steady_state(lambda t, y, k: k - y, 1.0, 2.0, method=_Blind(), throw=False)
+    assert found.result == sx.RESULTS.no_steady_state

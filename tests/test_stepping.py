@@ -9,6 +9,7 @@ import pytest
 from helpers import Counted
 
 import stablax as sx
+from stablax._diagnostics._observe import settled as observed
 
 TS = jnp.array([0.5, 1.0, 2.0])
 Y0 = jnp.array([1.0, 0.0])
@@ -53,6 +54,46 @@ def test_it_is_what_the_options_of_a_model_do(case):
         same(ours, theirs)
         if t0 == 0:
             assert ours.stats["num_steps"] != model(Y0, ts, **args).stats["num_steps"]
+
+
+@pytest.mark.parametrize("name", ["step_ts", "jump_ts"])
+def test_no_times_instead_of_those_of_the_model(name):
+    """Also in lanes, which have none each."""
+    plain = sx.Simulate(switched, solver=diffrax.Bosh3(), controller=sx.StiffPID(1e-3, 1e-6))
+    timed = sx.with_options(
+        plain, controller=sx.StiffPID(1e-3, 1e-6, **{name: np.linspace(0.01, 0.7, 9)})
+    )
+    wanted = plain(Y0, TS, args=2.0)
+    assert timed(Y0, TS, args=2.0).stats["num_steps"] != wanted.stats["num_steps"]
+    for none in ([], np.zeros(0), jnp.zeros(0)):
+        ours = timed(Y0, TS, args=2.0, stepping=sx.Stepping(**{name: none}))
+        assert ours.stats["num_steps"] == wanted.stats["num_steps"]
+        np.testing.assert_allclose(ours.ys, wanted.ys, rtol=1e-9)
+    assert getattr(sx.Stepping(**{name: np.zeros((2, 0))}), name).shape == (2, 1)
+
+
+def test_the_tolerance_of_a_call_is_looked_at_and_not_that_of_the_model():
+    """The model's is out of reach in single precision; traced, too."""
+    model = sx.Simulate(
+        lambda t, y, k: -k * y, solver=diffrax.Bosh3(), controller=sx.StiffPID(1e-8, 1e-6)
+    )
+    phases = sx.SimulatePhases(model.field, **model.arguments())
+    y0, ts = jnp.float32(1.0), np.array([0.25, 1.0])  # in float64: they are told apart
+    solve = lambda rtol: model(y0, ts, args=1.0, stepping=sx.Stepping(rtol=rtol), throw=False)
+    for simulation in (solve(1e-5), jax.jit(solve)(1e-5)):
+        np.testing.assert_allclose(simulation.ys, np.exp(-ts), rtol=1e-4)
+    phases(y0, ts, sx.Phase(1.0, 1.0), stepping=sx.Stepping(rtol=1e-5))
+    for stepping in (None, sx.Stepping(atol=1e-5)):
+        with pytest.raises(ValueError, match="`rtol=1e-08` is below what float32 can resolve"):
+            model(y0, ts, args=1.0, stepping=stepping)
+
+
+def test_a_tree_with_one_number_is_for_that_component():
+    model = sx.Simulate(lambda t, y, k: {"a": -k * y["a"]}, solver=diffrax.Bosh3())
+    tight = model({"a": 1.0}, TS, args=1.0, stepping=sx.Stepping(atol={"a": 1e-9}))
+    np.testing.assert_allclose(tight.ys["a"], np.exp(-TS), rtol=1e-4)
+    with pytest.raises(ValueError, match=r"`stepping.atol` has the structure PyTreeDef\(\{'b'"):
+        model({"a": 1.0}, TS, args=1.0, stepping=sx.Stepping(atol={"b": 1e-9}))
 
 
 def test_the_budget_of_steps_is_data():
@@ -205,6 +246,7 @@ def test_an_event_with_padded_rows():
     assert simulation.reached.tolist() == [True, False, False]
 
 
+DTMIN = sx.Simulate(switched, controller=sx.StiffPID.preset(dtmin=0.01))
 WRONG = {
     "rtol": (dict(rtol=-1e-3), "`rtol` must be finite and above 0, got -0.001"),
     "atol": (dict(atol={"a": 0.0}), r"`atol\['a'\]` must be finite and above 0"),
@@ -212,10 +254,15 @@ WRONG = {
     "max_steps": (dict(max_steps=2.5), "whole number of at least 1, got 2.5"),
     "infinite": (dict(max_steps=np.inf), "whole number of at least 1, got inf"),
     "none": (dict(max_steps=0), "whole number of at least 1, got 0"),
-    "reach": (dict(rtol=1e-17), "below what float64 can resolve"),
+    "reach": (dict(rtol=1e-17), "`stepping.rtol=1e-17` is below what float64 can resolve"),
     "budget": (dict(max_steps=5000), "the model keeps 4096 steps"),
     "batch": (dict(rtol=np.array([1e-3, 1e-4])), r"has shape \(2,\), but must be one number"),
-    "components": (dict(atol=np.ones(3)), r"`atol` has shape \(3,\), but the state has shape"),
+    "components": (dict(atol=np.ones(3)), r"`stepping.atol` has shape \(3,\), but the state has"),
+    "structure": (dict(atol={"a": 1e-6}), "`stepping.atol` has the structure"),
+    "no atol": (dict(atol={}), r"`atol` holds no number, got \{\}"),
+    "table": (dict(jump_ts=np.ones((2, 3))), r"`stepping.jump_ts` has shape \(2, 3\)"),
+    "tables": (dict(step_ts=np.ones((2, 0))), r"`stepping.step_ts` has shape \(2, 1\)"),
+    "below dtmin": (dict(dtmax=1e-3), "`stepping.dtmax` is 0.001, below the `dtmin` .*, 0.01"),
 }
 
 
@@ -223,7 +270,7 @@ WRONG = {
 def test_wrong_values_are_named(case):
     given, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
-        sx.Simulate(switched)(Y0, TS, args=1.0, stepping=sx.Stepping(**given))
+        DTMIN(Y0, TS, args=1.0, stepping=sx.Stepping(**given))
 
 
 def test_what_a_model_has_not_is_named():
@@ -247,6 +294,25 @@ def test_diagnose_takes_it():
         switched, controller=sx.StiffPID.preset(rtol=1e-4, jump_ts=[0.7]), max_steps=500
     )
     assert report.steps == sx.diagnose(made, Y0, TS, args=2.0).steps
+
+
+def test_diagnose_puts_it_before_what_a_phase_has():
+    """A controller, the preset for a solver, and a budget of its own."""
+    model = sx.SimulatePhases(lambda t, y, k: -k * y, solver=diffrax.Bosh3())
+    phases = [
+        sx.Phase(1.0, 1.0, controller=sx.StiffPID(1e-7, 1e-7), max_steps=10),
+        sx.Phase(2.0, 1.0, solver=diffrax.Tsit5()),
+    ]
+    stepping = sx.Stepping(rtol=1e-3, dtmax=0.1, max_steps=500)
+    with pytest.raises(ValueError, match="`stepping.max_steps` is 500, but the model keeps 16"):
+        sx.diagnose(model, 1.0, TS, phases, stepping=stepping)
+    phases[0] = phases[0].overridden(max_steps=300)
+    named = dict(y0=jnp.array(1.0), ts=TS, phases=phases, stepping=stepping)
+    settled, inputs = observed(model, named)
+    ours = settled(**inputs)
+    theirs = model(**named)
+    assert ours.stats["num_steps"] == theirs.stats["num_steps"]
+    np.testing.assert_array_equal(ours.ys, theirs.ys)
 
 
 # --- phases that are one program

@@ -318,3 +318,9 @@ def test_every_component_has_a_tolerance_of_its_own():
         s.cause == "badly_scaled_components"
         for s in sx.diagnose(simulate(1e-6)[0], y0, ts).suggestions
     )
+
+
+@pytest.mark.parametrize("atol", [{}, (), None])
+def test_an_absolute_tolerance_holds_a_number(atol):
+    with pytest.raises(ValueError, match="`atol` holds no number, got"):
+        sx.StiffPID(1e-3, atol)

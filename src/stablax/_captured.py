@@ -9,6 +9,9 @@ import jax.tree_util as jtu
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jaxtyping import Array, PyTree
 
+from ._lanes import differing
+from ._static import is_traced
+
 
 class Captured(eqx.Module):
     """A traced function, to be called with arguments of the shapes and dtypes that it was traced
@@ -49,6 +52,17 @@ def capture(fn: Callable, *example: PyTree) -> Captured:
 
     program = jax.make_jaxpr(flat)(*leaves)
     return Captured(list(program.consts), program.jaxpr, (tree, _types(leaves)), gives[-1])
+
+
+def refuse_hidden(field: Captured, axes: frozenset[str]) -> None:
+    hidden = (x for x in field.captured if is_traced(x) and eqx.is_inexact_array(x))
+    if any(axes - differing(x) for x in hidden):
+        raise ValueError(
+            "Under `jax.shard_map` the field closes over an array that is the same on all devices, "
+            f"while others differ along {sorted(axes)}: its derivative would be summed over the "
+            "devices in every step, for which no device waits. Pass it as `args`, as an attribute "
+            "of an `eqx.Module` that is the field, or use `check_vma=False`."
+        )
 
 
 def _types(leaves: list[Array]) -> tuple:

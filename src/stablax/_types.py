@@ -35,10 +35,12 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _CONFIGURATION = BeartypeConf(is_pep484_tower=True)
 _check = beartype(conf=_CONFIGURATION)
 
-_CONTROLLERS = "a step size controller has it: `controller=stablax.StiffPID.preset({}=...)`"
+_CONTROLLERS = "a step size controller has it: `controller=stablax.StiffPID.preset({0}=...)`"
+_STEPPINGS = _CONTROLLERS + ", or for one call `stepping=stablax.Stepping({0}=...)`"
 # Where to say what other libraries take elsewhere.
 _ELSEWHERE = {
-    **dict.fromkeys(("rtol", "atol", "dtmin", "dtmax", "step_ts", "jump_ts", "norm"), _CONTROLLERS),
+    **dict.fromkeys(("rtol", "atol", "dtmax", "step_ts", "jump_ts"), _STEPPINGS),
+    **dict.fromkeys(("dtmin", "norm"), _CONTROLLERS),
     "stepsize_controller": "it is called `controller`",
     "saveat": "the times to save at are `ts`, the second argument of a call of the model",
     "duration": "a phase ends at a time, `t1`; `Phase.repeat(n, period)` takes lengths",

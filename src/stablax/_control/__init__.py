@@ -6,6 +6,8 @@ from ._admissible import (
 from ._stiff_pid import (
     StiffPID as StiffPID,
     check_reach as check_reach,
+    least_rtol as least_rtol,
+    refuse_no_numbers as refuse_no_numbers,
     refuse_traced_times as refuse_traced_times,
 )
 from ._watch import (

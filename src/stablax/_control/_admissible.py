@@ -306,10 +306,8 @@ def admissible(
     controller: diffrax.AbstractStepSizeController,
     guard: Guard,
     dtype: np.dtype,
-    masks: Callable | None = None,
     implicit: bool = False,
     factormax_after_rejection: float | None = None,
-    watch: Watch | None = None,
     atols: PyTree | None = None,
 ) -> AdmissibleSteps:
     """`controller` with the acceptance test of [`AdmissibleSteps`][], for an `implicit` solver or
@@ -327,8 +325,6 @@ def admissible(
         atol=atol,
         norm=norm,
         atols=atols,
-        masks=masks,
         implicit=implicit,
         factormax_after_rejection=factormax_after_rejection,
-        watch=watch,
     )

@@ -43,10 +43,19 @@ def refuse_traced_times(ts: Any, name: str) -> None:
         )
 
 
+def refuse_no_numbers(atol: Any) -> None:
+    if not jax.tree_util.tree_leaves(atol):
+        raise ValueError(
+            f"`atol` holds no number, got {short(atol)}. Give one for all components, or an array "
+            "(a PyTree of arrays like the state) with one for each."
+        )
+
+
 def _tolerance(atol: Any) -> float | Static:
     """One tolerance for all components, or arrays of them."""
     if isinstance(atol, Static):
         return atol
+    refuse_no_numbers(atol)
 
     def leaf(path, x):
         name = f"atol{jax.tree_util.keystr(path)}"
@@ -83,13 +92,18 @@ def _cure(dtype: np.dtype) -> str:
     return f"Switch to double precision with `{_X64}` at the top of the program"
 
 
-def check_reach(rtol: float, dtype: np.dtype) -> None:
-    least = 10 * float(np.finfo(dtype).eps)
+def least_rtol(dtype: np.dtype) -> float:
+    """The smallest relative tolerance that `dtype` can resolve."""
+    return 10 * float(np.finfo(dtype).eps)
+
+
+def check_reach(rtol: float, dtype: np.dtype, name: str = "rtol") -> None:
+    least = least_rtol(dtype)
     if rtol < least:
         raise ValueError(
-            f"`rtol={rtol:g}` is below what {dtype} can resolve (10 eps = {least:.2g}). "
+            f"`{name}={rtol:g}` is below what {dtype} can resolve (10 eps = {least:.2g}). "
             + _cure(dtype)
-            + f", or use `rtol` of at least {least:.2g}."
+            + f", or use `{name}` of at least {least:.2g}."
         )
 
 
@@ -266,13 +280,14 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         """The names of the presets, each with one line on when to choose it."""
         return {name: preset.when for name, preset in PRESETS.items()}
 
-    def for_dtype(self, dtype: np.dtype) -> "StiffPID":
+    def for_dtype(self, dtype: np.dtype, uses_rtol: bool = True) -> "StiffPID":
         """This controller for a state of `dtype`: tolerances that were not given are raised to
-        what it reaches, given ones are checked against it."""
+        what it reaches, given ones are checked against it (`rtol` only if it is used)."""
         low_rtol, low_atol = _FLOORS.get(str(dtype), (0.0, 0.0))
         rtol, atol = self.rtol, self.atol
         if self.explicit[0]:
-            check_reach(rtol, dtype)
+            if uses_rtol:
+                check_reach(rtol, dtype)
         else:
             rtol = max(rtol, low_rtol)
         if not self.explicit[1]:

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._control import Cause
 from .._fields import as_guarded
-from .._models import AbstractModel, as_stepping, explain
+from .._models import AbstractModel, explain
 from .._results import is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
@@ -176,8 +176,7 @@ def diagnose(model: AbstractModel, *inputs: Any, **keywords: Any) -> Diagnosis:
 
     **Raises:** what the model raises for inputs that do not fit; `TypeError` under `jit`.
     """
-    named = bind(model, inputs, keywords)
-    seen = observe(settled(model, as_stepping(named.pop("stepping"))), named)
+    seen = observe(*settled(model, bind(model, inputs, keywords)))
     simulation = seen.simulation
     successful = bool(is_okay(simulation.result))
     steady = _steady_report(seen)
@@ -271,10 +270,8 @@ def _steady_report(seen: Observation) -> SteadyReport | None:
     steady = seen.simulation.steady
     if steady is None:
         return None
-    inputs = seen.inputs
-    jacobian = np.asarray(
-        jacobian_at(as_guarded(seen.model.field), inputs["t0"], steady.y, inputs["steady_args"])
-    )
+    args = seen.inputs.get("steady_args")
+    jacobian = np.asarray(jacobian_at(as_guarded(seen.model.field), seen.start, steady.y, args))
     condition, conserved = float("nan"), 0
     eigenvalues = np.full(len(jacobian), np.nan + 0j)
     if np.isfinite(jacobian).all():

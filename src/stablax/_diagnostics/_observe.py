@@ -1,7 +1,6 @@
 """Watches a model solve: what `diagnose` knows."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import diffrax
@@ -19,6 +18,11 @@ from .._models import (
     Phase,
     Simulation,
     Stepping,
+    as_stepping,
+    options_in,
+    options_of,
+    planned,
+    signature_of,
     steps_of,
     with_options,
 )
@@ -56,6 +60,10 @@ class Observation:
     @property
     def accepted(self) -> np.ndarray:
         return self.cause == Cause.none
+
+    @property
+    def start(self) -> Any:
+        return start_of(self.inputs)
 
     @property
     def like(self) -> Any:
@@ -120,10 +128,13 @@ def _bare(field, args, like, ts, flats):
 def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `model`, by name."""
     keywords = {k: v for k, v in keywords.items() if k != "throw"}
-    signature = inspect.signature(type(model).__call__)
+    signature = signature_of(model, "diagnose")
     bound = signature.bind(model, *inputs, **keywords)
     bound.apply_defaults()
     named = {k: v for k, v in bound.arguments.items() if k not in ("self", "throw")}
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name)
     if is_traced((model, named)):
         raise TypeError("`diagnose` looks at values: call it outside `jit`, `vmap` and `grad`.")
     named["y0"] = as_state(named["y0"], "y0")
@@ -132,18 +143,44 @@ def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[
     count = int(np.sum(np.isfinite(ts)))  # the rest is padding, if it comes last
     padded = ts.ndim == 1 and count and np.isfinite(ts[:count]).all()
     named["ts"] = jnp.asarray(ts[:count] if padded else ts, dtype)
-    named["t0"] = jnp.asarray(named["t0"], dtype)
+    if "t0" in named:
+        named["t0"] = jnp.asarray(named["t0"], dtype)
     return named
 
 
-def settled(model: AbstractModel, stepping: Stepping | None) -> AbstractModel:
-    """`model` with what a call steps with as its options."""
+def start_of(inputs: dict[str, Any]) -> Any:
+    """When a call begins; of a model that has no `t0`, at 0."""
+    return inputs.get("t0", jnp.zeros((), state_dtype(inputs["y0"])))
+
+
+def settled(model: AbstractModel, inputs: dict[str, Any]) -> tuple[AbstractModel, dict[str, Any]]:
+    """`model`, and `inputs` without `stepping`: with what that says as the options of the model,
+    and of the phases that have their own."""
+    rest = {name: x for name, x in inputs.items() if name != "stepping"}
+    stepping = as_stepping(inputs.get("stepping"))
     if stepping is None:
-        return model
+        return model, rest
+    dtype = state_dtype(inputs["y0"])
+    for options in options_in(model, inputs):  # raises what a call does
+        planned(options, model.guard, dtype, stepping)
+
+    def settle(x: Any) -> Any:
+        if not isinstance(x, Phase) or not x.overrides.given:
+            return x
+        return x.overridden(**_settled(options_of(model, x.overrides).tree, stepping))
+
+    if "phases" in rest:
+        is_phase = lambda x: isinstance(x, Phase)
+        rest["phases"] = jtu.tree_map(settle, rest["phases"], is_leaf=is_phase)
+    return with_options(model, **_settled(model.options, stepping)), rest
+
+
+def _settled(options: Any, stepping: Stepping) -> dict[str, Any]:
+    """The `controller` and `max_steps` of `options`, with what `stepping` says instead."""
     names = ("rtol", "atol", "dtmax", "step_ts", "jump_ts", "max_steps")
     changes = {name: x for name in names if (x := getattr(stepping, name)) is not None}
-    most = changes.pop("max_steps", model.options.max_steps)
-    controller: Any = model.options.controller
+    most = changes.pop("max_steps", options.max_steps)
+    controller: Any = options.controller
     if changes and not isinstance(controller, StiffPID):
         raise TypeError(
             "`diagnose` knows a `stepping` of models with a `StiffPID`; the model has a "
@@ -156,13 +193,13 @@ def settled(model: AbstractModel, stepping: Stepping | None) -> AbstractModel:
             if name in changes:
                 changes[name] = changes[name][np.isfinite(changes[name])]
         controller = StiffPID(**{**fields, **changes, "explicit": tuple(explicit)})
-    return with_options(model, controller=controller, max_steps=int(most))
+    return dict(controller=controller, max_steps=int(most))
 
 
 def conditions_of(inputs: dict[str, Any]) -> Conditions:
     dtype = state_dtype(inputs["y0"])
     if "phases" not in inputs:
-        return Conditions(np.array([np.inf]), (as_args(inputs["args"], dtype),))
+        return Conditions(np.array([np.inf]), (as_args(inputs.get("args"), dtype),))
     phases = inputs["phases"]
     ends, conditions = [], []
     for phase in (phases,) if isinstance(phases, Phase) else phases:
@@ -189,7 +226,7 @@ def observe(model: AbstractModel, inputs: dict[str, Any]) -> Observation:
         ts = jnp.append(jnp.asarray(times, inputs["ts"].dtype), inputs["ts"][-1])
         return watched(**{**inputs, "ts": ts}, throw=False)
 
-    start = float(inputs["t0"])
+    start = float(start_of(inputs))
     first = run(_some_of(np.asarray(inputs["ts"]), start))
     simulation = run(_where_to_look(first, start))
     log = simulation.steps

@@ -142,4 +142,4 @@ def _add(y: Y, shift: Y) -> Y:
 
 
 def _uneven(x: Array) -> Array:
-    return 1 + jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) / 2
+    return spread(1 + jnp.sin(1 + jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape) / 2, x)

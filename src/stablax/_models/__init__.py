@@ -8,8 +8,9 @@ from ._dose import (
     SetDose as SetDose,
 )
 from ._explain import explain as explain, is_successful as is_successful
-from ._model import AbstractModel as AbstractModel
+from ._model import AbstractModel as AbstractModel, signature_of as signature_of
 from ._phase import Phase as Phase
+from ._run_phases import options_in as options_in, options_of as options_of
 from ._simulate import Simulate as Simulate
 from ._simulate_phases import SimulatePhases as SimulatePhases
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation
@@ -17,6 +18,7 @@ from ._steady_then_simulate import SteadyThenSimulate as SteadyThenSimulate
 from ._stepping import (
     Stepping as Stepping,
     as_stepping as as_stepping,
+    planned as planned,
     steps_of as steps_of,
 )
 from ._with_options import with_options as with_options

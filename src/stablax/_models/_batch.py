@@ -1,7 +1,6 @@
 """`simulate_batch`: many solves that differ in cost."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,14 +20,17 @@ from .._static import is_traced
 from .._steady import as_conserved
 from .._types import typechecked
 from ._adjoint import DiscreteAdjoint
-from ._call import explain_forward_mode, tolerance_of
+from ._call import explain_forward_mode, given_times, tolerance_of
 from ._explain import raise_on_failed_lanes
-from ._model import AbstractModel
+from ._model import AbstractModel, signature_of
+from ._options import SolveOptions
+from ._phase import Phase
+from ._run_phases import options_in, options_of
 from ._simulate import Simulate
 from ._simulate_phases import SimulatePhases
 from ._simulation import Simulation
 from ._steady_then_simulate import SteadyThenSimulate
-from ._stepping import planned
+from ._stepping import Stepping, as_stepping, planned
 from ._times import as_times, told_apart
 
 _MODELS = (Simulate, SteadyThenSimulate, SimulatePhases)
@@ -101,7 +103,7 @@ def simulate_batch(
     inputs, common = _as_arrays(dict(inputs), dict(common))
     samples = _number_of_samples(inputs, model if ensemble else None)
     _check_mesh(mesh, samples)
-    _check_times(model, given, inputs)
+    _check_values(model, given, inputs)
     cost = _cost(order_by, inputs, common, samples)
     if throw:
         model, inputs, common = inputs_with_finite_derivative(
@@ -206,16 +208,27 @@ def _numbers(
         size(inputs[name], True) if name in inputs else size(shared[name], False)
         for name in ("y0", "ts")
     )
-    capacity = 1 << (model.options.max_steps - 1).bit_length()
+    kept = 0
+    is_phase = lambda x: isinstance(x, Phase)
+    for given, each in ((inputs, True), (shared, False)):
+        for phase in filter(is_phase, jtu.tree_leaves(given.get("phases"), is_leaf=is_phase)):
+            kept += size(phase.t1, each) * _capacity(options_of(model, phase.overrides).tree)
+    kept = kept or _capacity(model.options)
     moving = size(inputs, True) + size(shared, False) + size(model, ensemble)
-    return capacity * (state + 1) + 2 * (rows * state + moving)
+    return kept * (state + 1) + 2 * (rows * state + moving)
+
+
+def _capacity(options: SolveOptions) -> int:
+    """Of steps, rounded up as a record is."""
+    return 1 << (options.max_steps - 1).bit_length()
 
 
 def _check_names(
     model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> None:
-    names = [n for n in inspect.signature(type(model).__call__).parameters if n != "self"]
-    names.remove("throw")
+    parameters = signature_of(model, "simulate_batch").parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = [p.name for p in parameters if p.name not in ("self", "throw")]
     shown = ", ".join(f"`{n}`" for n in names)
     for where, given in (("inputs", inputs), ("shared", shared)):
         for name in given:
@@ -223,7 +236,7 @@ def _check_names(
                 raise TypeError(
                     f"`{where}` has `throw`, which is an argument of `simulate_batch` itself."
                 )
-            if name not in names:
+            if name not in names and not takes_any:
                 raise TypeError(
                     f"`{where}` has {name!r}, but {type(model).__name__} is called with {shown}."
                 )
@@ -263,22 +276,45 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
     )
 
 
-def _check_times(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """Raises for times that the dtype of the state does not tell apart. Traced ones are looked at
-    in the model."""
+def _check_values(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """Raises for a `stepping` that the model cannot follow, and for times that the dtype of the
+    state does not tell apart. In the model, where they are traced, there is no error to raise."""
     dtype = state_dtype(as_state(given["y0"], "y0"))
+    stepping, guard = as_stepping(given.get("stepping")), model.guard
+    each = stepping if "stepping" in inputs else None
+    hardest = stepping if each is None else _hardest(each)
+    for options in options_in(model, given):
+        planned(options, guard, dtype, hardest)
     ts, t0 = as_times(given["ts"], dtype, "ts"), as_times(given.get("t0", 0.0), dtype, "t0")
-    if is_traced((ts, t0)) or ts.rounded.size == 0:
+    if is_traced((ts, t0)) or ts.rounded.size == 0 or ts.rounded.ndim != 1 + ("ts" in inputs):
         return
     if "t0" in inputs:
         t0 = t0._replace(rounded=t0.rounded[:, None], lost=t0.lost[:, None])
-    options, guard = model._options, model.guard
+    times = given_times(model._options, stepping, dtype)
+    times = {name: x for name, x in times.items() if not is_traced(x)}
 
-    def rtol() -> float:
-        pace = planned(options, guard, dtype, None)[1]
-        return tolerance_of(options, pace, guard, dtype)
+    def rtol() -> Any:
+        if each is not None and each.rtol is not None and not is_traced(each.rtol):
+            return each.rtol[:, None]
+        pace = planned(model._options, guard, dtype, hardest)[1]
+        return tolerance_of(model._options, pace, guard, dtype)
 
-    told_apart(t0, dict(ts=ts), None, rtol)
+    told_apart(t0, dict(ts=ts, **times), None, rtol)
+
+
+def _hardest(stepping: Stepping) -> Stepping:
+    """Of one for each sample, the values of which a model refuses one if it refuses any. Those that
+    are traced are looked at in the model."""
+    known: Any = jtu.tree_map(lambda x: None if is_traced(x) else np.asarray(x), stepping)
+    least = lambda tree: jtu.tree_map(lambda x: x.min(axis=0), tree)
+    return Stepping(
+        rtol=least(known.rtol),
+        atol=least(known.atol) if jtu.tree_leaves(known.atol) else None,
+        dtmax=least(known.dtmax),
+        max_steps=jtu.tree_map(lambda x: x.max(axis=0), known.max_steps),
+        step_ts=least(known.step_ts),
+        jump_ts=least(known.jump_ts),
+    )
 
 
 def _check_mesh(mesh: Mesh | None, samples: int) -> None:

@@ -12,10 +12,10 @@ from jaxtyping import Array, PyTree
 from .._control import AdmissibleSteps, StiffPID
 from .._fields import Guard, as_guarded
 from .._results import RESULTS, message
-from .._states import as_args, as_state, state_dtype
+from .._states import as_args, as_state, for_each_component, state_dtype
 from .._static import Static, is_traced
 from .._types import VF, Args
-from ._stepping import Pace, Stepping, planned
+from ._stepping import Pace, Stepping, own_rtol
 from ._times import Times, as_times, rows_are_ordered, told_apart
 
 
@@ -49,6 +49,8 @@ def check_call(
     ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     guard = as_guarded(field).guard
     guard.bounds(y0)  # raises if the guard does not fit the state
+    if stepping is not None and stepping.atol is not None:
+        for_each_component(stepping.atol, y0, "`stepping.atol`")  # raises if it does not fit
     given |= given_times(options, stepping, dtype)
     start = told_apart(start, given, ends, lambda: tolerance_of(options, pace, guard, dtype))
     t0 = start if is_traced(start) else t0
@@ -71,9 +73,7 @@ def given_times(options: Static, stepping: Stepping | None, dtype: np.dtype) -> 
 def tolerance_of(options: Static, pace: Pace, guard: Guard, dtype: np.dtype) -> float:
     """The relative one; where that of a call is traced, the model's own."""
     rtol = pace.controller.rtol
-    if is_traced(rtol):
-        rtol = planned(options, guard, dtype, None)[1].controller.rtol
-    return float(rtol)
+    return own_rtol(options, guard, dtype) if is_traced(rtol) else float(rtol)
 
 
 def _check_start(guard: Guard, steps: AdmissibleSteps, y0: PyTree[Array]) -> None:

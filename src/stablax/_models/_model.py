@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,12 @@ class AbstractModel(eqx.Module):
 
     Its PyTree leaves are exactly the floating-point arrays of the field. [`simulate_batch`][],
     [`with_options`][] and [`diagnose`][] take any.
+
+    A call takes by name `y0` (the state), `ts` (the times to save at) and `throw`: whether a failed
+    solve raises an error, or returns the reason as the `result` of the simulation, as the two
+    functions above ask for. What it takes besides is its own affair; where it takes `t0` (the time
+    of `y0`, else 0), `args` (what is passed to the field) or `stepping` (a [`Stepping`][]), they
+    mean what they do in [`Simulate`][].
     """
 
     _field: eqx.AbstractVar[Split]
@@ -68,6 +75,19 @@ class AbstractModel(eqx.Module):
             Static(options, "options"),
             is_leaf=lambda x: isinstance(x, Static),
         )
+
+
+def signature_of(model: AbstractModel, asks: str) -> inspect.Signature:
+    """What `model` is called with by the function `asks`, which says `throw`."""
+    signature = inspect.signature(type(model).__call__)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    if "throw" not in signature.parameters and not takes_any:
+        raise TypeError(
+            f"`{asks}` looks at failures itself, but a call of `{type(model).__name__}` takes no "
+            "`throw`: let it take `throw: bool = True`, and return the reason of a failure as "
+            "`result` where that is False."
+        )
+    return signature
 
 
 def held(field: Any, options: SolveOptions) -> tuple[Split, Static]:

@@ -110,6 +110,12 @@ class Phase(eqx.Module):
         """The options that were given for this phase."""
         return self._overrides.tree
 
+    def overridden(self, **options: Any) -> "Phase":
+        """With some of its `overrides` changed."""
+        named = {name: getattr(self.overrides, name) for name in Overrides.__dataclass_fields__}
+        changed = Static(Overrides(**{**named, **options}), "phase")
+        return eqx.tree_at(lambda p: p._overrides, self, changed, is_leaf=_is_static)
+
     @staticmethod
     @typechecked
     def repeat(
@@ -142,6 +148,10 @@ class Phase(eqx.Module):
         steps = np.arange(1, n + 1)
         ends = _as_end(t0 + (period * jnp.asarray(steps) if is_traced(period) else period * steps))
         return eqx.tree_at(lambda p: (p.t1, p._lost), stacked, ends)
+
+
+def _is_static(x: Any) -> bool:
+    return isinstance(x, Static)
 
 
 def _as_end(t1: Any) -> tuple[Array, ...]:

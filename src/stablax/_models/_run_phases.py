@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._control import StepLog
 from .._failure import inputs_with_finite_derivative
+from .._lanes import spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
 from .._states import finite_or_zero, select
@@ -23,7 +24,7 @@ from ._call import explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel
 from ._options import solve_options
-from ._phase import Leg, Stack
+from ._phase import Leg, Overrides, Phase, Stack
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
 from ._start import AbstractStart
@@ -62,23 +63,34 @@ def phases_fit(t0: Array, ts: Array, ends: Array) -> Bool[Array, ""]:
     return times_are_ordered(t0, ends) & jnp.all(within)
 
 
+def options_of(model: AbstractModel, overrides: Overrides) -> Static:
+    """Those of `model`, where a phase has none of its own."""
+    if not overrides.given:
+        return model._options
+    arguments = {**model.options.arguments(), **overrides.given}
+    options = solve_options(model.field, **arguments)
+    return Static(dataclasses.replace(options, lanes=model.options.lanes), "options")
+
+
+def options_in(model: AbstractModel, call: Mapping[str, Any]) -> list[Static]:
+    """Those with which a call of `model` solves: of each of its phases, or its own."""
+    is_phase = lambda x: isinstance(x, Phase)
+    phases = filter(is_phase, jtu.tree_leaves(call.get("phases"), is_leaf=is_phase))
+    return [options_of(model, phase.overrides) for phase in phases] or [model._options]
+
+
 def plans_of(
     model: AbstractModel, stacks: Sequence[Stack], dtype: np.dtype, stepping: Stepping | None
 ) -> list[tuple[Static, Pace]]:
     """How each stack is solved: as the model says, where it says nothing of its own."""
     how = []
     for stack in stacks:
-        changes = stack.overrides.tree.given
+        overrides = stack.overrides.tree
         try:
-            options = model._options
-            if changes:
-                arguments = {**model.options.arguments(), **changes}
-                own = solve_options(model.field, **arguments)
-                own = dataclasses.replace(own, lanes=model.options.lanes)
-                options = Static(own, "options")
+            options = options_of(model, overrides)
             how.append(planned(options, model.guard, dtype, stepping))
         except (ValueError, TypeError) as error:
-            if not changes:
+            if not overrides.given:
                 raise
             raise type(error)(f"Phase {stack.first} (the first is 0): {error}") from error
     return how
@@ -124,6 +136,8 @@ def run_phases(
 ) -> Simulation:
     """Solves one phase after the other from where it `begins`. A save time on a boundary belongs to
     the phase `before` it, or after it."""
+    # Under `shard_map` all that a loop works with differs between devices as one of them does.
+    field, begins, ts, t0, legs = spread((field, begins, ts, t0, legs))
     first: Plan = legs[0][1].tree
     start, steady = begins.begin(field, t0, first.lanes)
     ends = ends_of([stack for stack, *_ in legs])
@@ -137,6 +151,7 @@ def run_phases(
         jtu.tree_map(lambda x: jnp.broadcast_to(x[None], (ts.size, *x.shape)), start),
         going & (ts == t0) if before else jnp.zeros(ts.shape, bool),
     )
+    progress = spread(progress)
     backwards = ends[-1] < t0
     outcomes, logs = [], []
     for stack, plan, pace in legs:

@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._captured import Captured, capture
+from .._captured import capture, refuse_hidden
 from .._control import AdmissibleSteps, Cause, Watch
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
@@ -28,7 +28,6 @@ from .._states import (
     stop,
     zeros_like,
 )
-from .._static import is_traced
 from .._types import VF, Args
 from ._adjoint import DiscreteAdjoint, Inputs, Outputs, solve
 from ._forward_only import forward_only
@@ -42,17 +41,6 @@ _FORWARD = (
     "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`, which "
     "has both."
 )
-
-
-def _refuse_hidden(field: Captured, axes: frozenset[str]) -> None:
-    hidden = (x for x in field.captured if is_traced(x) and eqx.is_inexact_array(x))
-    if any(axes - differing(x) for x in hidden):
-        raise ValueError(
-            "Under `jax.shard_map` the field closes over an array that is the same on all devices, "
-            f"while others differ along {sorted(axes)}: its derivative would be summed over the "
-            "devices in every step, for which no device waits. Pass it as `args`, as an attribute "
-            "of an `eqx.Module` that is the field, or use `check_vma=False`."
-        )
 
 
 def _mask_detector(plan: Plan, controller: AdmissibleSteps, field: Callable) -> Callable:
@@ -112,7 +100,7 @@ def integrate(
     closed = capture(vector_field, t0, y0, args, zeros_like(y0))
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         return integrate(field, plan, *spread(given[1:], closed))
-    _refuse_hidden(closed, differing(y0))
+    refuse_hidden(closed, differing(y0))
     if guard.fill is None:
         masks = outputs_masked = None
     else:

@@ -12,7 +12,14 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._control import AdmissibleSteps, StiffPID, Watch, admissible, check_reach
+from .._control import (
+    AdmissibleSteps,
+    StiffPID,
+    admissible,
+    check_reach,
+    least_rtol,
+    refuse_no_numbers,
+)
 from .._fields import Guard
 from .._solvers import is_implicit
 from .._static import Static, is_traced, real_array
@@ -47,8 +54,11 @@ def _given_times(ts: Any, name: str) -> Any:
     if ts is None:
         return None
     if is_traced(ts):
-        return jnp.atleast_1d(jnp.asarray(ts))
-    return np.atleast_1d(real_array(ts, name))
+        ts = jnp.atleast_1d(jnp.asarray(ts))
+    else:
+        ts = np.atleast_1d(real_array(ts, name))
+    # Of an empty array a controller cannot take the next time.
+    return ts if ts.shape[-1] else np.full((*ts.shape[:-1], 1), np.inf)
 
 
 @final
@@ -65,15 +75,16 @@ class Stepping(eqx.Module):
 
     **Arguments:**
 
-    - `rtol`: > 0, at least 10 eps of the dtype of the state.
+    - `rtol`: > 0, at least 10 eps of the dtype of the state. (The model's own, which it replaces,
+        need not be.)
     - `atol`: > 0, in the units of the state: one number for all components, or an array (a PyTree
         of arrays for such a state), one for each.
-    - `dtmax`: > 0; the longest step [time].
+    - `dtmax`: > 0; the longest step [time]; not below the `dtmin` of the model.
     - `max_steps`: >= 1, at most that of the model (rounded up to a power of two), to which a traced
         one is limited: the model's is the size of the record of a derivative.
     - `step_ts`, `jump_ts`: times to step to exactly; times at which the field jumps. Shape
-        `(times,)`, in any order. What is nan or inf is no time: schedules of different length are
-        padded with it.
+        `(times,)`, in any order; an empty one is none, whatever the model has. What is nan or inf
+        is no time: schedules of different length are padded with it.
 
     **Raises:** `ValueError` or `TypeError` for a value out of range, where values are concrete;
     when a model is called, for what its controller or its adjoint has not.
@@ -98,6 +109,8 @@ class Stepping(eqx.Module):
         jump_ts: Any = None,
     ):
         self.rtol = _positive(rtol, "rtol")
+        if atol is not None:
+            refuse_no_numbers(atol)
         self.atol = jtu.tree_map_with_path(
             lambda path, x: _positive(x, f"atol{jtu.keystr(path)}"), atol
         )
@@ -170,14 +183,22 @@ def planned(
     options: Static, guard: Guard, dtype: np.dtype, stepping: Stepping | None
 ) -> tuple[Static, Pace]:
     """The `Plan` of `options` (a `SolveOptions`), and the `Pace` for a state of `dtype`."""
-    plan, pace = _planned(options, guard, dtype)
+    uses_rtol = stepping is None or stepping.rtol is None
+    plan, pace = _planned(options, guard, dtype, uses_rtol)
     if stepping is not None:
         pace = _stepped(plan.tree, pace, stepping, dtype)
     return plan, pace
 
 
+def own_rtol(options: Static, guard: Guard, dtype: np.dtype) -> float:
+    """The `rtol` of a model of which a call has another, that nobody knows: at least what `dtype`
+    reaches."""
+    _, pace = _planned(options, guard, dtype, False)
+    return max(float(pace.controller.rtol), least_rtol(dtype))
+
+
 @functools.lru_cache(maxsize=256)
-def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]:
+def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tuple[Static, Pace]:
     options: SolveOptions = held.tree
     # A loop that is differentiated in reverse mode is diffrax's.
     ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
@@ -197,7 +218,7 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]
         options.lanes,
     )
     with jax.ensure_compile_time_eval():
-        controller = _as_numbers(steps_of(options, guard, dtype), dtype)
+        controller = _as_numbers(steps_of(options, guard, dtype, uses_rtol), dtype)
     arrays, rest = eqx.partition(controller, eqx.is_array)
     dt0 = None if options.dt0 is None else np.asarray(abs(options.dt0), dtype)
     pace = Pace(arrays, Static(rest, "controller"), np.asarray(options.max_steps), dt0)
@@ -205,19 +226,15 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype) -> tuple[Static, Pace]
 
 
 def steps_of(
-    options: SolveOptions,
-    guard: Guard,
-    dtype: np.dtype,
-    masks: Any = None,
-    watch: Watch | None = None,
+    options: SolveOptions, guard: Guard, dtype: np.dtype, uses_rtol: bool = True
 ) -> AdmissibleSteps:
-    """The controller that runs, for a state of `dtype`."""
+    """The controller that runs, for a state of `dtype`; with its own `rtol`, or with another."""
     controller, limit, atols = options.controller, None, None
     if isinstance(controller, StiffPID):
         limit, atols = controller.factormax_after_rejection, controller.atols
-        controller = controller.for_dtype(dtype).control_law(dtype)
+        controller = controller.for_dtype(dtype, uses_rtol).control_law(dtype)
     implicit = is_implicit(options.solver)
-    return admissible(controller, guard, dtype, masks, implicit, limit, watch, atols)
+    return admissible(controller, guard, dtype, implicit, limit, atols)
 
 
 def _law(controller: Any) -> Any:
@@ -252,14 +269,20 @@ def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pac
                 f"`stepping.{name}` has shape {np.shape(getattr(stepping, name))}, but must be one "
                 "number. Of a batch, give each sample its own under `vmap`."
             )
+    for name, ts in stepping.given_times.items():
+        if np.ndim(ts) != 1:
+            raise ValueError(
+                f"`stepping.{name}` has shape {np.shape(ts)}, but must be a vector of times. Of a "
+                "batch, give each sample its own under `vmap`."
+            )
     controller = pace.controller
     changes = {n: x for n in ("rtol", "dtmax") if (x := getattr(stepping, n)) is not None}
     if stepping.atol is not None:
         leaves = jtu.tree_leaves(stepping.atol)
         xp: Any = jnp if is_traced(leaves) else np
         changes["atol"] = xp.min(xp.stack([xp.min(x) for x in leaves]))
-        by_component = len(leaves) > 1 or np.shape(leaves[0]) != ()
-        atols = stepping.atol if by_component else None
+        one_number = jtu.all_leaves([stepping.atol]) and np.shape(stepping.atol) == ()
+        atols = None if one_number else stepping.atol
         controller = eqx.tree_at(lambda c: c.atols, controller, atols, is_leaf=_is_none)
     law, times = _law(controller), stepping.given_times
     if changes and not isinstance(law, diffrax.PIDController):
@@ -273,12 +296,23 @@ def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pac
             f"model has a {type(law).__name__}."
         )
     if "rtol" in changes and not is_traced(stepping.rtol):
-        check_reach(float(stepping.rtol), dtype)
+        check_reach(float(stepping.rtol), dtype, "stepping.rtol")
     as_number = lambda x: (jnp if is_traced(x) else np).asarray(x, dtype)
     controller = _changed(controller, **{name: as_number(x) for name, x in changes.items()})
+    if "dtmax" in changes and not is_traced(stepping.dtmax):
+        _check_dtmax(_law(controller))
     if times:
         controller = _with_times(controller, times, dtype)
     return pace.replace(controller, _max_steps(plan, pace, stepping.max_steps))
+
+
+def _check_dtmax(law: diffrax.PIDController) -> None:
+    dtmin, dtmax = law.dtmin, law.dtmax
+    if dtmin is not None and dtmax is not None and dtmax < dtmin:
+        raise ValueError(
+            f"`stepping.dtmax` is {float(dtmax):g}, below the `dtmin` of the model's controller, "
+            f"{float(dtmin):g}: give a longer one, or make the model with a shorter `dtmin`."
+        )
 
 
 def _is_none(x: Any) -> bool:

@@ -7,6 +7,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from .._lanes import spread
 from .._precision import product
 from .._results import RESULTS
 from .._states import all_finite, select
@@ -128,7 +129,7 @@ def run_chain(
                 # Under `vmap` every lane runs every branch.
                 tried = stages[index].search(here, active & (stage == index))
                 seen = problem.linearise_field(tried.y) if tried.seen is None else tried.seen
-                return tried.y, tried.status, tried.num_steps, seen
+                return spread((tried.y, tried.status, tried.num_steps, seen), problem.y0)
 
             return search
 
@@ -158,7 +159,7 @@ def run_chain(
     nothing = Found(start, jnp.array(0), jnp.array(False), jnp.array(0), statuses)
     # `refused` is successful where nothing was tried; the loop needs a failure to begin with.
     nothing = _replace_result(nothing, RESULTS.where(startable, RESULTS.no_steady_state, refused))
-    _, found = lax.while_loop(cond, body, (first, nothing))
+    _, found = lax.while_loop(cond, body, spread((first, nothing)))
     verdict = found.verdict
     finite = (
         jnp.where(jnp.isfinite(verdict.y), verdict.y, 0),

@@ -13,13 +13,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from .._captured import capture
+from .._captured import capture, refuse_hidden
 from .._failure import (
     inputs_with_finite_derivative,
     output_with_finite_derivative,
     raise_if,
 )
 from .._fields import AbstractCoordinates, as_guarded, evaluate_ungated, innermost
+from .._lanes import differing, spread
 from .._linalg import Dense
 from .._results import RESULTS, is_okay, message
 from .._states import (
@@ -230,10 +231,16 @@ def steady_state(
     step at once."""
     if isinstance(field, AbstractCoordinates):
         return _in_coordinates(field, y0, args, t, options, conserved, guess, lanes)
+    # Under `shard_map` all that a loop works with differs between devices as one of them does.
+    field, y0, args, t, guess = spread((field, y0, args, t, guess))
     guarded = as_guarded(field)
     flat_y0, unravel = ravel_pytree(y0)
     # What the user's code closes over becomes an explicit input.
     closed = capture(guarded, t, y0, args)
+    if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
+        y0, args, t, guess = spread((y0, args, t, guess), closed)
+        return steady_state(field, y0, args, t, options, conserved, guess)
+    refuse_hidden(closed, differing(y0))
     inputs = (closed, flat_y0, t, args)
 
     def flat_field(closed, y, t, args):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._fields import Aside
+from .._lanes import spread
 from .._linalg import AbstractJacobian, linearise
 from .._precision import product
 from .._states import all_finite
@@ -70,9 +71,9 @@ class SteadyProblem(eqx.Module):
         return flux - product(self.projector, y - self.y0), jacobian - self.projector
 
     def unseen(self) -> tuple[Array, Array]:
-        """Of the shapes of f and its Jacobian."""
-        n = self.start.size
-        return jnp.zeros_like(self.start), jnp.zeros((n, n), self.start.dtype)
+        """Of the shapes of f and its Jacobian. What nobody has looked at is no steady state."""
+        n, dtype = self.start.size, self.start.dtype
+        return spread((jnp.full(n, jnp.nan, dtype), jnp.full((n, n), jnp.nan, dtype)), self.start)
 
     def linearise_field(self, y: Array) -> tuple[Array, Array]:
         """f and its Jacobian at `y`. A finite value can have an infinite derivative (a root at
@@ -93,7 +94,7 @@ class SteadyProblem(eqx.Module):
             return aside.after(finite, y, *self.walls), flux, jacobian
 
         # A loop, so that the field stands here once.
-        start = (Aside.start(y), *self.unseen())
+        start = spread((Aside.start(y), *self.unseen()), y)
         _, flux, jacobian = lax.while_loop(lambda carry: ~carry[0].done, body, start)
         return flux, jacobian
 
