@@ -14,7 +14,7 @@ from helpers import Counted, richardson
 from jax.flatten_util import ravel_pytree
 
 import stablax as sx
-from stablax._models._adjoint import _step_by_step
+from stablax._models._replay import step_by_step
 
 TIGHT = dict(rtol=1e-9, atol=1e-12)
 
@@ -360,18 +360,22 @@ def test_a_pass_finds_the_steps_at_fault(faulty):
         inputs=SimpleNamespace(y0=jnp.zeros(1)),
         trace=SimpleNamespace(count=jnp.array(100)),
         guard=sx.Guard(),
-        at=lambda k: SimpleNamespace(y=jnp.zeros(1)),
+        lanes=None,
+        record=None,
+        at=lambda k, _: SimpleNamespace(y=jnp.zeros(1)),
         blank=lambda: None,
     )
 
-    def take(k, total, aside):
+    def take(k, total, aside, reads, writes):
         (shift, _), fails = aside, jnp.isin(k, jnp.array(faulty, int))
         jax.debug.callback(tried.append, k)
         moved = shift[0] != 0
         more = jnp.where(moved, 1000.0, jnp.where(fails, jnp.nan, 0.0)) + k.astype(float)
-        return total + more, None
+        return total + more, writes, None
 
-    total = _step_by_step(steps, lambda i: 99 - i, take, jnp.array(0.0))
+    over = SimpleNamespace(steps=steps, order=lambda i: 99 - i, take=take)
+    over.fixed = over
+    total, _ = step_by_step(over, jnp.array(0.0), None, None)
     jax.effects_barrier()
     assert total == 4950 + 1000 * len(faulty)
     assert len(tried) <= 100 * (1 + min(3 * len(faulty), 5))

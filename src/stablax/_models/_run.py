@@ -15,10 +15,11 @@ from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, is_okay, promoted
 from .._states import all_finite, finite_or_zero, select, zeros_like
 from .._types import Args
-from ._adjoint import Inputs, Outputs, Trace, add
+from ._adjoint import Outputs
 from ._event import EventOf
 from ._kept_step import KeepsStep
 from ._options import is_imex
+from ._replay import Inputs, Trace, add
 from ._stepping import Pace, Plan
 from ._verdict import verdict
 

@@ -29,8 +29,9 @@ from .._states import (
     zeros_like,
 )
 from .._types import VF, Args
-from ._adjoint import DiscreteAdjoint, Inputs, Outputs, solve
+from ._adjoint import DiscreteAdjoint, Outputs, solve
 from ._forward_only import forward_only
+from ._replay import Inputs
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
 from ._stepping import Pace, Plan

@@ -1,0 +1,421 @@
+"""The accepted steps of a solve, repeated with their derivative: a pass over them in either
+direction."""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, PyTree
+
+from .._fields import Aside, Guard
+from .._lane_loop import as_buffers, lane_loop, put, take
+from .._lanes import any_lane, spread
+from .._loop import for_forward_mode
+from .._solvers import AbstractRosenbrock
+from .._states import all_finite, select, zeros_like
+from .._types import Args
+
+
+class Inputs(eqx.Module):
+    """What a solve depends on."""
+
+    field: Callable
+    y0: PyTree[Array]
+    t0: Array
+    t1: Array
+    ts: Array
+    args: Args
+
+
+class Trace(eqx.Module):
+    """The accepted steps: `times[k]` and `states[k]` at the end of step k; and whether the last
+    one reaches the end that was asked for."""
+
+    times: Array
+    states: PyTree[Array]
+    count: Array
+    arrives: Bool[Array, ""]
+
+
+class Steps(eqx.Module):
+    """The accepted steps of a solve, to be repeated. `moves`: which inputs have a derivative.
+    `dense`: of the last step, if that has one, too."""
+
+    inputs: Inputs
+    moves: Inputs
+    trace: Trace
+    solver: diffrax.AbstractSolver
+    terms: Callable[[Callable, Any, Any], PyTree]
+    guard: Guard | None
+    lanes: int | None
+    dense: PyTree[Array] | None
+
+    @property
+    def record(self) -> "_Record":
+        """What a pass reads at one place a step; the rest of the steps is the same in all."""
+        return _Record(self.inputs.ts, self.trace.times, self.trace.states)
+
+    @property
+    def parameters(self) -> tuple[PyTree, PyTree]:
+        """The field and its args: what moves, and the rest."""
+        moves = (self.moves.field, self.moves.args)
+        return eqx.partition((self.inputs.field, self.inputs.args), moves)
+
+    def system(self, shift, end, moving) -> tuple[PyTree, Args]:
+        field, args = eqx.combine(moving, self.parameters[1])
+        return self.terms(field, shift, end), args
+
+    def at(self, k: Array, record: "_Record") -> "_Step":
+        """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
+        with none."""
+        inputs, trace = self.inputs, self.trace
+        first, last = k <= 0, k >= trace.count - 1
+        before = jnp.maximum(k - 1, 0)
+        start = jnp.where(first, inputs.t0, take(record.times, before))
+        arrives = last & trace.arrives
+        end = jnp.where(arrives, inputs.t1, take(record.times, jnp.maximum(k, 0)))
+        end = jnp.where(trace.count > 0, end, inputs.t0)
+        y = select(first, inputs.y0, take(record.states, before))
+        # The end of a step that was taken up to a jump of the field is recorded behind the jump,
+        # whose other side the step must not see. Only the field looks earlier: a step that ends
+        # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
+        # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
+        seen = lax.stop_gradient((end, _just_before(start, end)))
+        return _Step(first, last, arrives, start, end, y, seen)
+
+    def interpolate(self, dense, start, end, t) -> PyTree[Array]:
+        return self.solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
+
+    def held(self, dense) -> PyTree[Array] | None:
+        """What a step that is taken aside keeps of the step as it was: the stages of a Rosenbrock
+        method. For other methods it is the field that keeps its value; see `evaluate_aside`."""
+        return dense["stages"] if isinstance(self.solver, AbstractRosenbrock) else None
+
+    def blank(self) -> PyTree[Array] | None:
+        """Of the structure of `held`."""
+        if not isinstance(self.solver, AbstractRosenbrock):
+            return None
+        stages = self.solver.tableau.stages
+        blank = jtu.tree_map(lambda y: jnp.zeros((stages, *y.shape), y.dtype), self.inputs.y0)
+        return spread(blank, self.inputs)
+
+    @property
+    def rows(self) -> Array:
+        """How many were reached. The others belong to no step."""
+        inputs, trace = self.inputs, self.trace
+        end = jnp.where(trace.count > 0, trace.times[jnp.maximum(trace.count - 1, 0)], jnp.nan)
+        reached = jnp.where(self.is_backwards, inputs.ts >= end, inputs.ts <= end)
+        return jnp.sum(jnp.isfinite(inputs.ts) & reached)
+
+    @property
+    def is_backwards(self) -> Array:
+        return self.inputs.t1 < self.inputs.t0
+
+
+class _Record(eqx.Module):
+    """Arrays, or in a loop [`Buffer`][]s of them."""
+
+    ts: Any
+    times: Any
+    states: PyTree
+
+
+class _Step(eqx.Module):
+    first: Array
+    last: Array
+    arrives: Array  # at the end that was asked for
+    start: Array
+    end: Array
+    y: PyTree[Array]
+    seen: tuple[Array, Array]  # the end, and a time just before it
+
+
+class _AbstractPass(eqx.Module):
+    """One step after the other, of what stands `at` the step before."""
+
+    steps: eqx.AbstractVar[Steps]
+    rows: eqx.AbstractVar[Array]  # how many were reached
+
+    @property
+    def fixed(self) -> "_AbstractPass":
+        """What is the same in each step; the rest of the steps a loop shows where it is read."""
+        record = lambda over: (
+            over.steps.inputs.ts,
+            over.steps.trace.times,
+            over.steps.trace.states,
+        )
+        return eqx.tree_at(record, self, (None, None, None))
+
+    @abc.abstractmethod
+    def order(self, i: Array) -> Array:
+        """Which step of the solve is step `i` of the pass."""
+
+    @abc.abstractmethod
+    def take(self, k: Array, at: Any, aside: tuple, reads: Any, writes: Any) -> tuple:
+        """Step `k`: the new `at`, what it wrote, and what a step that is taken aside holds."""
+
+
+class _Forth(eqx.Module):
+    row: Array
+    d_y: PyTree[Array]
+    d_dense: PyTree[Array] | None  # of the step before
+
+
+class _ForwardPass(_AbstractPass):
+    steps: Steps
+    rows: Array
+    d_moving: PyTree
+    d_t0: Array
+    d_t1: Array
+
+    def order(self, i):
+        return i
+
+    def take(self, k, at: _Forth, aside, reads, writes):
+        record, d_ts = reads
+        steps, (shift, held) = self.steps, aside
+        step = steps.at(k, record)
+        system = functools.partial(steps.system, shift, step.seen)
+        repeat = functools.partial(_repeat, for_forward_mode(steps.solver), system, held)
+        d_start = jnp.where(step.first, self.d_t0, 0)
+        d_end = jnp.where(step.arrives, self.d_t1, 0)
+        points, d_points = (
+            (steps.parameters[0], step.start, step.end, step.y),
+            (self.d_moving, d_start, d_end, at.d_y),
+        )
+        (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
+
+        def in_step(row):
+            t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
+            until = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
+            return (row < self.rows) & (until | step.last)
+
+        def save(carry):
+            row, writes = carry
+            asked, place = in_step(row), jnp.minimum(row, record.ts.size - 1)
+            points = (dense, step.start, step.end, take(record.ts, place))
+            d_points = (d_dense, d_start, d_end, take(d_ts, place))
+            _, d_row = jax.jvp(steps.interpolate, points, d_points)
+            place = jnp.where(asked, place, record.ts.size)
+            return row + asked.astype(row.dtype), put(writes, place, d_row)
+
+        row, writes = lax.while_loop(lambda c: any_lane(in_step(c[0])), save, (at.row, writes))
+        kept = None if steps.dense is None else d_dense
+        return _Forth(row, d_y, kept), writes, steps.held(dense)
+
+
+def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
+    """The tangents of the rows, of the last state, and of the dense output of the last step."""
+    inputs, count = steps.inputs, steps.trace.count
+    zero = lambda d, x: jtu.tree_map(
+        lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=_is_none
+    )
+    d_t0, d_t1, d_y0, d_ts = (
+        zero(getattr(tangents, name), getattr(inputs, name)) for name in ("t0", "t1", "y0", "ts")
+    )
+    # Rows of a solve without steps are its start.
+    still = jtu.tree_map(
+        lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
+    )
+    rows = steps.rows
+    start = _Forth(jnp.zeros_like(rows), d_y0, zeros_like(steps.dense))
+    over = _ForwardPass(steps, rows, (tangents.field, tangents.args), d_t0, d_t1)
+    end, d_rows = step_by_step(over, start, (steps.record, d_ts), still)
+    return d_rows, end.d_y, end.d_dense
+
+
+class _Back(eqx.Module):
+    row: Array
+    d_y: PyTree[Array]
+    d_moving: PyTree[Array]
+    d_start: Array
+    d_end: Array
+
+
+class _BackwardPass(_AbstractPass):
+    steps: Steps
+    rows: Array
+    d_kept: PyTree[Array] | None
+
+    def order(self, i):
+        return self.steps.trace.count - 1 - i
+
+    def take(self, k, at: _Back, aside, reads, writes):
+        record, d_rows = reads
+        steps, (shift, held) = self.steps, aside
+        step = steps.at(k, record)
+        start, end = step.start, step.end
+        system = functools.partial(steps.system, shift, step.seen)
+        moving = steps.parameters[0]
+        dense, pull = _replay(steps.solver, system, held, moving, start, end, step.y)
+
+        def in_step(row):
+            t = take(record.ts, jnp.maximum(row, 0))
+            later = jnp.where(steps.is_backwards, t < start, t > start)
+            return (row >= 0) & (later | step.first)
+
+        def save(carry):
+            row, so_far, d_ts = carry
+            asked, place = in_step(row), jnp.maximum(row, 0)
+            _, pull_row = eqx.filter_vjp(
+                steps.interpolate, dense, start, end, take(record.ts, place)
+            )
+            *more, d_t = pull_row(take(d_rows, place))
+            so_far = select(asked, add(so_far, tuple(more)), so_far)
+            if d_ts is not None:
+                d_ts = put(d_ts, jnp.where(asked, place, record.ts.size), d_t)
+            return row - asked.astype(row.dtype), so_far, d_ts
+
+        d_dense = zeros_like(dense)
+        if self.d_kept is not None:
+            d_dense = select(step.last, self.d_kept, d_dense)
+        zero_time = jnp.zeros_like(start)
+        saved = spread((at.row, (d_dense, zero_time, zero_time), writes))
+        more_rows = lambda carry: any_lane(in_step(carry[0]))
+        row, (d_dense, d_start, d_stop), writes = lax.while_loop(more_rows, save, saved)
+        more, step_start, step_end, d_y = pull(at.d_y, d_dense)
+        d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
+        new = _Back(row, d_y, add(at.d_moving, more), d_start + step_start, d_end)
+        return new, writes, steps.held(dense)
+
+
+def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
+    """The cotangents of the inputs that move, from those of the rows, of the last state, and of
+    the dense output of the last step."""
+    inputs, count = steps.inputs, steps.trace.count
+    d_rows, d_last, d_kept = cotangents
+    # Rows of a solve without steps are its start.
+    d_last = jtu.tree_map(
+        lambda d, rows: d + jnp.where(count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
+    )
+    zero_time = jnp.zeros_like(inputs.t0)
+    # In a batch a scatter costs more than the step: only where somebody asks for it.
+    d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
+    rows = steps.rows
+    start = _Back(rows - 1, d_last, zeros_like(steps.parameters[0]), zero_time, zero_time)
+    over = _BackwardPass(steps, rows, d_kept)
+    end, d_ts = step_by_step(over, start, (steps.record, d_rows), d_ts)
+    d_field, d_args = end.d_moving
+    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, d_ts, d_args)
+    return eqx.filter(d_inputs, steps.moves)
+
+
+class _Progress(eqx.Module):
+    """How far a pass has come: `at` after `done` steps, with what they wrote."""
+
+    at: Any
+    written: PyTree[Array]
+    done: Array
+    width: Array  # how many steps to take next
+    bad: Array  # not finite after so many steps, as far as that is known
+    aside: Aside
+    held: Any  # of the next step
+
+
+def step_by_step(
+    over: _AbstractPass, start: Any, reads: PyTree[Array], writes: PyTree[Array]
+) -> tuple[Any, PyTree[Array]]:
+    """What a pass over all steps leaves, from `start`; and `writes`.
+
+    What is not finite stays so to the end of a pass. So it is looked for there, and not in each
+    step, which would cost a third of a pass: only then shorter runs find the step at fault, and
+    that one is taken again, aside, until it is finite or nothing better is to be had."""
+    steps = over.steps
+    start, writes = spread((start, writes), steps.inputs)
+    count, guard = steps.trace.count, steps.guard
+    blank = steps.blank()
+
+    def step(consts, carry, reads, writes):
+        over, aside, _ = consts
+        i, at, _ = carry
+        at, writes, held = over.take(over.order(i), at, aside, reads, writes)
+        return (i + 1, at, held), writes
+
+    def run(at, writes, first, end, aside):
+        goes_on = lambda consts, carry: carry[0] < consts[2]
+        carry, consts = (first, at, blank), (over.fixed, aside, end)
+        carry, writes = lane_loop(goes_on, step, carry, consts, reads, writes, steps.lanes)
+        return carry[1], writes, carry[2]
+
+    if guard is None:
+        return run(start, writes, jnp.zeros_like(count), count, (None, None))[:2]
+
+    def body(progress: _Progress) -> _Progress:
+        done, aside = progress.done, progress.aside
+        end = jnp.minimum(done + progress.width, count)
+        is_one, was_aside = end - done == 1, aside.how != 0
+        held = None if blank is None else (was_aside, progress.held)
+        at, written, held = run(progress.at, progress.written, done, end, (aside.shift, held))
+        held = select(was_aside, progress.held, held)
+        finite = all_finite((at, written))
+        keep = jnp.where(is_one, aside.is_last(finite), finite)
+
+        y = steps.at(over.order(done), as_buffers(steps.record)).y
+        tried = aside.after(finite, guard.clip(y), *spread(guard.bounds(y), y))
+        tried = select(tried.done, tried.again(), tried)
+        aside = select(is_one & ~(finite & ~was_aside), tried, aside)
+
+        before = (progress.at, progress.written, done)
+        at, written, done = select(keep, (at, written, end), before)
+        none = count + 1
+        bad = jnp.where(keep, jnp.where(was_aside, none, progress.bad), end)
+        # Steps that are at fault come together.
+        width = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.width), progress.width // 2)
+        width = jnp.where(bad < none, jnp.minimum(width, (bad - done) // 2), width)
+        width = jnp.where(aside.how != 0, 1, jnp.maximum(width, 1))
+        return _Progress(at, written, done, width, bad, aside, held)
+
+    none = jnp.zeros_like(count)
+    aside = Aside.start(steps.inputs.y0)
+    progress = _Progress(start, writes, none, count, count + 1, aside, blank)
+    is_left = lambda progress: progress.done < count
+    progress = lax.while_loop(is_left, body, spread(progress))
+    return progress.at, progress.written
+
+
+def _repeat(solver: diffrax.AbstractSolver, system: Callable, held, moving, start, end, y):
+    """A step from `start` to `end`: the new state, and its dense output."""
+    terms, args = system(moving)
+    if isinstance(solver, AbstractRosenbrock):
+        return solver.repeat(terms, start, end, y, args, held)
+    state = solver.init(terms, start, end, y, args)
+    y1, _, dense, *_ = solver.step(terms, start, end, y, args, state, False)
+    return y1, dense
+
+
+def _replay(solver: diffrax.AbstractSolver, system: Callable, held, moving, start, end, y):
+    """A step from `start` to `end`: its dense output, and a function from the cotangents of the
+    new state and of the dense output to those of `(moving, start, end, y)`."""
+    if isinstance(solver, AbstractRosenbrock):
+        return solver.replay(system, moving, start, end, y, held)
+
+    repeat = functools.partial(_repeat, solver, system, held)
+    (_, dense), pull = eqx.filter_vjp(repeat, moving, start, end, y)
+    return dense, lambda d_end, d_dense: pull((d_end, d_dense))
+
+
+def _just_before(start: Array, end: Array) -> Array:
+    """A time before `end` by more than what its record and its computation as the last stage of
+    the step round off."""
+    size = jnp.maximum(jnp.abs(start), jnp.abs(end))
+    return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * size
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """`a + b`, where `b` has None for zero."""
+
+    def leaf(x, y):
+        return x if y is None else x + y
+
+    return jtu.tree_map(leaf, a, b, is_leaf=_is_none)
