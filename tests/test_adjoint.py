@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import stablax as sx
 from stablax._models._replay import step_by_step
+from stablax._solvers import repeat_explicit
 
 TIGHT = dict(rtol=1e-9, atol=1e-12)
 
@@ -351,6 +352,21 @@ def test_a_relaxation_oscillation():
     np.testing.assert_allclose(ours, truth, rtol=1e-3)
 
 
+EXPLICIT = ["Heun", "Midpoint", "Ralston", "Bosh3", "Tsit5", "Dopri5", "Dopri8"]
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_a_step_is_repeated_as_diffrax_takes_it(name):
+    """Issue 13: stages and dense output, of a state that is a PyTree."""
+    solver = getattr(diffrax, name)()
+    terms = diffrax.ODETerm(lambda t, y, k: {"a": k * jnp.cos(t) * y["b"][0], "b": -k * y["b"]})
+    t0, t1, y0 = jnp.array(0.2), jnp.array(0.5), {"a": jnp.array(1.0), "b": jnp.array([2.0, 3.0])}
+    state = solver.init(terms, t0, t1, y0, 1.5)
+    y1, _, dense, *_ = solver.step(terms, t0, t1, y0, 1.5, state, False)
+    ours = repeat_explicit(solver, terms, t0, t1, y0, 1.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14), ours, (y1, dense))
+
+
 @pytest.mark.parametrize("faulty", [(), (0,), (99,), (37,), (36, 37, 90), tuple(range(100))])
 def test_a_pass_finds_the_steps_at_fault(faulty):
     """And takes each of them aside, and no other; with at most four passes for one of them, and
@@ -360,7 +376,7 @@ def test_a_pass_finds_the_steps_at_fault(faulty):
         inputs=SimpleNamespace(y0=jnp.zeros(1)),
         trace=SimpleNamespace(count=jnp.array(100)),
         guard=sx.Guard(),
-        lanes=None,
+        width=None,
         record=None,
         at=lambda k, _: SimpleNamespace(y=jnp.zeros(1)),
         blank=lambda: None,

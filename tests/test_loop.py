@@ -215,6 +215,16 @@ def test_programs_run_on_many_devices(tmp_path):
             spread = jax.device_put(batch, NamedSharding(mesh, lanes))
             np.testing.assert_allclose(jax.jit(jax.vmap(f))(spread), right, rtol=1e-8)
 
+        import diffrax
+
+        explicit = sx.Simulate(robertson.field, solver=diffrax.Tsit5())
+        early = lambda args: explicit(robertson.y0, [0.01], args=args, throw=False).ys[-1, 0]
+        options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
+        each = jax.jit(jax.shard_map(jax.vmap(jax.grad(early)), **options))
+        alone = jax.jit(jax.vmap(jax.grad(early)))(batch)
+        np.testing.assert_allclose(each(batch), alone, rtol=1e-8, atol=1e-15)
+        assert not exchanges(each.lower(batch).compile())
+
         # The devices share what has a derivative.
         starts = jnp.array([1.0, 0.0, 0.0]) + 0.1 * jnp.arange(4.0)[:, None]
         guarded = sx.Simulate(sx.Guarded(robertson.field, sx.Guard(lower=0.0)))
@@ -238,8 +248,6 @@ def test_programs_run_on_many_devices(tmp_path):
             exchanges(jax.jit(each).lower(starts, args).compile())
 
         # An event, and switch times that are data.
-        import diffrax
-
         ends = sx.Simulate(
             lambda t, y, k: -k * y, event=diffrax.Event(lambda t, y, k, **_: y - 0.5)
         )
@@ -323,50 +331,49 @@ def test_lanes_are_exchanged_on_many_devices(tmp_path):
     """`simulate_batch` over a mesh, and inside a `shard_map`: each device exchanges its own lanes,
     and none waits for another inside a loop."""
     script = """
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-        mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
         relax = sx.SteadyThenSimulate(lambda t, y, k: k - y)
         rates, k = jnp.arange(1.0, 9.0), jnp.array(3.0)
-        shared = dict(y0=jnp.ones(2), ts=jnp.array([1.0]))
+        start = dict(y0=jnp.ones(2), ts=jnp.array([1.0]))
 
         def total(rates, k, mesh=None):
-            given = dict(shared, steady_args=k)
+            given = dict(start, steady_args=k)
             solved = sx.simulate_batch(
                 relax, dict(args=rates), shared=given, batch_size=2, mesh=mesh, order_by=rates,
                 throw=False,
             )
             return solved.ys.sum(), solved
 
-        def exchanges(program, *given):
-            text = program.lower(*given).compile().as_text()
-            loops, outside = text[: text.index("ENTRY")], text[text.index("ENTRY") :]
-            kinds = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "permute")
-            assert not any(kind in loops for kind in kinds)
-            return any(kind in outside for kind in kinds)
-
         slopes = jax.grad(total, argnums=(0, 1), has_aux=True)
         program = jax.jit(lambda rates, k: slopes(rates, k, mesh))
-        spread = jax.device_put(rates, NamedSharding(mesh, P("lane")))
+        spread = jax.device_put(rates, NamedSharding(mesh, lanes))
+        program = program.lower(spread, k).compile()
+        assert exchanges(program)  # for what the devices share
         (by_rate, by_k), solved = program(spread, k)
-        assert solved.ys.sharding.spec == P("lane"), solved.ys.sharding
+        assert solved.ys.sharding.spec == lanes, solved.ys.sharding
         np.testing.assert_allclose(solved.ys[:, 0, 0], rates + (k - rates) / np.e, rtol=1e-5)
         np.testing.assert_allclose(by_rate, 2 * (1 - 1 / np.e), rtol=1e-4)
         np.testing.assert_allclose(by_k, 16 / np.e, rtol=1e-4)
-        assert exchanges(program, spread, k)  # for what the devices share
 
-        options = dict(in_specs=(P("lane"), P()), out_specs=(P("lane"), P()), mesh=mesh)
+        options = dict(in_specs=(lanes, shared), out_specs=(lanes, shared), mesh=mesh)
         inside = jax.jit(jax.shard_map(lambda *given: slopes(*given)[0], **options))
+        inside = inside.lower(rates, k).compile()
+        exchanges(inside)
         for found, right in zip(inside(rates, k), (by_rate, by_k)):
             np.testing.assert_allclose(found, right, rtol=1e-8)
-        exchanges(inside, rates, k)
-        try:
-            total(rates[:7], k, mesh)
-        except ValueError as error:
-            assert "7 samples, which 2 devices of `mesh` cannot share equally" in str(error)
-            print("all")
+        explicit = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Explicit,))
+        for given, words in (
+            ((rates[:7], k, mesh), "7 samples, which 2 devices of `mesh` cannot share equally"),
+            ((rates, k, explicit), "`mesh` has axes of the types (AxisType.Explicit,); make it"),
+        ):
+            try:
+                total(*given)
+            except ValueError as error:
+                assert words in str(error), error
+            else:
+                raise AssertionError(words)
+        print("all")
     """
-    assert run(script, tmp_path, devices=2).strip() == "all"
+    assert run(MESH, script, folder=tmp_path, devices=2).strip() == "all"
 
 
 def test_programs_are_written_and_cached(tmp_path):

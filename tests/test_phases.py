@@ -407,7 +407,7 @@ def test_gradient_in_time_and_amount_of_the_second_dose(two_steps):
     np.testing.assert_allclose(gradient, richardson(value, at, step=0.04), rtol=1e-4)
 
 
-def test_a_batch_of_schedules_in_chunks():
+def test_a_batch_of_schedules_a_few_at_a_time():
     ends, amounts = jnp.array([[1.0, 2.0], [1.5, 2.0], [2.0, 2.0]]), jnp.array([1.0, 2.0, 0.5])
     make = lambda t1, amount: sx.Phase(t1, dose=jnp.stack([amount, 0 * amount]))
     phases = jax.vmap(make)(ends, amounts)

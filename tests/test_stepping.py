@@ -177,13 +177,13 @@ def test_it_differs_from_lane_to_lane():
     np.testing.assert_allclose(ours.ys, exact, rtol=1e-6, atol=1e-8)
     blind = jax.vmap(solve)(at, jnp.full((3, 2), jnp.nan))
     assert (ours.stats["num_rejected_steps"] < blind.stats["num_rejected_steps"]).all()
-    chunks = sx.simulate_batch(
+    few = sx.simulate_batch(
         model,
         dict(args=at, stepping=sx.Stepping(jump_ts=known)),
         shared=dict(y0=1.0, ts=ts),
         batch_size=2,
     )
-    np.testing.assert_allclose(chunks.ys, ours.ys, rtol=1e-9)
+    np.testing.assert_allclose(few.ys, ours.ys, rtol=1e-9)
 
 
 ADJOINTS = {

@@ -71,16 +71,17 @@ def lane_loop(
     """`carry, writes = body(consts, carry, reads, writes)` while `goes_on(consts, carry)`.
 
     `reads` and `writes` are arrays with a leading axis, the places, of which `body` sees
-    [`Buffer`][]s. Neither function may close over what is traced.
+    [`Buffer`][]s. Neither function may close over what is traced, and of `consts` what is no array
+    is the same in all lanes.
 
     With a `width`, at most so many lanes of a batch step at once. Without one all do, until the
     last is done; and so they do, in chunks, where the loop itself is differentiated.
 
-    `keeps`: whether `body` leaves as it is what a lane has for which it does not go on."""
+    `keeps`: whether `body` leaves as it is what a lane has for which it does not go on. (A place
+    that nobody is left to take steps on with the last lane, and nothing of it is kept.)"""
     carry, writes = spread((carry, writes), consts, reads)
-    given = (consts, reads)
-    arrays, static = eqx.partition(given, eqx.is_array)
-    moving, treedef = jtu.tree_flatten(arrays)
+    arrays, static = eqx.partition(consts, eqx.is_array)
+    moving, treedef = jtu.tree_flatten((arrays, reads))
     carried, carry_tree = jtu.tree_flatten((carry, writes))
     loop = _Loop(goes_on, body, static, treedef, carry_tree, len(moving), keeps)
     operands = [*moving, *carried]
@@ -101,7 +102,8 @@ class _Loop:
         self.count = count
 
     def given(self, moving: list[Array]) -> tuple[PyTree, PyTree]:
-        return eqx.combine(jtu.tree_unflatten(self.treedef, moving), self.static)
+        consts, reads = jtu.tree_unflatten(self.treedef, moving)
+        return eqx.combine(consts, self.static), reads
 
     def one(self, operands: list[Array]) -> list[Array]:
         """One lane, or (under `vmap`) all of them in step."""
@@ -149,7 +151,7 @@ class _Loop:
             return self.in_step(operands, batched)
         moving = operands[: self.count]
         consts, reads = jtu.tree_unflatten(self.treedef, moving)
-        static, _ = self.static
+        static = self.static
         of_lane, read_lane = jtu.tree_unflatten(self.treedef, batched)
         carry, writes = jtu.tree_unflatten(self.carry_tree, operands[self.count :])
         axes = jtu.tree_map(lambda b: 0 if b else None, of_lane)

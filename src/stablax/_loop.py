@@ -37,7 +37,7 @@ class Steps(eqx.Module):
     until: Callable | None = None
     seen: PyTree = None
     keeps_last: bool = False  # whether the last step is kept
-    lanes: int | None = None  # of a batch, how many step at once at most
+    width: int | None = None  # of a batch, how many step at once at most
 
 
 class KeptStep(eqx.Module):
@@ -89,7 +89,7 @@ class _Carry(eqx.Module):
     meter: PyTree
 
 
-class _Loop(eqx.Module):
+class _Stepper(eqx.Module):
     """One step after the other, from `t0` to `t1`."""
 
     steps: Steps
@@ -230,13 +230,13 @@ def integrate_steps(
     carry = _Carry(solved, looked, end, known, jumped, meter)
     moving, fixed = eqx.partition(carry, eqx.is_array)
     moving, written = lane_loop(
-        lambda loop, moving: loop.goes_on(moving),
-        lambda loop, moving, ts, written: loop.step(moving, ts, written),
+        lambda stepper, moving: stepper.goes_on(moving),
+        lambda stepper, moving, ts, written: stepper.step(moving, ts, written),
         moving,
-        _Loop(steps, solver, order, t0, t1, args, fixed),
+        _Stepper(steps, solver, order, t0, t1, args, fixed),
         ts,
         Written(rows, times, states),
-        steps.lanes,
+        steps.width,
         keeps=True,
     )
     carry = eqx.combine(moving, fixed)

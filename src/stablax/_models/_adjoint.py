@@ -67,26 +67,26 @@ def solve(
     solver: diffrax.AbstractSolver,
     terms: Callable[[Callable, Any, Any], PyTree],
     guard: Guard | None,
-    lanes: int | None,
+    width: int | None,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
     `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, end)` are what it
     solves with. A step whose derivative is not finite (a finite value can have an infinite
     derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None. At
-    most so many `lanes` of a batch step at once."""
+    most `width` lanes of a batch step at once."""
     return run(inputs, False)[0]
 
 
 @solve.def_jvp
 def _solve_jvp(primals, tangents):
-    inputs, run, solver, terms, guard, lanes = primals
+    inputs, run, solver, terms, guard, width = primals
     outputs, trace = forward_only(run(inputs, True), _ONCE)
     moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=lambda x: x is None)
     still = lambda tree: jtu.tree_map(lambda _: None, tree)
     dense = None if outputs.step is None else outputs.step.dense
     moving = (outputs.rows, outputs.last, dense)
-    steps = Steps(inputs, moves, trace, solver, terms, guard, lanes, stop(dense))
+    steps = Steps(inputs, moves, trace, solver, terms, guard, width, stop(dense))
     d_rows, d_last, d_dense = linear_call(forward, backward, steps, tangents[0], moving, _ONCE)
     d_step = still(outputs.step)
     if d_step is not None:

@@ -4,28 +4,24 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._failure import inputs_with_finite_derivative
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
-from .._steady import as_conserved
+from .._steady import as_conserved, exchanges_lanes
 from .._types import typechecked
-from ._adjoint import DiscreteAdjoint
 from ._call import explain_forward_mode, given_times, tolerance_of
 from ._explain import raise_on_failed_lanes
-from ._model import AbstractModel, signature_of
-from ._options import SolveOptions
-from ._phase import Phase
-from ._run_phases import options_in, options_of
+from ._model import AbstractModel, of_width, signature_of
+from ._run_phases import options_in, options_of, phases_in
 from ._simulate import Simulate
 from ._simulate_phases import SimulatePhases
 from ._simulation import Simulation
@@ -60,17 +56,20 @@ def simulate_batch(
     `jax.vmap` of the model. Works under `jit`, `grad` and the other transformations that the
     model's adjoint has; a call with other values of the same shapes is not compiled again.
 
-    With diffrax's `RecursiveCheckpointAdjoint` or `DirectAdjoint`, and where `trace` is asked for,
-    the lanes step to the end of the slowest of them, and then all take the next sample; so they do
-    in forward mode, and in second derivatives.
+    In some cases the lanes step to the end of the slowest of them, and then all take the next
+    sample: with diffrax's `RecursiveCheckpointAdjoint` or `DirectAdjoint`; with `trace`; with a
+    search for a steady state that is not stablax's own; in second derivatives, and in the forward
+    mode of diffrax's `ForwardMode`; and for a model that is a subclass of [`AbstractModel`][].
 
-    Memory: what the derivative keeps of the steps, `max_steps * (n + 1)` numbers a sample for n
-    components, of as many samples as fit in half a gigabyte of float64 (at least `batch_size`). Of
-    more samples than that, a derivative solves once more what it needs.
+    Memory: a derivative keeps `max_steps * (n + 1)` numbers of each sample for n components, and
+    cotangents of what a sample depends on. It does so for as many samples as fit in half a
+    gigabyte of float64, at least `4 * batch_size`; of more samples it solves one such group after
+    the other, and each once more where its derivative is taken. (Where lanes are not exchanged,
+    the steps of all samples are kept.)
 
     **Arguments:**
 
-    - `model`: a [`Simulate`][], a [`SteadyThenSimulate`][] or a [`SimulatePhases`][].
+    - `model`: an [`AbstractModel`][], such as [`Simulate`][].
     - `inputs`: what differs between the samples: arguments of the model's call by name, such as
         `dict(y0=..., args=...)`, PyTrees whose arrays all have a leading axis of the same size,
         the samples.
@@ -85,7 +84,8 @@ def simulate_batch(
     - `ensemble`: whether `model` is many models, whose arrays have a leading axis, the samples, as
         `eqx.filter_vmap` makes them. Then `inputs` may be empty.
     - `mesh`: devices, each of which solves an equal part of the samples, `batch_size` at a time.
-        What is returned is divided among them as the inputs are, along all axes of the mesh.
+        What is returned is divided among them as the inputs are, along all axes of the mesh. Its
+        axes are automatic ones (`axis_types=(jax.sharding.AxisType.Auto,)`).
     - `throw`: raise an error that names the samples that failed, or return the reasons as
         `result`.
 
@@ -109,8 +109,9 @@ def simulate_batch(
         model, inputs, common = inputs_with_finite_derivative(
             field=model, inputs=inputs, shared=common
         )
+    room = _NUMBERS // _numbers(model, inputs, common, ensemble)
     with explain_forward_mode():
-        simulations = _simulate_batch(model, inputs, common, cost, batch_size, ensemble, mesh)
+        simulations = _simulate_batch(model, inputs, common, cost, batch_size, room, ensemble, mesh)
     return raise_on_failed_lanes(simulations) if throw else simulations
 
 
@@ -121,6 +122,7 @@ def _simulate_batch(
     shared: Mapping[str, Any],
     cost: Array | None,
     lanes: int,
+    room: int,
     ensemble: bool,
     mesh: Mesh | None,
 ) -> Simulation:
@@ -129,15 +131,14 @@ def _simulate_batch(
     each, static = eqx.partition(each, eqx.is_array)
     both, static_both = eqx.partition(both, eqx.is_array)
 
-    def solve(each, both, lanes: int | None) -> Simulation:
+    def solve(each, both, width: int | None) -> Simulation:
         each, both = eqx.combine(each, static), eqx.combine(both, static_both)
         (model, inputs), shared = (each, both) if ensemble else ((both[0], each), both[1])
-        model = model if lanes is None else model.in_lanes(lanes)
+        model = model if width is None else of_width(model, width)
         return model(**inputs, **shared, throw=False)
 
-    in_turn = _steps_in_turn(model)
-    numbers = _numbers(model, inputs, shared, ensemble)
-    run = functools.partial(_solve_all, solve, lanes, numbers, in_turn)
+    in_turn = _steps_in_turn(model, {**shared, **inputs})
+    run = functools.partial(_solve_all, solve, lanes, room, in_turn)
     if mesh is not None:
         rows = PartitionSpec(mesh.axis_names)
         specs = (rows, PartitionSpec(), rows)
@@ -149,17 +150,18 @@ def _simulate_batch(
 def _solve_all(
     solve: Callable,
     lanes: int,
-    numbers: int,
+    room: int,
     in_turn: bool,
     each: PyTree[Array],
     both: PyTree[Array],
     cost: Array | None,
 ) -> Simulation:
-    """Of one device: the samples, at most `lanes` at once; `numbers` are kept of the steps of
-    each."""
+    """Of one device: the samples, at most `lanes` at once; there is `room` for what so many
+    keep of their steps."""
     samples = jtu.tree_leaves(each)[0].shape[0]
     width = lanes if in_turn and samples > lanes else None
-    together = lanes if width is None else max(lanes, _NUMBERS // numbers)
+    # There is something to exchange for only where there are several samples a lane.
+    together = lanes if width is None else max(4 * lanes, room)
     groups = -(-samples // together)
     size = -(-samples // groups)
     order = None if cost is None else jnp.argsort(cost, descending=True)
@@ -184,21 +186,27 @@ def _solve_all(
     return jtu.tree_map(lambda x: x[back], out)
 
 
-# How many numbers a group of samples keeps of its steps: half a gigabyte in float64.
+# How many numbers a group of samples keeps: half a gigabyte in float64.
 _NUMBERS = 2**26
 
 
-def _steps_in_turn(model: AbstractModel) -> bool:
-    """Whether a lane of its loops can be exchanged for another."""
-    options = model.options
-    ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
-    return ours and options.trace is None and isinstance(model, _MODELS)
+def _steps_in_turn(model: AbstractModel, call: Mapping[str, Any]) -> bool:
+    """Whether a lane of all loops of a call can be exchanged for another."""
+    search = getattr(model, "steady_options", None)
+    return (
+        isinstance(model, _MODELS)
+        and (search is None or exchanges_lanes(search.chain))
+        and all(
+            options.tree.on_own_loop and options.tree.trace is None
+            for options in options_in(model, call)
+        )
+    )
 
 
 def _numbers(
     model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any], ensemble: bool
 ) -> int:
-    """How many a sample keeps of its steps, and of its cotangents."""
+    """How many a sample keeps: of its steps, of its cotangents, and of its Jacobians."""
 
     def size(tree: PyTree, each: bool) -> int:
         leaves = filter(eqx.is_array, jtu.tree_leaves(tree))
@@ -208,19 +216,13 @@ def _numbers(
         size(inputs[name], True) if name in inputs else size(shared[name], False)
         for name in ("y0", "ts")
     )
-    kept = 0
-    is_phase = lambda x: isinstance(x, Phase)
+    steps = 0
     for given, each in ((inputs, True), (shared, False)):
-        for phase in filter(is_phase, jtu.tree_leaves(given.get("phases"), is_leaf=is_phase)):
-            kept += size(phase.t1, each) * _capacity(options_of(model, phase.overrides).tree)
-    kept = kept or _capacity(model.options)
+        for phase in phases_in(given):
+            steps += size(phase.t1, each) * options_of(model, phase.overrides).tree.capacity
+    steps = steps or model.options.capacity
     moving = size(inputs, True) + size(shared, False) + size(model, ensemble)
-    return kept * (state + 1) + 2 * (rows * state + moving)
-
-
-def _capacity(options: SolveOptions) -> int:
-    """Of steps, rounded up as a record is."""
-    return 1 << (options.max_steps - 1).bit_length()
+    return steps * (state + 1) + 2 * (rows * state + moving) + 4 * state**2
 
 
 def _check_names(
@@ -318,7 +320,14 @@ def _hardest(stepping: Stepping) -> Stepping:
 
 
 def _check_mesh(mesh: Mesh | None, samples: int) -> None:
-    if mesh is not None and samples % mesh.size:
+    if mesh is None:
+        return
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"`mesh` has axes of the types {mesh.axis_types}; make it with automatic ones, "
+            "`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`, one for each axis."
+        )
+    if samples % mesh.size:
         raise ValueError(
             f"`inputs` has {samples} samples, which {mesh.size} devices of `mesh` cannot share "
             "equally. Give a number of samples that they can: repeat the last, for instance."

@@ -66,15 +66,12 @@ class AbstractModel(eqx.Module):
             is_leaf=lambda x: isinstance(x, Static),
         )
 
-    def in_lanes(self, width: int) -> "AbstractModel":
-        """Of which at most so many lanes of a batch step at once."""
-        options = dataclasses.replace(self.options, lanes=width)
-        return eqx.tree_at(
-            lambda m: m._options,
-            self,
-            Static(options, "options"),
-            is_leaf=lambda x: isinstance(x, Static),
-        )
+
+def of_width(model: AbstractModel, width: int) -> AbstractModel:
+    """`model`, of which at most `width` lanes of a batch step at once."""
+    options = Static(dataclasses.replace(model.options, width=width), "options")
+    is_leaf = lambda x: isinstance(x, Static)
+    return eqx.tree_at(lambda m: m._options, model, options, is_leaf=is_leaf)
 
 
 def signature_of(model: AbstractModel, asks: str) -> inspect.Signature:

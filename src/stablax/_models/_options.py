@@ -44,13 +44,26 @@ class SolveOptions(eqx.Module):
     telemetry: bool
     trace: str | None
     given: Given
-    lanes: int | None = None  # of a batch, how many step at once at most; `simulate_batch` says it
+    width: int | None = None  # of a batch, how many step at once at most; `simulate_batch` says it
+
+    @property
+    def on_own_loop(self) -> bool:
+        """Not so where reverse mode goes through the loop: that is diffrax's."""
+        return isinstance(self.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
+
+    @property
+    def capacity(self) -> int:
+        """How many steps what is kept of them has room for: `max_steps`, on the own loop rounded up
+        to a power of two, so that programs with another budget are the same one."""
+        if self.on_own_loop and self.trace != "record":
+            return 1 << (self.max_steps - 1).bit_length()
+        return self.max_steps
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that they are made of: of `solve_options`, and of the models."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         given = fields.pop("given")
-        del fields["lanes"]
+        del fields["width"]
         return {**fields, **{name: getattr(given, name) for name in given.__dataclass_fields__}}
 
 

@@ -18,7 +18,7 @@ from .._fields import Aside, Guard
 from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
 from .._loop import for_forward_mode
-from .._solvers import AbstractRosenbrock
+from .._solvers import AbstractRosenbrock, is_repeatable, repeat_explicit
 from .._states import all_finite, select, zeros_like
 from .._types import Args
 
@@ -54,7 +54,7 @@ class Steps(eqx.Module):
     solver: diffrax.AbstractSolver
     terms: Callable[[Callable, Any, Any], PyTree]
     guard: Guard | None
-    lanes: int | None
+    width: int | None
     dense: PyTree[Array] | None
 
     @property
@@ -313,7 +313,7 @@ class _Progress(eqx.Module):
     at: Any
     written: PyTree[Array]
     done: Array
-    width: Array  # how many steps to take next
+    stride: Array  # how many steps to take next
     bad: Array  # not finite after so many steps, as far as that is known
     aside: Aside
     held: Any  # of the next step
@@ -341,7 +341,7 @@ def step_by_step(
     def run(at, writes, first, end, aside):
         goes_on = lambda consts, carry: carry[0] < consts[2]
         carry, consts = (first, at, blank), (over.fixed, aside, end)
-        carry, writes = lane_loop(goes_on, step, carry, consts, reads, writes, steps.lanes)
+        carry, writes = lane_loop(goes_on, step, carry, consts, reads, writes, steps.width)
         return carry[1], writes, carry[2]
 
     if guard is None:
@@ -349,7 +349,7 @@ def step_by_step(
 
     def body(progress: _Progress) -> _Progress:
         done, aside = progress.done, progress.aside
-        end = jnp.minimum(done + progress.width, count)
+        end = jnp.minimum(done + progress.stride, count)
         is_one, was_aside = end - done == 1, aside.how != 0
         held = None if blank is None else (was_aside, progress.held)
         at, written, held = run(progress.at, progress.written, done, end, (aside.shift, held))
@@ -367,10 +367,10 @@ def step_by_step(
         none = count + 1
         bad = jnp.where(keep, jnp.where(was_aside, none, progress.bad), end)
         # Steps that are at fault come together.
-        width = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.width), progress.width // 2)
-        width = jnp.where(bad < none, jnp.minimum(width, (bad - done) // 2), width)
-        width = jnp.where(aside.how != 0, 1, jnp.maximum(width, 1))
-        return _Progress(at, written, done, width, bad, aside, held)
+        stride = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.stride), progress.stride // 2)
+        stride = jnp.where(bad < none, jnp.minimum(stride, (bad - done) // 2), stride)
+        stride = jnp.where(aside.how != 0, 1, jnp.maximum(stride, 1))
+        return _Progress(at, written, done, stride, bad, aside, held)
 
     none = jnp.zeros_like(count)
     aside = Aside.start(steps.inputs.y0)
@@ -385,6 +385,8 @@ def _repeat(solver: diffrax.AbstractSolver, system: Callable, held, moving, star
     terms, args = system(moving)
     if isinstance(solver, AbstractRosenbrock):
         return solver.repeat(terms, start, end, y, args, held)
+    if is_repeatable(solver):
+        return repeat_explicit(solver, terms, start, end, y, args)
     state = solver.init(terms, start, end, y, args)
     y1, _, dense, *_ = solver.step(terms, start, end, y, args, state, False)
     return y1, dense

@@ -155,7 +155,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         until=None if event is None else event.look,
         seen=None if event is None else event.first_seen,
         keeps_last=event is not None and event.is_located,
-        lanes=plan.lanes,
+        width=plan.width,
     )
     t0, t1, ts = inputs.t0 * way, inputs.t1 * way, inputs.ts * way
     solved, written = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)

@@ -69,14 +69,19 @@ def options_of(model: AbstractModel, overrides: Overrides) -> Static:
         return model._options
     arguments = {**model.options.arguments(), **overrides.given}
     options = solve_options(model.field, **arguments)
-    return Static(dataclasses.replace(options, lanes=model.options.lanes), "options")
+    return Static(dataclasses.replace(options, width=model.options.width), "options")
 
 
 def options_in(model: AbstractModel, call: Mapping[str, Any]) -> list[Static]:
     """Those with which a call of `model` solves: of each of its phases, or its own."""
+    own = [options_of(model, phase.overrides) for phase in phases_in(call)]
+    return own or [model._options]
+
+
+def phases_in(call: Mapping[str, Any]) -> list[Phase]:
+    """Those among the arguments of a call."""
     is_phase = lambda x: isinstance(x, Phase)
-    phases = filter(is_phase, jtu.tree_leaves(call.get("phases"), is_leaf=is_phase))
-    return [options_of(model, phase.overrides) for phase in phases] or [model._options]
+    return list(filter(is_phase, jtu.tree_leaves(call.get("phases"), is_leaf=is_phase)))
 
 
 def plans_of(
@@ -139,7 +144,7 @@ def run_phases(
     # Under `shard_map` all that a loop works with differs between devices as one of them does.
     field, begins, ts, t0, legs = spread((field, begins, ts, t0, legs))
     first: Plan = legs[0][1].tree
-    start, steady = begins.begin(field, t0, first.lanes)
+    start, steady = begins.begin(field, t0, first.width)
     ends = ends_of([stack for stack, *_ in legs])
     found = jnp.array(True) if steady is None else is_okay(steady.result)
     ordered, fits = rows_are_ordered(t0, ts), phases_fit(t0, ts, ends)

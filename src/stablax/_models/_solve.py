@@ -139,7 +139,7 @@ def integrate(
     if discrete:
         solver = with_tolerances(plan.solver, controller)
         terms = jtu.Partial(terms_of, solver)
-        outputs = solve(inputs, run, solver, terms, guard if repeats else None, plan.lanes)
+        outputs = solve(inputs, run, solver, terms, guard if repeats else None, plan.width)
     else:
         outputs, _ = run(inputs, False)
     if isinstance(plan.adjoint, diffrax.ForwardMode):

@@ -34,9 +34,9 @@ class AbstractStart(eqx.Module):
 
     @abc.abstractmethod
     def begin(
-        self, field: VF, t0: Array, lanes: int | None
+        self, field: VF, t0: Array, width: int | None
     ) -> tuple[PyTree[Array], SteadyState | None]:
-        """The state at `t0`; and the steady state that it is, if it is one. At most so many `lanes`
+        """The state at `t0`; and the steady state that it is, if it is one. At most `width` lanes
         of a batch step at once."""
 
     def check(self, found: SteadyState | None, field: VF, t0: Array) -> None:
@@ -50,7 +50,7 @@ class GivenStart(AbstractStart):
     y0: PyTree[Array]
     args: None = None
 
-    def begin(self, field, t0, lanes):
+    def begin(self, field, t0, width):
         return self.y0, None
 
 
@@ -78,9 +78,9 @@ class SteadyStart(AbstractStart):
             as_guess(guess, y0),
         )
 
-    def begin(self, field, t0, lanes):
+    def begin(self, field, t0, width):
         given = (self.y0, self.args, t0, self.search, self.conserved, self.guess)
-        found = steady_state(field, *given, lanes)
+        found = steady_state(field, *given, width)
         return found.y, found
 
     def check(self, found, field, t0):

@@ -146,7 +146,7 @@ class Plan(eqx.Module):
     trace: str | None
     capacity: int  # of what is kept of the steps
     on_own_loop: bool
-    lanes: int | None  # of a batch, how many step at once at most
+    width: int | None  # of a batch, how many step at once at most
 
 
 def joint_plan(a: Static, b: Static) -> Static | None:
@@ -200,12 +200,6 @@ def own_rtol(options: Static, guard: Guard, dtype: np.dtype) -> float:
 @functools.lru_cache(maxsize=256)
 def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tuple[Static, Pace]:
     options: SolveOptions = held.tree
-    # A loop that is differentiated in reverse mode is diffrax's.
-    ours = isinstance(options.adjoint, DiscreteAdjoint | diffrax.ForwardMode)
-    capacity = options.max_steps
-    if ours and options.trace != "record":
-        # So that programs with another budget are the same one.
-        capacity = 1 << (capacity - 1).bit_length()
     plan = Plan(
         options.solver,
         options.adjoint,
@@ -213,9 +207,9 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tu
         options.progress_meter,
         options.telemetry,
         options.trace,
-        capacity,
-        ours,
-        options.lanes,
+        options.capacity,
+        options.on_own_loop,
+        options.width,
     )
     with jax.ensure_compile_time_eval():
         controller = _as_numbers(steps_of(options, guard, dtype, uses_rtol), dtype)

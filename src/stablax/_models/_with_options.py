@@ -10,7 +10,7 @@ from ._model import AbstractModel
 from ._options import SolveOptions
 
 _T = TypeVar("_T")
-_NAMES = tuple(name for name in SolveOptions.__dataclass_fields__ if name != "given")
+_NAMES = tuple(x for x in SolveOptions.__dataclass_fields__ if x not in ("given", "width"))
 
 
 @typechecked

@@ -1,4 +1,5 @@
 from ._esdirk import kencarp4 as kencarp4, kvaerno3 as kvaerno3, kvaerno5 as kvaerno5
+from ._explicit import is_repeatable as is_repeatable, repeat_explicit as repeat_explicit
 from ._finite_steps import FiniteSteps as FiniteSteps
 from ._gate import gated as gated
 from ._patient_chord import PatientChord as PatientChord

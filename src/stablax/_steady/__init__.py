@@ -1,5 +1,9 @@
 from ._base import AbstractSteadyMethod as AbstractSteadyMethod, Attempt as Attempt
-from ._chain import Chain as Chain, as_chain as as_chain
+from ._chain import (
+    Chain as Chain,
+    as_chain as as_chain,
+    exchanges_lanes as exchanges_lanes,
+)
 from ._conserved import as_conserved as as_conserved
 from ._detect import (
     ConservedQuantities as ConservedQuantities,

@@ -16,7 +16,7 @@ from ._base import AbstractSteadyMethod
 from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
-from ._root_finder import as_method
+from ._root_finder import AbstractSteadyRootFinder, as_method
 from ._status import STATUS
 from ._verdict import Verdict, judge, status_of
 
@@ -68,6 +68,11 @@ def as_chain(method: Any) -> Chain:
             f"optimistix, or a `Chain((...))` of them, got {short(method)}."
         )
     return Chain((method,))
+
+
+def exchanges_lanes(chain: Chain) -> bool:
+    """Whether the lanes of all its loops can be exchanged for others; see `lane_loop`."""
+    return all(isinstance(stage, AbstractSteadyRootFinder | Integrate) for stage in chain.stages)
 
 
 class Found(eqx.Module):

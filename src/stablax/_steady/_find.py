@@ -225,12 +225,12 @@ def steady_state(
     options: SteadyOptions,
     conserved: Frozen | str | None,
     guess: WarmStart | None,
-    lanes: int | None = None,
+    width: int | None = None,
 ) -> SteadyState:
-    """[`find_steady_state`][] for checked inputs, inside `jit`. At most so many `lanes` of a batch
+    """[`find_steady_state`][] for checked inputs, inside `jit`. At most `width` lanes of a batch
     step at once."""
     if isinstance(field, AbstractCoordinates):
-        return _in_coordinates(field, y0, args, t, options, conserved, guess, lanes)
+        return _in_coordinates(field, y0, args, t, options, conserved, guess, width)
     # Under `shard_map` all that a loop works with differs between devices as one of them does.
     field, y0, args, t, guess = spread((field, y0, args, t, guess))
     guarded = as_guarded(field)
@@ -239,7 +239,7 @@ def steady_state(
     closed = capture(guarded, t, y0, args)
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         y0, args, t, guess = spread((y0, args, t, guess), closed)
-        return steady_state(field, y0, args, t, options, conserved, guess)
+        return steady_state(field, y0, args, t, options, conserved, guess, width)
     refuse_hidden(closed, differing(y0))
     inputs = (closed, flat_y0, t, args)
 
@@ -274,7 +274,7 @@ def steady_state(
         detected=conserved == "detect",
         structure=guarded.jacobian or Dense(),
         by_hand=jtu.Partial(_jacobian_by_hand, unravel, t_, args_),
-        lanes=lanes,
+        width=width,
     )
     clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]
     problem, conserves = _survey(problem, conserved, clip)
@@ -316,13 +316,13 @@ def _jacobian_by_hand(unravel: Callable, t, args, jacobian: Callable, y: Array) 
 
 
 def _in_coordinates(
-    field: AbstractCoordinates, y0, args, t, options, conserved, guess, lanes
+    field: AbstractCoordinates, y0, args, t, options, conserved, guess, width
 ) -> SteadyState:
     """Found in the coordinates of the field inside, where conserved quantities are linear."""
     inside = field.from_(y0)
     if guess is not None:
         guess = eqx.tree_at(lambda g: g.y, guess, field.from_(guess.y))
-    steady = steady_state(field.field, inside, args, t, options, conserved, guess, lanes)
+    steady = steady_state(field.field, inside, args, t, options, conserved, guess, width)
     there = field.to(stop(steady.y))
     result, finite = steady.result, all_finite(there)
     result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)

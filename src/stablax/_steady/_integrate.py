@@ -76,7 +76,7 @@ class Integrate(AbstractSteadyMethod):
             max_steps=problem.max_steps,
             until=jtu.Partial(_arrived, problem),
             seen=problem.unseen(),
-            lanes=problem.lanes,
+            width=problem.width,
         )
         end = jnp.where(active, horizon, zero).astype(dtype)
         solved, _ = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)

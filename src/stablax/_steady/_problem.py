@@ -39,6 +39,7 @@ class SteadyProblem(eqx.Module):
     - `max_steps`: the most steps that a search may take.
     - `guessed`: whether `start` is a guess, near the steady state if it is good. Where it is not,
         it should cost little: `budget`, at most `max_steps`, is what the search may take from it.
+    - `width`: how many lanes of a batch step at once at most, if not all.
     """
 
     field: Any
@@ -56,7 +57,7 @@ class SteadyProblem(eqx.Module):
     detected: bool = eqx.field(static=True)  # whether the projector is
     structure: AbstractJacobian = eqx.field(static=True)
     by_hand: Any  # evaluates a Jacobian written by the user, `by_hand(fn, y)`
-    lanes: int | None = eqx.field(static=True)  # of a batch, how many step at once at most
+    width: int | None = eqx.field(static=True)
 
     def residual(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
         """F at `y`."""

@@ -115,7 +115,7 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
 
     begin = (~active, start, state, jnp.array(0), problem.unseen())
     goes_on = lambda _, carry: ~carry[0]
-    end, _ = lane_loop(goes_on, body, begin, (problem, finder), None, None, problem.lanes)
+    end, _ = lane_loop(goes_on, body, begin, (problem, finder), None, None, problem.width)
     _, y, state, steps, seen = end
     return Attempt(y, state.status, steps, seen)
 
