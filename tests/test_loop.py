@@ -363,7 +363,7 @@ def test_lanes_are_exchanged_on_many_devices(tmp_path):
         explicit = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Explicit,))
         for given, words in (
             ((rates[:7], k, mesh), "7 samples, which 2 devices of `mesh` cannot share equally"),
-            ((rates, k, explicit), "`mesh` has axes of the types (AxisType.Explicit,); make it"),
+            ((rates, k, explicit), "`mesh` has axes of the types (Explicit,); make it"),
         ):
             try:
                 total(*given)
