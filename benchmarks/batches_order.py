@@ -5,9 +5,9 @@
 Robertson's problem with rate constants spread over three orders of magnitude (log-normal), to
 t = 1e4; and the system of diffrax issue #368, perturbed as `sx.problems` says. rtol 1e-6. The
 order is that of the numbers of steps of a solve at parameters that are 10 % off, as in a fit the
-last call's. Lane-steps are counted in the program, the times that all lanes step
-together by their number, and given by those that the samples need. CPU seconds, minima of
-interleaved warm runs, in each row by those of one `vmap`.
+last call's. Lane-steps are counted in the program: how often all lanes step together, times their
+number, in those that the samples need. CPU seconds, minima of interleaved warm runs, in each row
+in those of one `vmap`.
 """
 
 import argparse

@@ -243,7 +243,7 @@ def test_failures_are_data_and_gradients_are_right(solver, adjoint):
     # What a step over a kink gets wrong depends on where it happens to begin.
     controller = sx.StiffPID.preset(solver=method, step_ts=np.asarray(KNOTS[1:4]))
     name, _, forward = adjoint.partition(", ")
-    budget = 256 if name == "DirectAdjoint" else 1000  # its cost is that of the budget
+    budget = 192 if name == "DirectAdjoint" else 1000  # its cost is that of the budget
     options = dict(adjoint=ADJOINTS[name](), controller=controller, max_steps=budget)
     model = sx.Simulate(_follows, solver=method, **options)
 

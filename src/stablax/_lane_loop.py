@@ -155,7 +155,7 @@ class _Loop:
         of_lane, read_lane = jtu.tree_unflatten(self.treedef, batched)
         carry, writes = jtu.tree_unflatten(self.carry_tree, operands[self.count :])
         axes = jtu.tree_map(lambda b: 0 if b else None, of_lane)
-        # Exchanging lanes costs several steps of few: not for each that is done.
+        # An exchange costs as much as several steps, so it is one for several lanes.
         spare = max(width // 8, 1)
 
         def goes_on(consts, carry):

@@ -75,7 +75,7 @@ def simulate_batch(
         the samples.
     - `shared`: the other arguments of the call, the same for all samples, such as `dict(ts=ts)`.
     - `batch_size`: >= 1. How many samples are solved at a time, at most. A CPU wants 32 to 128; a
-        GPU, which is idle in a small batch, thousands.
+        GPU is idle in a small batch.
     - `order_by`: the expected cost of each sample, in any unit: an array of shape `(samples,)`,
         such as `stats["num_steps"]` of the last call with similar parameters; or a function of
         one sample's arguments (a dict of `inputs` and `shared`) that returns a number, such as
@@ -179,7 +179,8 @@ def _solve_all(
         out = solve_group(places)
     else:
         # What one group has kept of its steps makes room for the next.
-        group = solve_group if width is None else jax.checkpoint(solve_group)
+        once_more = functools.partial(jax.checkpoint, prevent_cse=False)  # a loop does
+        group = solve_group if width is None else once_more(solve_group)
         out = lax.map(group, places.reshape(groups, size))
         out = jtu.tree_map(lambda x: x.reshape(groups * size, *x.shape[2:]), out)
     back = jnp.arange(samples) if order is None else jnp.argsort(order)
