@@ -1,6 +1,8 @@
-"""What a first call costs, beside plain diffrax: kernels, and processor time to trace and compile.
+"""What a first call costs, beside plain diffrax: kernels, and processor time to trace and compile;
+and what a warm one takes then.
 
     python benchmarks/compile.py
+    XLA_FLAGS=--xla_cpu_use_fusion_emitters=false python benchmarks/compile.py Robertson HIRES
 
 Each program is made in a process of its own, three times, since JAX keeps what it has traced; the
 least time counts. Plain diffrax is `diffeqsolve` with Kvaerno5, `PIDController` at the same
@@ -30,6 +32,7 @@ KERNEL = re.compile(
     r"[\]})] (fusion|custom-call|dot|copy|while|conditional|call|sort|scatter|reduce)\("
 )
 ROUNDS = 3
+WHAT = ("kernels", "trace", "compile", "run")
 
 
 def network() -> tuple:
@@ -111,7 +114,14 @@ def measure(who: str, kind: str, name: str) -> dict:
         kernels=kernels(compiled.as_text()),
         trace=times[1] - times[0],
         compile=times[2] - times[1],
+        run=min(run_once(compiled, args) for _ in range(20)),
     )
+
+
+def run_once(compiled, args) -> float:
+    start = time.process_time()
+    jax.block_until_ready(compiled(args))
+    return 1e3 * (time.process_time() - start)
 
 
 def kernels(text: str) -> int:
@@ -127,10 +137,10 @@ def kernels(text: str) -> int:
     return count
 
 
-def main():
+def main(names):
     harness.on_one_core()
     rows = []
-    for name in PROBLEMS:
+    for name in names or PROBLEMS:
         for kind in ("value", "gradient"):
             found = {"diffrax": [], "stablax": []}
             for _ in range(ROUNDS):
@@ -146,17 +156,16 @@ def main():
             total = lambda each: each["trace"] + each["compile"]
             row = [name, kind]
             for each in (theirs, ours):
-                row += [each["kernels"], number(each["trace"]), number(each["compile"])]
+                row += [each["kernels"], *(number(each[key]) for key in WHAT[1:])]
             ratios = [ours["kernels"] / theirs["kernels"], total(ours) / total(theirs)]
             rows.append([*row, *(number(ratio, 2) for ratio in ratios)])
-    print(f"jax {jax.__version__}, one core, seconds of processor time\n")
-    what = ("kernels", "trace", "compile")
-    both = [f"{who}: {each}" for who in ("diffrax", "stablax") for each in what]
+    print(f"jax {jax.__version__}, one core, seconds of processor time (of a run: ms)\n")
+    both = [f"{who}: {each}" for who in ("diffrax", "stablax") for each in WHAT]
     print(table(["problem", "", *both, "kernels, ratio", "seconds, ratio"], rows))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
+    if sys.argv[1:2] in (["diffrax"], ["stablax"]):
         print(json.dumps(measure(*sys.argv[1:])))
     else:
-        main()
+        main(sys.argv[1:])

@@ -20,12 +20,14 @@ SINGLE = {
 
 def on_one_core() -> None:
     """Starts the running script again on one core and with one thread, if it is not so already.
-    Libraries read these settings when they are loaded."""
-    if all(os.environ.get(name) == value for name, value in SINGLE.items()):
+    Libraries read these settings when they are loaded. Other flags of XLA stay."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if all(value in os.environ.get(name, "") for name, value in SINGLE.items()):
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **SINGLE})
+    settings = {**SINGLE, "XLA_FLAGS": f"{given} {SINGLE['XLA_FLAGS']}".strip()}
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **settings})
 
 
 def warm(solver, rtol: float) -> float:

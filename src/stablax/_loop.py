@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._lane_loop import lane_loop, put, take
 from ._lanes import any_lane
-from ._pickling import FROM_CONTROLLER
 from ._states import select
 from ._types import Args
 
 
 class Steps(eqx.Module):
-    """What is solved, and how. Times rise: a solve backwards in time is one in `-t`."""
+    """What is solved, and how. Times rise: a solve backwards in time is one in `-t`. The `solver`
+    has its tolerances, and forward mode."""
 
     terms: PyTree[diffrax.AbstractTerm]
     solver: diffrax.AbstractSolver
@@ -198,8 +198,7 @@ def integrate_steps(
 ) -> tuple[Solved, Written]:
     """Steps from `y0` at `t0` to `t1`, with rows at `ts`, which rise and are at most `t1`; those
     that are nan come last, and are never reached."""
-    terms, controller = steps.terms, steps.controller
-    solver = for_forward_mode(with_tolerances(steps.solver, controller))
+    terms, solver, controller = steps.terms, steps.solver, steps.controller
     order: Any = solver.error_order(terms)
     end, control = controller.init(terms, t0, t1, y0, dt0, args, solver.func, order)
     end = jnp.minimum(end, t1)
@@ -245,28 +244,6 @@ def integrate_steps(
     is_spent = (solved.t < t1) & (solved.result == diffrax.RESULTS.successful)
     result = diffrax.RESULTS.where(is_spent, diffrax.RESULTS.max_steps_reached, solved.result)
     return eqx.tree_at(lambda s: s.result, solved, result), written
-
-
-def with_tolerances(solver: diffrax.AbstractSolver, controller: Any) -> diffrax.AbstractSolver:
-    """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
-    inside `diffeqsolve`."""
-    if isinstance(solver, diffrax.AbstractImplicitSolver):
-        finder = solver.root_finder
-        unset = [n for n in ("rtol", "atol", "norm") if getattr(finder, n) is FROM_CONTROLLER]
-        solver = eqx.tree_at(
-            lambda s: tuple(getattr(s.root_finder, n) for n in unset),
-            solver,
-            tuple(getattr(controller, n) for n in unset),
-        )
-    return solver
-
-
-def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
-    """diffrax's default loop over the stages of a Runge-Kutta method has reverse mode only."""
-    if isinstance(solver, diffrax.AbstractRungeKutta):
-        is_none = lambda x: x is None
-        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=is_none)
-    return solver
 
 
 def _as_arrays(tree: PyTree) -> PyTree:

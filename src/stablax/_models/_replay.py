@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 from .._fields import Aside, Guard
 from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
-from .._loop import for_forward_mode
-from .._solvers import AbstractRosenbrock, is_repeatable, repeat_explicit
+from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
 from .._states import all_finite, select, zeros_like
 from .._types import Args
 

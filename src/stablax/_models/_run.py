@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .._control import StepRecord, Watched
 from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, is_okay, promoted
+from .._solvers import for_forward_mode, prepare
 from .._states import all_finite, finite_or_zero, select, zeros_like
 from .._types import Args
 from ._adjoint import Outputs
@@ -145,10 +146,11 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
 
 def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool) -> _Run:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
+    controller = pace.controller.wrap(way)
     steps = Steps(
         terms=terms_of(plan.solver, inputs.field, way=way),
-        solver=plan.solver,
-        controller=pace.controller.wrap(way),
+        solver=for_forward_mode(prepare(plan.solver, controller)),
+        controller=controller,
         meter=plan.progress_meter,
         max_steps=pace.max_steps,
         capacity=plan.capacity if record else None,

@@ -16,9 +16,9 @@ from .._captured import capture, refuse_hidden
 from .._control import AdmissibleSteps, Cause, Watch
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
-from .._loop import KeptStep, for_forward_mode, with_tolerances
+from .._loop import KeptStep
 from .._results import RESULTS, is_okay
-from .._solvers import AbstractRosenbrock, family_of
+from .._solvers import AbstractRosenbrock, family_of, for_forward_mode, prepare
 from .._states import (
     all_finite,
     component_names,
@@ -47,7 +47,7 @@ _FORWARD = (
 def _mask_detector(plan: Plan, controller: AdmissibleSteps, field: Callable) -> Callable:
     """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
     looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
-    solver = for_forward_mode(with_tolerances(plan.solver, controller))
+    solver = for_forward_mode(prepare(plan.solver, controller))
     # What the field closes over is a leaf: a hidden input of the loop has no derivative rule.
     return jtu.Partial(_is_masked, solver, field)
 
@@ -137,8 +137,8 @@ def integrate(
     # Whether a step is the last has no derivative.
     run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))
     if discrete:
-        solver = with_tolerances(plan.solver, controller)
-        terms = jtu.Partial(terms_of, solver)
+        solver = prepare(plan.solver, controller)
+        terms = jtu.Partial(terms_of, plan.solver)
         outputs = solve(inputs, run, solver, terms, guard if repeats else None, plan.width)
     else:
         outputs, _ = run(inputs, False)

@@ -3,6 +3,7 @@ from ._explicit import is_repeatable as is_repeatable, repeat_explicit as repeat
 from ._finite_steps import FiniteSteps as FiniteSteps
 from ._gate import gated as gated
 from ._patient_chord import PatientChord as PatientChord
+from ._prepare import for_forward_mode as for_forward_mode, prepare as prepare
 from ._rosenbrock import (
     AbstractRosenbrock as AbstractRosenbrock,
     Rodas4 as Rodas4,
@@ -11,3 +12,4 @@ from ._rosenbrock import (
     family_of as family_of,
     is_implicit as is_implicit,
 )
+from ._wrapped import AbstractWrapped as AbstractWrapped

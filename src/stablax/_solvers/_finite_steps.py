@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from .._captured import capture
 from .._states import all_finite
 from .._words import short
+from ._wrapped import AbstractWrapped
 
 
 def _is_none(x: Any) -> bool:
@@ -18,7 +19,7 @@ def _is_none(x: Any) -> bool:
 
 
 @final
-class FiniteSteps(diffrax.AbstractWrappedSolver):
+class FiniteSteps(AbstractWrapped):
     """Wraps an explicit diffrax solver so that a step whose result is not finite cannot ruin a
     gradient; for plain `diffrax.diffeqsolve`, with any field, guarded or not.
 
@@ -60,33 +61,11 @@ class FiniteSteps(diffrax.AbstractWrappedSolver):
         self.solver = solver
 
     @property
-    def term_structure(self):
-        return self.solver.term_structure
-
-    @property
-    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.interpolation_cls
-
-    @property
     def term_compatible_contr_kwargs(self):
         return self.solver.term_compatible_contr_kwargs
 
-    @property
-    def scan_kind(self):
-        # diffrax's adjoints look for it on what they take for a Runge-Kutta method.
-        return getattr(self.solver, "scan_kind", "bounded")
-
-    def order(self, terms):
-        return self.solver.order(terms)
-
     def strong_order(self, terms):
         return self.solver.strong_order(terms)
-
-    def error_order(self, terms):
-        return self.solver.error_order(terms)
-
-    def func(self, terms, t0, y0, args):
-        return self.solver.func(terms, t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args):
         return self.solver.init(terms, t0, t1, y0, args)

@@ -13,7 +13,7 @@ from .._control import Cause, StiffPID, admissible
 from .._fields import Guard
 from .._linalg import Equilibrated
 from .._loop import Steps, integrate_steps
-from .._solvers import Rodas5P, is_implicit
+from .._solvers import Rodas5P, for_forward_mode, is_implicit, prepare
 from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem
@@ -70,7 +70,7 @@ class Integrate(AbstractSteadyMethod):
         horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
         steps = Steps(
             terms=diffrax.ODETerm(jtu.Partial(_residual, problem)),
-            solver=self.solver,
+            solver=for_forward_mode(prepare(self.solver, controller)),
             controller=controller,
             meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,
