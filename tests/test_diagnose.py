@@ -248,6 +248,13 @@ def test_two_tolerances_tell_the_global_error():
     json.dumps(report.to_dict())
 
 
+def test_what_a_phase_has_of_its_own_is_a_tenth_too():
+    model = sx.SimulatePhases(lambda t, y, k: -k * y**2)
+    loose = sx.Phase(1.0, args=2.0, controller=sx.StiffPID(1e-3, 1e-6), max_steps=50)
+    report = sx.diagnose(model, jnp.ones(2), [0.5, 1.0], [loose])
+    assert report.finer.successful and report.finer.factor > 1  # not 0
+
+
 def test_a_switch_that_is_a_parameter_is_told_apart():
     [suggestion] = diagnosed("jump at a declared time").suggestions
     assert "t = 2, as `jump_ts` says" in suggestion.why and "Phase(t1=...)" in suggestion.why

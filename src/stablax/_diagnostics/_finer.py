@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from .._control import StiffPID
-from .._models import AbstractModel, Simulation, with_options
+from .._models import AbstractModel, Phase, Simulation, with_options
 from .._results import is_okay, name_of
 from .._states import as_args
 from .._static import Static
@@ -71,15 +71,13 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
     def change(part):
         if not isinstance(part, AbstractModel):
             return part
-        tolerance = tolerance_of(part, dtype)
-        if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
+        controller = _finer_controller(part.options.controller, dtype)
+        if controller is None:
             return part
         changed.append(part)
-        c = _tighter(part.options.controller, dtype)
-        atol = getattr(c, "least_atol", c.atol)
         return with_options(
             part,
-            controller=_ShortSteps(rtol=c.rtol, atol=atol, norm=c.norm, controller=c),
+            controller=controller,
             adjoint=diffrax.ForwardMode(),
             max_steps=10 * part.options.max_steps,
             trace=None,
@@ -87,6 +85,31 @@ def finer(model: PyTree, dtype: np.dtype) -> PyTree | None:
 
     other = jtu.tree_map(change, model, is_leaf=lambda x: isinstance(x, AbstractModel))
     return other if changed else None
+
+
+def _finer_phases(phases: PyTree, dtype: np.dtype) -> PyTree:
+    """`phases`, with what they have of their own changed as [`finer`][] changes a model."""
+
+    def change(phase):
+        changed, own = {}, phase.overrides
+        controller = _finer_controller(own.controller, dtype)
+        if controller is not None:
+            changed["controller"] = controller
+        if own.max_steps is not None:
+            changed["max_steps"] = 10 * own.max_steps
+        return phase.overridden(**changed)
+
+    return jtu.tree_map(change, phases, is_leaf=lambda x: isinstance(x, Phase))
+
+
+def _finer_controller(controller: Any, dtype: np.dtype) -> Any:
+    """None if there is no tolerance that could be less."""
+    tolerance = tolerance_of(controller, dtype)
+    if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
+        return None
+    c = _tighter(controller, dtype)
+    atol = getattr(c, "least_atol", c.atol)
+    return _ShortSteps(rtol=c.rtol, atol=atol, norm=c.norm, controller=c)
 
 
 def _tighter(controller: Any, dtype: np.dtype) -> Any:
@@ -143,8 +166,10 @@ def solve_finer(seen: Observation) -> FinerReport | None:
     other = finer(seen.model, seen.dtype)
     if other is None:
         return None
-    simulation = seen.asked
-    fine: Simulation = other(**{**seen.inputs, "ts": simulation.ts}, throw=False)
+    inputs, simulation = seen.inputs, seen.asked
+    if "phases" in inputs:
+        inputs = {**inputs, "phases": _finer_phases(inputs["phases"], seen.dtype)}
+    fine: Simulation = other(**{**inputs, "ts": simulation.ts}, throw=False)
     reached = np.asarray(simulation.reached & fine.reached)
 
     def largest(states, less=None):
@@ -157,7 +182,8 @@ def solve_finer(seen: Observation) -> FinerReport | None:
     derivative = np.full(len(size), np.nan)
     if bool(is_okay(fine.result)) and factor > _FAR:
         plain = with_options(seen.model, adjoint=diffrax.ForwardMode(), trace=None, telemetry=False)
-        slopes, fine_slopes = (_slopes(model, seen) for model in (plain, other))
+        of_both = ((plain, seen.inputs), (other, inputs))
+        slopes, fine_slopes = (_slopes(model, inputs, seen) for model, inputs in of_both)
         derivative = largest(slopes, fine_slopes) / (largest(fine_slopes) + size)
     movements = [
         Movement(name, *map(float, numbers))
@@ -178,11 +204,11 @@ def _flat(states: PyTree) -> np.ndarray:
     return np.asarray(jax.vmap(lambda y: ravel_pytree(y)[0])(states))
 
 
-def _slopes(model: PyTree, seen: Observation) -> PyTree:
+def _slopes(model: PyTree, given: dict[str, Any], seen: Observation) -> PyTree:
     """The derivative of the states as everything that is differentiated moves by its own size, up
     or down."""
-    inputs = {k: v for k, v in seen.inputs.items() if k in ("y0", "args", "steady_args", "phases")}
-    rest = {k: v for k, v in seen.inputs.items() if k not in inputs}
+    inputs = {k: v for k, v in given.items() if k in ("y0", "args", "steady_args", "phases")}
+    rest = {k: v for k, v in given.items() if k not in inputs}
     tree = (model, as_args(inputs, seen.dtype))
     leaves, treedef = jtu.tree_flatten(eqx.filter(tree, eqx.is_inexact_array))
     keys = jr.split(jr.key(0), len(leaves))
