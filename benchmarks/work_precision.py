@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 def arguments():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--problems", help="names, separated by commas (default: all)")
+    parser.add_argument("--problems", help="names, separated by commas (default: see problems.py)")
     parser.add_argument("--peers", help="names, separated by commas (default: all that install)")
     parser.add_argument("--parts", default="forward,gradient,batches", help="what to measure")
     parser.add_argument("--quick", action="store_true", help="few tolerances and repeats")
@@ -51,7 +51,7 @@ def main():
     import report
     import single
     from peers import PEERS
-    from problems import PROBLEMS
+    from problems import PROBLEMS, UNTUNED
 
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "work_precision.json"
@@ -64,7 +64,8 @@ def main():
         if options.resume and path.exists():
             results = json.loads(path.read_text())
         effort = single.QUICK if options.quick else single.Effort()
-        problems = chosen(options.problems, PROBLEMS)
+        usual = [name for name in PROBLEMS if name not in UNTUNED]
+        problems = chosen(options.problems, PROBLEMS) if options.problems else usual
         for name in (name for name in problems if name not in results["single"]):
             print(name, file=sys.stderr, flush=True)
             problem = PROBLEMS[name]

@@ -15,6 +15,29 @@ FIELDS = {
     "OREGO": "k0*(y1 + y0*(1 - k1*y0 - y1)), (y2 - (1 + y0)*y1)/k0, k2*(y0 - y2)",
     "#368": f"(exp(k2 - y0 - y1) - 1)*exp(k0), (exp({problems.K_AFTER} - y1) - 1)*exp(k1)",
 }
+TURNED = [f"k5*y{by}*y{i}/(k6 + y{i})" for by, i in ((1, 2), (1, 3), (4, 5), (4, 6))]
+BACK = [f"{v}*y{i}/(k8 + y{i})" for v, i in (("k7", 4), ("k7", 3), ("k9", 7), ("k9", 6))]
+RATES = (
+    "k0*y0*y0*y0*y0*sqrt(y1)",
+    "k1*y2*y3",
+    "k1/k4*y0*y4",
+    "k2*y0*y3*y3",
+    "k3*k6*k6*y0*y0*y3*y3*sqrt(y1)",
+)
+FIRST, SECOND = "k0*y0/((1 + y7/k1)*(k2 + y0))", "k3*y1/(k4 + y1)"
+FIELDS |= {
+    "chemical Akzo Nobel": (
+        "-2*{0} + {1} - {2} - {3}, -0.5*{0} - {3} - 0.5*{4} + k5*(k7/k8 - y1), {0} - {1} + {2}, "
+        "-{1} + {2} - 2*{3}, {1} - {2} + {4}"
+    ).format(*RATES),
+    "Field-Noyes": "(k2*y1 - y0*y1 + y0*(1 - y0))/k0, (k3*y2 - k2*y1 - y0*y1)/k1, y0 - y2",
+    "MAPK cascade": (
+        f"{SECOND} - {FIRST}, {FIRST} - {SECOND}, {BACK[1]} - {TURNED[0]}, "
+        f"{TURNED[0]} + {BACK[0]} - {TURNED[1]} - {BACK[1]}, {TURNED[1]} - {BACK[0]}, "
+        f"{BACK[3]} - {TURNED[2]}, {TURNED[2]} + {BACK[2]} - {TURNED[3]} - {BACK[3]}, "
+        f"{TURNED[3]} - {BACK[2]}"
+    ),
+}
 NETWORKS = {
     "HIRES": (problems.NETWORKS["HIRES"], []),
     "E5": (problems.NETWORKS["E5"], []),
