@@ -22,7 +22,7 @@ def on_one_core() -> None:
     """Starts the running script again on one core and with one thread, if it is not so already.
     Libraries read these settings when they are loaded. Other flags of XLA stay."""
     given = os.environ.get("XLA_FLAGS", "")
-    if all(value in os.environ.get(name, "") for name, value in SINGLE.items()):
+    if all(value in os.environ.get(name, "").split() for name, value in SINGLE.items()):
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

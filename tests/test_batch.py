@@ -177,23 +177,25 @@ def test_lanes_are_exchanged_in_whatever_is_solved(model, inputs):
 
 
 DECAYS = np.exp(-np.outer(RATES, TS))  # by their rates
+TIGHT = sx.StiffPID(1e-9, 1e-12)
 
 
-def test_forward_mode():
-    model = sx.Simulate(lambda t, y, k: -k * y)
+@pytest.mark.parametrize("adjoint", [sx.DiscreteAdjoint(), diffrax.ForwardMode()], ids=repr)
+def test_forward_mode(adjoint):
+    model = sx.Simulate(lambda t, y, k: -k * y, controller=TIGHT, adjoint=adjoint)
 
     def few(rates):
         return sx.simulate_batch(model, dict(args=rates), shared=SHARED, batch_size=3).ys
 
     slopes = jax.jit(lambda r: jax.jvp(few, (r,), (r,))[1])(RATES)
     exact = -np.outer(RATES, TS) * DECAYS
-    np.testing.assert_allclose(slopes, exact[:, :, None] * START[None, None], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(slopes, exact[:, :, None] * START[None, None], rtol=1e-6, atol=1e-9)
 
 
 def test_what_is_kept_of_the_steps_is_bounded(monkeypatch):
     """Groups of samples that are solved again where their derivative is taken."""
     monkeypatch.setattr(_batch, "_NUMBERS", 1)
-    model = sx.Simulate(lambda t, y, k: -k * y)
+    model = sx.Simulate(lambda t, y, k: -k * y, controller=TIGHT)
 
     def few(rates):
         inputs = dict(args=rates)
@@ -201,7 +203,7 @@ def test_what_is_kept_of_the_steps_is_bounded(monkeypatch):
 
     program = jax.jit(jax.grad(lambda r: jnp.sum(few(r)))).lower(RATES).compile()
     exact = -(DECAYS * np.asarray(TS)).sum(1) * START.sum()
-    np.testing.assert_allclose(program(RATES), exact, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(program(RATES), exact, rtol=1e-7, atol=1e-9)
     # No array of the program holds the steps of all.
     shapes = re.findall(r"f64\[([\d,]+)\]", program.as_text())
     sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes]

@@ -38,7 +38,8 @@ def kvaerno5() -> diffrax.Kvaerno5:
     that does not reject good steps: [`PatientChord`][].
 
     Its tolerances are those of the step size controller, as in diffrax. In plain
-    `diffrax.diffeqsolve` its gradient is protected by a guarded field ([`Guarded`][]). With a
+    `diffrax.diffeqsolve` its gradient is protected by a guarded field ([`Guarded`][]). In a model
+    with the default adjoint, or `ForwardMode`, stablax takes its steps: the same ones. With a
     release of diffrax whose own root finder solves what ours does, it is diffrax's solver as it
     is.
 

@@ -73,8 +73,8 @@ class EsdirkSteps(AbstractWrapped):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         t0, t1 = jnp.asarray(t0), jnp.asarray(t1)
         term, tableau = self._implicit(terms)
-        finder: Any = self.root_finder
-        limit: int = getattr(self.solver, "root_find_max_steps")  # noqa: B009
+        solver: Any = self.solver
+        finder, limit = solver.root_finder, solver.root_find_max_steps
         table = _Table.of(tableau, y0, t0)
         equations = _Equations(term, args, t0, t1, y0, table.diagonal)
         start = equations.start
@@ -122,10 +122,10 @@ class EsdirkSteps(AbstractWrapped):
 class _Row(eqx.Module):
     """Of a stage."""
 
-    index: Any
-    lower: Any
-    predictor: Any
-    place: Any
+    index: Array
+    lower: Array
+    predictor: Array
+    place: Array
 
 
 class _Table(eqx.Module):
