@@ -163,3 +163,6 @@ def test_all_results_have_a_name():
     from stablax import _results
 
     assert len(_results._NAMES) == len(sx.RESULTS), "a library has a new member: name it"
+    for name in _results._NAMES[: len(diffrax.RESULTS)]:
+        promoted = _results.promoted(getattr(diffrax.RESULTS, name))
+        assert name_of(promoted) == name

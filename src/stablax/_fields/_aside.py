@@ -1,12 +1,10 @@
 """Where to take a derivative that is not finite: next to the state, with few components moved."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 # How components are moved, the least first.
@@ -15,111 +13,108 @@ _AT_WALLS, _BY_OWN_SIZE, _BY_ONE = 1, 2, 3
 _MAX_TRIES = 64
 
 
+class _Numbers(NamedTuple):
+    how: Any  # below 0: in the way that helped at another state
+    hint: Any  # that way, 0 if there is none
+    first: Any  # of the block that is put back, -1 before there is one
+    width: Any
+    tries: Any
+    done: Any
+    helps: Any  # whether the derivative was finite in the last try
+
+    def packed(self) -> Array:
+        return jnp.stack([jnp.asarray(x).astype(jnp.int32) for x in self])
+
+
 class Aside(eqx.Module):
     """A search for the components that have to move off their bounds, or off zero, for a
     derivative to be finite. The others stay: moving them by any amount is wrong for a component of
     other units.
 
-    Try the derivative at `y + shift`, give `after` the verdict, and repeat until `done`. The first
-    try moves nothing. If that is not enough, the next ones move all that are at a bound or at
-    zero, then all, then all by more; and those after that put back block after block of
+    Try the derivative at `y + shift(y, ...)`, give `after` the verdict, and repeat until `done`.
+    The first try moves nothing. If that is not enough, the next ones move all that are at a bound
+    or at zero, then all, then all by more; and those after that put back block after block of
     components that were moved without need. With d of n components at fault, about
     2 d log2(n) tries; at most 64.
     """
 
-    shift: PyTree[Array]
-    moved: PyTree[Bool[Array, "..."]]  # by `shift`
-    needed: PyTree[Bool[Array, "..."]]  # what helps, as far as that is known
-    how: Int[Array, ""]  # below 0: in the way that helped at another state
-    hint: Int[Array, ""]  # that way, 0 if there is none
-    first: Int[Array, ""]  # of the block that is put back, -1 before there is one
-    width: Int[Array, ""]
-    tries: Int[Array, ""]
-    done: Bool[Array, ""]
-    helps: Bool[Array, ""]  # whether the derivative was finite in the last try
+    needed: Bool[Array, " n"]  # what helps, as far as that is known
+    numbers: Int[Array, "7"]  # in one array: each that a loop carries is a kernel to compile
 
     @staticmethod
     def start(y: PyTree, done: Any = False) -> "Aside":
-        needed = jtu.tree_map(lambda x: jnp.full(jnp.shape(x), True), y)
-        return Aside._plain(y, needed, jnp.array(0, jnp.int32), jnp.asarray(done))
-
-    @staticmethod
-    def _plain(y, needed, hint, done) -> "Aside":
-        zeros, none = jtu.tree_map(jnp.zeros_like, (y, needed))
-        number = lambda value: jnp.array(value, jnp.int32)
-        how, first, width, tries = number(0), number(-1), number(1), number(0)
-        return Aside(zeros, none, needed, how, hint, first, width, tries, done, done)
+        needed = jnp.full(sum(jnp.size(x) for x in jtu.tree_leaves(y)), True)
+        return Aside(needed, _Numbers(0, 0, -1, 1, 0, done, done).packed())
 
     def again(self) -> "Aside":
         """For a state nearby, where what helped is tried first."""
-        hint = jnp.where(self.how == 0, self.hint, jnp.abs(self.how))
+        at = _Numbers(*self.numbers)
+        hint = jnp.where(at.how == 0, at.hint, jnp.abs(at.how))
         hint = jnp.where(self.helps, hint, 0)
-        return Aside._plain(self.shift, self.needed, hint, jnp.array(False))
+        return Aside(self.needed, _Numbers(0, hint, -1, 1, 0, False, False).packed())
+
+    @property
+    def moves(self) -> Bool[Array, ""]:
+        return _Numbers(*self.numbers).how != 0
+
+    @property
+    def done(self) -> Bool[Array, ""]:
+        return _Numbers(*self.numbers).done != 0
+
+    @property
+    def helps(self) -> Bool[Array, ""]:
+        return _Numbers(*self.numbers).helps != 0
+
+    @property
+    def tries(self) -> Int[Array, ""]:
+        return _Numbers(*self.numbers).tries
+
+    def _moved(self, at: _Numbers) -> Bool[Array, " n"]:
+        i = jnp.arange(self.needed.size, dtype=jnp.int32)
+        in_block = (at.first >= 0) & (i >= at.first) & (i < at.first + at.width)
+        return self.needed & (at.how != 0) & ~in_block
+
+    def shift(self, y: PyTree, lower: PyTree, upper: PyTree) -> PyTree[Array]:
+        """To the point of this try from `y`, which is in the box between `lower` and `upper`."""
+        at = _Numbers(*self.numbers)
+        moved, begin, shifts = self._moved(at), 0, []
+        leaves, treedef = jtu.tree_flatten(y)
+        for x, low, high in zip(
+            leaves, jtu.tree_leaves(lower), jtu.tree_leaves(upper), strict=True
+        ):
+            here = moved[begin : begin + x.size].reshape(x.shape)
+            shifts.append(jnp.where(here, _off_the_walls(x, low, high, jnp.abs(at.how)), 0))
+            begin += x.size
+        return treedef.unflatten(shifts)
 
     def is_last(self, finite: Bool[Array, ""]) -> Bool[Array, ""]:
         """Whether this try, whose derivative is, or is not, `finite`, is the one to take."""
-        size = sum(x.size for x in jtu.tree_leaves(self.moved))
-        searching = self.first < 0
-        found = finite & (self.how <= 0) | ~finite & (self.how == _BY_ONE)
-        return jnp.where(searching, found, self.first >= size)
+        at = _Numbers(*self.numbers)
+        found = finite & (at.how <= 0) | ~finite & (at.how == _BY_ONE)
+        return jnp.where(at.first < 0, found, at.first >= self.needed.size)
 
-    def after(self, finite: Bool[Array, ""], y: PyTree, lower: PyTree, upper: PyTree) -> "Aside":
-        """What to do when the derivative at `y + shift` is, or is not, `finite`; `y` is in the box
-        between `lower` and `upper`."""
-        index, size = _numbered(self.moved)
-        searching = self.first < 0
-        helped = searching & finite & (self.how > 0)
-        over = self.is_last(finite)
-        more = jnp.where(self.how == 0, jnp.where(self.hint > 0, -self.hint, 1), self.how + 1)
-        more = jnp.where(self.how < 0, 1, more)
-        how = jnp.where(searching & ~finite, more, self.how)
-        kept = ~searching & finite
-        needed = _where(kept, self.moved, self.needed)
-        needed = jtu.tree_map(lambda x: x | searching & (how > 0), needed)
+    def after(self, finite: Bool[Array, ""]) -> "Aside":
+        """What to do when the derivative is, or is not, `finite` in this try. Once over, it stays
+        with that."""
+        at, size = _Numbers(*self.numbers), self.needed.size
+        searching = at.first < 0
+        helped = searching & finite & (at.how > 0)
+        more = jnp.where(at.how == 0, jnp.where(at.hint > 0, -at.hint, 1), at.how + 1)
+        more = jnp.minimum(jnp.where(at.how < 0, 1, more), _BY_ONE)
+        how = jnp.where(searching & ~finite, more, at.how)
         # The next block is twice as wide as one that was free to go, and half as wide as one that
         # was not; of a single one that was not, the next begins behind it.
-        first = self.first + jnp.where(finite | (self.width == 1), self.width, 0)
-        width = jnp.where(finite, 2 * self.width, jnp.maximum(self.width // 2, 1))
+        first = at.first + jnp.where(finite | (at.width == 1), at.width, 0)
+        width = jnp.where(finite, 2 * at.width, jnp.maximum(at.width // 2, 1))
         first = jnp.where(searching, jnp.where(helped, 0, -1), first)
         width = jnp.where(searching, (size + 1) // 2, width)
-        enough = (size == 1) | (self.tries >= _MAX_TRIES)
+        enough = (size == 1) | (at.tries >= _MAX_TRIES)
         first = jnp.where((first >= 0) & enough, size, first)
-        moved = jtu.tree_map(
-            lambda needed, i: needed & ((first < 0) | (i < first) | (i >= first + width)),
-            needed,
-            index,
-        )
-        shift = jtu.tree_map(
-            lambda moved, y, lower, upper: jnp.where(
-                moved, _off_the_walls(y, lower, upper, jnp.abs(how)), 0
-            ),
-            moved,
-            y,
-            lower,
-            upper,
-        )
-        # Once over, it stays with what was tried last.
-        shift, moved, how = _where(
-            over, (self.shift, self.moved, self.how), lax.stop_gradient((shift, moved, how))
-        )
-        tries = self.tries + 1
-        return Aside(shift, moved, needed, how, self.hint, first, width, tries, over, finite)
-
-
-def _where(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
-    return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
-
-
-def _numbered(tree: PyTree) -> tuple[PyTree, int]:
-    """The number of each component, and how many there are."""
-    leaves, treedef = jtu.tree_flatten(tree)
-    ends = np.cumsum([x.size for x in leaves], dtype=np.int32)
-    numbers = [
-        # Not a constant of numpy: as an input of a branch it fails under `vmap` in `shard_map`.
-        jnp.arange(end - x.size, end, dtype=jnp.int32).reshape(x.shape)
-        for x, end in zip(leaves, ends, strict=True)
-    ]
-    return treedef.unflatten(numbers), int(ends[-1])
+        needed = self.needed | searching & (how > 0)
+        needed = jnp.where(~searching & finite, self._moved(at), needed)
+        over = self.is_last(finite)
+        new = _Numbers(how, at.hint, first, width, at.tries + 1, over, finite)
+        return Aside(needed, new.packed())
 
 
 def _off_the_walls(y: Array, lower: Array, upper: Array, how: Int[Array, ""]) -> Array:

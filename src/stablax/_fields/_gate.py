@@ -106,14 +106,13 @@ def _gated_jvp(primals, tangents):
     here, slope = usable(frozen[2])
 
     def search():
+        point = lambda aside: aside.shift(frozen[2], lower, upper)
         aside = lax.while_loop(
             lambda aside: ~aside.done,
-            lambda aside: aside.after(
-                usable(_add(frozen[2], aside.shift))[0], frozen[2], lower, upper
-            ),
+            lambda aside: aside.after(usable(_add(frozen[2], point(aside)))[0]),
             spread(Aside.start(y, done=here), frozen),
         )
-        return aside.shift, aside.helps
+        return point(aside), aside.helps
 
     nothing = spread((jtu.tree_map(jnp.zeros_like, y), jnp.array(True)), frozen)
     shift, ok = lax.cond(here, lambda: nothing, search)

@@ -12,7 +12,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .._fields import Aside, Guard
 from .._lane_loop import as_buffers, lane_loop, put, take
@@ -307,13 +307,13 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
 
 
 class _Progress(eqx.Module):
-    """How far a pass has come: `at` after `done` steps, with what they wrote."""
+    """How far a pass has come: `at`, with what was written."""
 
     at: Any
     written: PyTree[Array]
-    done: Array
-    stride: Array  # how many steps to take next
-    bad: Array  # not finite after so many steps, as far as that is known
+    # After how many steps, how many to take next, and after how many it is not finite, as far as
+    # that is known. In one array, as the numbers of `aside`.
+    numbers: Int[Array, "3"]
     aside: Aside
     held: Any  # of the next step
 
@@ -347,34 +347,33 @@ def step_by_step(
         return run(start, writes, jnp.zeros_like(count), count, (None, None))[:2]
 
     def body(progress: _Progress) -> _Progress:
-        done, aside = progress.done, progress.aside
-        end = jnp.minimum(done + progress.stride, count)
-        is_one, was_aside = end - done == 1, aside.how != 0
+        aside, (done, stride, bad) = progress.aside, progress.numbers
+        end = jnp.minimum(done + stride, count)
+        is_one, was_aside = end - done == 1, aside.moves
+        y = guard.clip(steps.at(over.order(done), as_buffers(steps.record)).y)
+        shift = aside.shift(y, *spread(guard.bounds(y), y))
         held = None if blank is None else (was_aside, progress.held)
-        at, written, held = run(progress.at, progress.written, done, end, (aside.shift, held))
+        at, written, held = run(progress.at, progress.written, done, end, (shift, held))
         held = select(was_aside, progress.held, held)
         finite = all_finite((at, written))
         keep = jnp.where(is_one, aside.is_last(finite), finite)
 
-        y = steps.at(over.order(done), as_buffers(steps.record)).y
-        tried = aside.after(finite, guard.clip(y), *spread(guard.bounds(y), y))
+        tried = aside.after(finite)
         tried = select(tried.done, tried.again(), tried)
         aside = select(is_one & ~(finite & ~was_aside), tried, aside)
 
-        before = (progress.at, progress.written, done)
-        at, written, done = select(keep, (at, written, end), before)
-        none = count + 1
-        bad = jnp.where(keep, jnp.where(was_aside, none, progress.bad), end)
+        at, written = select(keep, (at, written), (progress.at, progress.written))
+        done = jnp.where(keep, end, done)
+        bad = jnp.where(keep, jnp.where(was_aside, count + 1, bad), end)
         # Steps that are at fault come together.
-        stride = jnp.where(keep, jnp.where(was_aside, 1, 2 * progress.stride), progress.stride // 2)
-        stride = jnp.where(bad < none, jnp.minimum(stride, (bad - done) // 2), stride)
-        stride = jnp.where(aside.how != 0, 1, jnp.maximum(stride, 1))
-        return _Progress(at, written, done, stride, bad, aside, held)
+        stride = jnp.where(keep, jnp.where(was_aside, 1, 2 * stride), stride // 2)
+        stride = jnp.where(bad <= count, jnp.minimum(stride, (bad - done) // 2), stride)
+        stride = jnp.where(aside.moves, 1, jnp.maximum(stride, 1))
+        return _Progress(at, written, jnp.stack([done, stride, bad]), aside, held)
 
-    none = jnp.zeros_like(count)
-    aside = Aside.start(steps.inputs.y0)
-    progress = _Progress(start, writes, none, count, count + 1, aside, blank)
-    is_left = lambda progress: progress.done < count
+    numbers = jnp.stack([jnp.zeros_like(count), count, count + 1])
+    progress = _Progress(start, writes, numbers, Aside.start(steps.inputs.y0), blank)
+    is_left = lambda progress: progress.numbers[0] < count
     progress = lax.while_loop(is_left, body, spread(progress))
     return progress.at, progress.written
 

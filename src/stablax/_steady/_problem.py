@@ -88,11 +88,11 @@ class SteadyProblem(eqx.Module):
 
         def body(carry):
             aside, flux, _ = carry
-            new_flux, jacobian = at(y + aside.shift)
-            flux = jnp.where(aside.how == 0, new_flux, flux)
+            new_flux, jacobian = at(y + aside.shift(y, *self.walls))
+            flux = jnp.where(aside.moves, flux, new_flux)
             # Where the field itself is not finite, there is nothing to find.
             finite = all_finite(jacobian) | ~all_finite(flux)
-            return aside.after(finite, y, *self.walls), flux, jacobian
+            return aside.after(finite), flux, jacobian
 
         # A loop, so that the field stands here once.
         start = spread((Aside.start(y), *self.unseen()), y)

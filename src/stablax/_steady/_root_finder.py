@@ -1,5 +1,6 @@
 """Searches as optimistix root finders, and optimistix's root finders as searches."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -110,8 +111,9 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
             "linearise": lambda y: problem.constrained(y, *seen),
         }
         following, new, _ = finder.step(_residual_of(problem), y, None, here, state, frozenset())
-        y, state, k = select(ends, (y, state, k), (following, new, k + 1))
-        return (ends, y, state, k, seen), writes
+        # Of a search that ends nothing else is looked at.
+        y, status, k = select(ends, (y, state.status, k), (following, new.status, k + 1))
+        return (ends, y, dataclasses.replace(new, status=status), k, seen), writes
 
     begin = (~active, start, state, jnp.array(0), problem.unseen())
     goes_on = lambda _, carry: ~carry[0]
