@@ -1,6 +1,7 @@
 """What a batch of samples of unlike cost costs: one `vmap`, chunks, lanes that take the next.
 
     python benchmarks/batches_order.py [--samples 512] [--output batches_order.json]
+    python benchmarks/batches_order.py --samples 32768 --widths 1024,4096 --problems Robertson
 
 Robertson's problem with rate constants spread over three orders of magnitude (log-normal), to
 t = 1e4; and the system of diffrax issue #368, perturbed as `sx.problems` says. rtol 1e-6. The
@@ -59,7 +60,7 @@ class Counter(diffrax.AbstractProgressMeter):
         pass
 
 
-def ways(field, start, end, cost, meter=None):
+def ways(field, start, end, cost, widths, meter=None):
     """What solves a batch of parameters, and how many lanes step together."""
     model = sx.Simulate(field, progress_meter=meter)
     ts = jnp.array([end])
@@ -86,50 +87,58 @@ def ways(field, start, end, cost, meter=None):
             throw=False,
         )
 
-    return {
+    middle = widths[len(widths) // 2]
+    found = {
         "one `vmap`": (wide, samples),
-        "chunks of 64, as they come": (chunks(64, np.arange(samples)), 64),
-        "chunks of 64, sorted": (chunks(64, np.argsort(cost)), 64),
-        "`batch_size=32`": (lanes(32, None), 32),
-        "`batch_size=64`": (lanes(64, None), 64),
-        "`batch_size=64`, `order_by`": (lanes(64, cost), 64),
-        "`batch_size=128`": (lanes(128, None), 128),
+        f"chunks of {middle}, as they come": (chunks(middle, np.arange(samples)), middle),
+        f"chunks of {middle}, sorted": (chunks(middle, np.argsort(cost)), middle),
     }
+    for width in widths:
+        found[f"`batch_size={width}`"] = lanes(width, None), width
+        if width == middle:
+            found[f"`batch_size={width}`, `order_by`"] = lanes(width, cost), width
+    return found
 
 
 def minima(programs, given, runs):
     seconds = {name: [] for name in programs}
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     for run in range(runs + 1):
         for name, program in programs.items():
-            began = time.process_time()
+            began = clock()
             jax.block_until_ready(program(given))
             if run:
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(clock() - began)
     return {name: min(t) for name, t in seconds.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=512, help="a multiple of 64")
+    parser.add_argument("--samples", type=int, default=512, help="a multiple of the middle width")
+    parser.add_argument("--widths", default="32,64,128")
+    parser.add_argument("--problems", default="Robertson,#368")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--output", help="also write the table as JSON")
     options = parser.parse_args()
+    widths = [int(width) for width in options.widths.split(",")]
     rows = []
     print("| | | lane-steps | forward ms | ratio | gradient ms | ratio |")
     print("|---|---|---|---|---|---|---|")
     for problem, field, start, end, now, before in problems(options.samples):
+        if problem not in options.problems.split(","):
+            continue
         now = jnp.asarray(now)
         shared = dict(y0=start, ts=[end])
         model = sx.Simulate(field)
         cost = sx.simulate_batch(model, dict(args=jnp.asarray(before)), shared=shared)
         cost = np.asarray(cost.stats["num_steps"])
         taken = {}
-        for name, (way, lanes) in ways(field, start, end, cost, Counter()).items():
+        for name, (way, lanes) in ways(field, start, end, cost, widths, Counter()).items():
             COUNTED.clear()
             steps = np.asarray(jax.jit(way)(now).stats["num_steps"])
             jax.effects_barrier()
             taken[name] = lanes * len(COUNTED) / steps.sum()
-        programs = ways(field, start, end, cost)
+        programs = ways(field, start, end, cost, widths)
         forward = minima({n: jax.jit(way) for n, (way, _) in programs.items()}, now, options.runs)
         gradient = minima(
             {
@@ -152,7 +161,8 @@ def main():
             rows.append(dict(problem=problem, way=name, **measured))
         print(f"{problem}: {steps.min()} to {steps.max()} steps, on average {steps.mean():.0f}")
     if options.output:
-        versions = dict(python=platform.python_version(), jax=jax.__version__)
+        device = jax.devices()[0].device_kind
+        versions = dict(python=platform.python_version(), jax=jax.__version__, device=device)
         with open(options.output, "w") as file:
             json.dump(dict(samples=options.samples, versions=versions, rows=rows), file, indent=1)
 

@@ -51,6 +51,12 @@ def test_the_batch_is_that_of_vmap_in_the_order_of_the_inputs(batch_size, order_
     assert len(set(np.asarray(ours.stats["num_steps"]).tolist())) > 2  # they do differ
 
 
+def test_another_device_than_a_cpu_takes_many_lanes_at_once(monkeypatch):
+    assert _batch._usual_lanes(None) == 64
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _batch._usual_lanes(None) == 32_768
+
+
 def test_every_argument_can_differ():
     y0 = {"a": jnp.linspace(1.0, 2.0, 5)}
     model = sx.Simulate(lambda t, y, k: {"a": -k["rate"] * y["a"] + k["source"]})

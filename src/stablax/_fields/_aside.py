@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._lanes import spread
+
 # How components are moved, the least first.
 _AT_WALLS, _BY_OWN_SIZE, _BY_ONE = 1, 2, 3
 # Of a large state with many components to move, some are moved without need.
@@ -23,7 +25,7 @@ class _Numbers(NamedTuple):
     helps: Any  # whether the derivative was finite in the last try
 
     def packed(self) -> Array:
-        return jnp.stack([jnp.asarray(x).astype(jnp.int32) for x in self])
+        return jnp.stack(spread([jnp.asarray(x).astype(jnp.int32) for x in self]))
 
 
 class Aside(eqx.Module):

@@ -105,8 +105,11 @@ def _gated_jvp(primals, tangents):
 
     here, slope = usable(frozen[2])
 
+    # Not constants inside of a branch: those fail under `vmap` in `shard_map`.
+    walls = spread(jtu.tree_map(jnp.asarray, (lower, upper)), frozen)
+
     def search():
-        point = lambda aside: aside.shift(frozen[2], lower, upper)
+        point = lambda aside: aside.shift(frozen[2], *walls)
         aside = lax.while_loop(
             lambda aside: ~aside.done,
             lambda aside: aside.after(usable(_add(frozen[2], point(aside)))[0]),

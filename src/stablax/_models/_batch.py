@@ -38,7 +38,7 @@ def simulate_batch(
     inputs: Mapping[str, Any],
     *,
     shared: Mapping[str, Any] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     order_by: ArrayLike | Callable | None = None,
     ensemble: bool = False,
     mesh: Mesh | None = None,
@@ -74,8 +74,8 @@ def simulate_batch(
         `dict(y0=..., args=...)`, PyTrees whose arrays all have a leading axis of the same size,
         the samples.
     - `shared`: the other arguments of the call, the same for all samples, such as `dict(ts=ts)`.
-    - `batch_size`: >= 1. How many samples are solved at a time, at most. A CPU wants 32 to 128; a
-        GPU is idle in a small batch.
+    - `batch_size`: >= 1. How many samples are solved at a time, at most. By default 64 on a CPU
+        (32 to 128 are best), and 32,768 on another device, which is idle in a small batch.
     - `order_by`: the expected cost of each sample, in any unit: an array of shape `(samples,)`,
         such as `stats["num_steps"]` of the last call with similar parameters; or a function of
         one sample's arguments (a dict of `inputs` and `shared`) that returns a number, such as
@@ -96,6 +96,7 @@ def simulate_batch(
     a `RuntimeError` that says which samples failed, and why.
     """
     common: Mapping[str, Any] = {} if shared is None else shared
+    batch_size = _usual_lanes(mesh) if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     _check_names(model, inputs, common)
@@ -185,6 +186,12 @@ def _solve_all(
         out = jtu.tree_map(lambda x: x.reshape(groups * size, *x.shape[2:]), out)
     back = jnp.arange(samples) if order is None else jnp.argsort(order)
     return jtu.tree_map(lambda x: x[back], out)
+
+
+def _usual_lanes(mesh: Mesh | None) -> int:
+    """How many lanes a device wants; see the tables of `benchmarks/batches_order.py`."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return 64 if platform == "cpu" else 32_768
 
 
 # How many numbers a group of samples keeps: half a gigabyte in float64.

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
 from .._lane_loop import lane_loop
+from .._lanes import spread
 from .._linalg import Equilibrated
 from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
@@ -113,7 +114,8 @@ def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attem
         following, new, _ = finder.step(_residual_of(problem), y, None, here, state, frozenset())
         # Of a search that ends nothing else is looked at.
         y, status, k = select(ends, (y, state.status, k), (following, new.status, k + 1))
-        return (ends, y, dataclasses.replace(new, status=status), k, seen), writes
+        state = spread(dataclasses.replace(new, status=status), ends)
+        return (ends, y, state, k, seen), writes
 
     begin = (~active, start, state, jnp.array(0), problem.unseen())
     goes_on = lambda _, carry: ~carry[0]
