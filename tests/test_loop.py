@@ -224,14 +224,20 @@ def test_programs_run_on_many_devices(tmp_path):
 
         import diffrax
 
-        # Methods of diffrax: explicit, ESDIRK, IMEX.
+        # Methods of diffrax: explicit, ESDIRK, IMEX; and a field with a constant.
+        change = np.array([[-1.0, 1.0, 0.0], [1.0, -1.0, -1.0], [0.0, 0.0, 1.0]])
+
+        def network(t, y, k):
+            flows = jnp.stack([k[0] * y[0], k[2] * y[1] * y[2], k[1] * y[1] ** 2])
+            return jnp.asarray(change) @ flows
+
         for solver, check in (
             (diffrax.Tsit5(), True),
             (sx.kvaerno3(), True),
             (sx.kvaerno3(), False),
             (sx.kencarp4(), True),
         ):
-            other = sx.Simulate(robertson.field, solver=solver)
+            other = sx.Simulate(network, solver=solver)
             early = lambda args: other(robertson.y0, [0.01], args=args, throw=False).ys[-1, 0]
             each = jax.vmap(jax.value_and_grad(early))
             alone = jax.jit(each)(batch)
@@ -297,9 +303,10 @@ def test_steady_states_and_phases_run_on_many_devices(tmp_path):
     """The devices share the start and differ in the condition: values, and gradients in both,
     which are summed behind all loops."""
     script = """
+        change = np.array([[-1.0, 1.0], [1.0, -1.0]])
+
         def field(t, y, k):
-            flow = k[0] * y[0] - k[1] * y[1] ** 2
-            return jnp.stack([-flow, flow])
+            return jnp.asarray(change) @ jnp.stack([k[0] * y[0], k[1] * y[1] ** 2])
 
         model = sx.SimulatePhases(field)
 

@@ -13,11 +13,22 @@ from ._lanes import differing
 from ._static import is_traced
 
 
+class _Constants:
+    """Arrays that are equal to themselves only."""
+
+    def __init__(self, values: list[Array | None]):
+        self.values = values
+
+
 class Captured(eqx.Module):
     """A traced function, to be called with arguments of the shapes and dtypes that it was traced
-    with. Its leaves are the arrays that it closes over."""
+    with. Its leaves are the traced arrays that it closes over.
 
-    captured: list[Array]
+    A constant is none: under `shard_map` it would come to differ between the devices as what it is
+    selected with, and the program was traced with one that is the same on all."""
+
+    captured: list[Array | None]
+    constants: _Constants = eqx.field(static=True)
     program: Jaxpr = eqx.field(static=True)
     takes: tuple[Any, Any] = eqx.field(static=True)
     gives: tuple[Any, Any] = eqx.field(static=True)
@@ -27,7 +38,9 @@ class Captured(eqx.Module):
         leaves, tree = jtu.tree_flatten(eqx.filter(args, eqx.is_array))
         if (tree, _types(leaves)) != self.takes:
             raise TypeError(f"Traced for {self.takes}, called with {(tree, _types(leaves))}.")
-        out = jaxpr_as_fun(ClosedJaxpr(self.program, self.captured))(*leaves)
+        both = zip(self.captured, self.constants.values, strict=True)
+        consts = [constant if x is None else x for x, constant in both]
+        out = jaxpr_as_fun(ClosedJaxpr(self.program, consts))(*leaves)
         tree, static = self.gives
         return eqx.combine(jtu.tree_unflatten(tree, out), static)
 
@@ -51,7 +64,10 @@ def capture(fn: Callable, *example: PyTree) -> Captured:
         return leaves_out
 
     program = jax.make_jaxpr(flat)(*leaves)
-    return Captured(list(program.consts), program.jaxpr, (tree, _types(leaves)), gives[-1])
+    captured = [x if is_traced(x) else None for x in program.consts]
+    constants = [None if is_traced(x) else x for x in program.consts]
+    takes = (tree, _types(leaves))
+    return Captured(captured, _Constants(constants), program.jaxpr, takes, gives[-1])
 
 
 def refuse_hidden(field: Captured, axes: frozenset[str]) -> None:

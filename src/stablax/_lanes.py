@@ -1,5 +1,7 @@
 """What the lanes of a `vmap`, and the devices of a `shard_map`, have in common."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,20 @@ def spread(tree: PyTree, *like: PyTree) -> PyTree:
         return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
     return jtu.tree_map(leaf, tree) if axes else tree
+
+
+def only_where(flag: Bool[Array, ""], compute: Callable[[], PyTree], otherwise: PyTree) -> PyTree:
+    """`compute()` where `flag`, and `otherwise` elsewhere, of the same shapes and dtypes.
+
+    A loop of at most one turn, where `lax.cond` under `vmap` computes both for every lane, and
+    under `shard_map` besides refuses a branch in which a constant meets what differs between the
+    devices. No reverse mode."""
+    carry = spread((jnp.asarray(flag), otherwise))
+
+    def turn(_):
+        return spread((jnp.array(False), compute()), carry)
+
+    return jax.lax.while_loop(lambda carry: carry[0], turn, carry)[1]
 
 
 _any_lane = Primitive("any_lane")

@@ -105,20 +105,13 @@ def _gated_jvp(primals, tangents):
 
     here, slope = usable(frozen[2])
 
-    # Not constants inside of a branch: those fail under `vmap` in `shard_map`.
-    walls = spread(jtu.tree_map(jnp.asarray, (lower, upper)), frozen)
-
-    def search():
-        point = lambda aside: aside.shift(frozen[2], *walls)
-        aside = lax.while_loop(
-            lambda aside: ~aside.done,
-            lambda aside: aside.after(usable(_add(frozen[2], point(aside)))[0]),
-            spread(Aside.start(y, done=here), frozen),
-        )
-        return point(aside), aside.helps
-
-    nothing = spread((jtu.tree_map(jnp.zeros_like, y), jnp.array(True)), frozen)
-    shift, ok = lax.cond(here, lambda: nothing, search)
+    point = lambda aside: aside.shift(frozen[2], lower, upper)
+    aside = lax.while_loop(
+        lambda aside: ~aside.done,
+        lambda aside: aside.after(usable(_add(frozen[2], point(aside)))[0]),
+        spread(Aside.start(y, done=here), frozen),
+    )
+    shift, ok = point(aside), aside.helps
 
     # The value is unchanged where `ok`; its own derivative (second order) is selected away too.
     def settle(x):

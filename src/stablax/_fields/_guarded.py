@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from .._lanes import spread
+from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, as_jacobian
 from .._precision import full_precision
 from .._states import as_state, same_shape_and_dtype, state_dtype, stop
@@ -244,13 +244,9 @@ def evaluate_aside(
     """As `evaluate_ungated`, but with the value at the clipped `y`."""
 
     def call(fn, t, y, args, lower, upper):
-        # A loop that is rarely entered. Under `vmap` a branch would be taken by every lane.
         still, t_still, y_still, args_still = stop((close(fn, t, y, args), t, y, args))
-        _, value = lax.while_loop(
-            lambda carry: carry[0],
-            lambda carry: spread((jnp.array(False), still(t_still, y_still, args_still)), moved),
-            spread((moved, jtu.tree_map(jnp.zeros_like, y_still)), still, t_still, args_still),
-        )
+        nothing = spread(jtu.tree_map(jnp.zeros_like, y_still), still, t_still, args_still)
+        value = only_where(moved, lambda: still(t_still, y_still, args_still), nothing)
         out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
         return jtu.tree_map(
             lambda x, v: jnp.where(moved, v + (x - lax.stop_gradient(x)), x), out, value

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.nn as jnn
 import jax.numpy as jnp
@@ -137,10 +138,9 @@ class LyapunovField(AbstractSizedField):
         self.guard = guard
 
     def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
-        origin = self._origin(x)
-        away = x - origin
-        learned = self.network(x) - self.network(origin)
-        slope = self.convex.value_and_slope(x)[1] - self.convex.value_and_slope(origin)[1]
+        away = x - self._origin(x)
+        learned = self._change(self.network, x)
+        slope = self._change(lambda x: self.convex.value_and_slope(x)[1], x)
         slope = slope + self.convexity * away
         return _without_climbing(learned, slope, self.rate * away) - self.rate * away
 
@@ -152,6 +152,12 @@ class LyapunovField(AbstractSizedField):
         away = x - origin
         value, slope = self.convex.value_and_slope(origin)
         return self.convex(x) - value - slope @ away + self.convexity * away @ away / 2
+
+    def _change(self, fn: Callable[[Array], Array], x: Array) -> Array:
+        """`fn(x)` less that at the equilibrium. One program for both: else they are rounded in
+        different ways, and where `x` is the equilibrium to rounding that would be all that is."""
+        there, here = jax.vmap(fn)(jnp.stack([x, self._origin(x)]))
+        return there - here
 
     def _origin(self, x: Array) -> Array:
         given = self.equilibrium

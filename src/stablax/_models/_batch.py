@@ -10,7 +10,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._failure import inputs_with_finite_derivative
@@ -84,8 +84,8 @@ def simulate_batch(
     - `ensemble`: whether `model` is many models, whose arrays have a leading axis, the samples, as
         `eqx.filter_vmap` makes them. Then `inputs` may be empty.
     - `mesh`: devices, each of which solves an equal part of the samples, `batch_size` at a time.
-        What is returned is divided among them as the inputs are, along all axes of the mesh. Its
-        axes are automatic ones (`axis_types=(jax.sharding.AxisType.Auto,)`).
+        What is returned is divided among them as the inputs are, along all axes of the mesh, which
+        are all automatic or all explicit (`jax.sharding.AxisType`).
     - `throw`: raise an error that names the samples that failed, or return the reasons as
         `result`.
 
@@ -143,6 +143,11 @@ def _simulate_batch(
     if mesh is not None:
         rows = PartitionSpec(mesh.axis_names)
         specs = (rows, PartitionSpec(), rows)
+        if AxisType.Explicit in mesh.axis_types:  # elsewhere `shard_map` places what it takes
+            each, both, cost = (
+                jtu.tree_map(lambda x, to=NamedSharding(mesh, spec): reshard(x, to), tree)
+                for tree, spec in zip((each, both, cost), specs, strict=True)
+            )
         # With types of what differs, what the field closes over would be refused.
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return run(each, both, cost)
@@ -330,9 +335,10 @@ def _hardest(stepping: Stepping) -> Stepping:
 def _check_mesh(mesh: Mesh | None, samples: int) -> None:
     if mesh is None:
         return
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    if set(mesh.axis_types) not in ({AxisType.Auto}, {AxisType.Explicit}):
         raise ValueError(
-            f"`mesh` has axes of the types {mesh.axis_types}; make it with automatic ones, "
+            f"`mesh` has axes of the types {mesh.axis_types}; make it with axes that are all "
+            "automatic or all explicit, such as "
             "`jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))`, one for each axis."
         )
     if samples % mesh.size:

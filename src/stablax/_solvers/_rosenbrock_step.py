@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._captured import capture
-from .._lanes import spread
+from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
 from .._precision import full_precision, product
 from .._states import finite_or_zero, stop
@@ -211,11 +211,8 @@ def at_start(
     if jumped is False:
         return known
 
-    def evaluate(_):
-        return spread((step.known(structure, step.t0, start), jnp.array(False)), jumped)
-
-    # Not `cond`: in a batch a loop costs an evaluation only in the step in which a lane has jumped.
-    return lax.while_loop(lambda carry: carry[1], evaluate, spread((known, jnp.asarray(jumped))))[0]
+    # In a batch this costs an evaluation only in the step in which a lane has jumped.
+    return only_where(jumped, lambda: step.known(structure, step.t0, start), known)
 
 
 def _combine(weights, u):

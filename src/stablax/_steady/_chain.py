@@ -1,5 +1,6 @@
 """Methods in turn."""
 
+import functools
 from typing import Any, final
 
 import equinox as eqx
@@ -7,7 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .._lanes import spread
+from .._lanes import only_where, spread
 from .._precision import product
 from .._results import RESULTS
 from .._states import all_finite, select
@@ -129,16 +130,12 @@ def run_chain(
                 lambda p: (p.start, p.guessed, p.budget), problem, (start, warm, budget)
             )
 
-        def branch(index):
-            def search():
-                # Under `vmap` every lane runs every branch.
-                tried = stages[index].search(here, active & (stage == index))
-                seen = problem.linearise_field(tried.y) if tried.seen is None else tried.seen
-                return spread((tried.y, tried.status, tried.num_steps, seen), problem.y0)
-
-            return search
-
-        y, said, count, seen = lax.switch(stage, [branch(i) for i in range(len(stages))])
+        tried = (problem.y0, STATUS.not_needed, jnp.array(0), problem.unseen())
+        for index, method in enumerate(stages):
+            asked = active & (stage == index)
+            search = functools.partial(_search, method, here, asked)
+            tried = only_where(asked, search, spread(tried, problem.y0, asked))
+        y, said, count, seen = tried
         verdict = judge(problem, y, seen, stability)
         status = status_of(verdict, said, problem)
         # Somebody else can tell, unless this was the last to be asked.
@@ -171,6 +168,12 @@ def run_chain(
         jnp.minimum(verdict.residual, jnp.finfo(verdict.y.dtype).max),
     )
     return eqx.tree_at(lambda f: (f.verdict.y, f.verdict.residual), found, finite)
+
+
+def _search(method: AbstractSteadyMethod, problem: SteadyProblem, active: Array) -> tuple:
+    tried = method.search(problem, active)
+    seen = problem.linearise_field(tried.y) if tried.seen is None else tried.seen
+    return tried.y, tried.status, tried.num_steps, seen
 
 
 def _replace_result(found: Found, result: RESULTS) -> Found:
