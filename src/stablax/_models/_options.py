@@ -103,10 +103,14 @@ def fields_of(options: Any) -> dict[str, Any]:
 
 def represent(model: Any, field: Any, arguments: dict[str, Any]) -> str:
     """A model as it is made: its field, and those of its `arguments` that are not the default."""
-    defaults = inspect.signature(type(model)).parameters
+    # A model of one's own need not take all that it has.
+    kinds = (SolveOptions, type(model))
+    defaults = {
+        name: p.default for k in kinds for name, p in inspect.signature(k).parameters.items()
+    }
     parts = [repr(field) if isinstance(field, eqx.Module) else eqx.tree_pformat(field)]
     for name, value in arguments.items():
-        if isinstance(value, diffrax.NoProgressMeter) or value == defaults[name].default:
+        if isinstance(value, diffrax.NoProgressMeter) or value == defaults[name]:
             continue
         parts.append(f"{name}={value!r}")
     on_one_line = f"{type(model).__name__}({', '.join(parts)})"
