@@ -93,6 +93,8 @@ def test_a_wrong_name_or_type(wrong, words):
             lambda: sx.StiffPID(1e-3, 1e-6, dtmax=np.nan),
             "`dtmax` must be a number above 0 and finite",
         ),
+        (lambda: sx.Simulate(decay, dt0=10**400), "`dt0` is an integer of some 400 digits"),
+        (lambda: sx.Simulate(decay, dt0=np.nan), "`dt0` must be a finite step size above 0"),
         (lambda: sx.find_steady_state(decay, Y0, rtol=np.inf), "`rtol` must be a number above 0"),
         (lambda: sx.find_steady_state(decay, Y0, atol=np.nan), "`atol` must be a number above 0"),
         (

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import inspect
+import math
 import textwrap
 from typing import Any, Literal, TypedDict, final
 
@@ -28,7 +29,13 @@ class SolveArguments(TypedDict, total=False):
 
 
 def _step_size(dt0: float | None) -> float | None:
-    return None if dt0 is None else float(dt0)
+    if dt0 is None:
+        return None
+    if not (math.isfinite(dt0) and dt0 > 0):
+        raise ValueError(
+            f"`dt0` must be a finite step size above 0, or None to choose one, got {dt0}."
+        )
+    return float(dt0)
 
 
 def _meter(meter: diffrax.AbstractProgressMeter | None) -> diffrax.AbstractProgressMeter:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import diffrax
-import numpy as np
 
 from .._control import StiffPID, refuse_traced_times
 from .._fields import Guard, as_guarded
@@ -127,14 +126,10 @@ def _adjoint(
 
 
 def _check_rest(given: SolveOptions, controller: diffrax.AbstractStepSizeController) -> None:
-    max_steps, dt0, trace = given.max_steps, given.dt0, given.trace
+    max_steps, trace = given.max_steps, given.trace
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-    if dt0 is not None and not (np.isfinite(dt0) and dt0 > 0):
-        raise ValueError(
-            f"`dt0` must be a finite step size above 0, or None to choose one, got {dt0}."
-        )
-    if dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
+    if given.dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
     text = isinstance(trace, str)
     if not (trace is None or (text and trace in ("record", "print"))):
