@@ -20,6 +20,7 @@ from ._times import Times, as_times, rows_are_ordered, told_apart
 
 
 def check_call(
+    *,
     field: VF,
     options: Static,
     pace: Pace,

@@ -105,6 +105,7 @@ def solve_phases(
     start: AbstractStart,
     ts: Array,
     t0: Array,
+    *,
     legs: tuple[Leg, ...],
     before: bool,
     throw: bool,

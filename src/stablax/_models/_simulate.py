@@ -7,14 +7,14 @@ import equinox as eqx
 from .._failure import inputs_with_finite_derivative
 from .._states import as_state, state_dtype
 from .._static import Split, Static
-from .._types import VF, Args, ScalarLike, YLike, chosen, takes, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call, explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel, held
 from ._options import SolveArguments, SolveOptions
 from ._simulation import Simulation
 from ._solve import integrate
-from ._stepping import Pace, as_stepping, planned
+from ._stepping import Pace, Stepping, as_stepping, planned
 
 
 @final
@@ -87,7 +87,7 @@ class Simulate(AbstractModel):
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves and saves.
@@ -112,7 +112,16 @@ class Simulate(AbstractModel):
         """
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         plan, pace = planned(self._options, self.guard, state_dtype(y0), stepping)
-        y0, ts, t0, args = check_call(self.field, self._options, pace, y0, ts, t0, args, stepping)
+        y0, ts, t0, args = check_call(
+            field=self.field,
+            options=self._options,
+            pace=pace,
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=args,
+            stepping=stepping,
+        )
         field = self._field
         if throw:
             field, y0, ts, t0, args = inputs_with_finite_derivative(

@@ -10,7 +10,7 @@ from .._results import RESULTS, message
 from .._states import as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._steady import SteadyOptions
-from .._types import VF, Args, ScalarLike, YLike, chosen, takes, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel, held
 from ._options import SolveOptions, fields_of
@@ -19,7 +19,7 @@ from ._run_phases import ends_of, phases_fit, plans_of, solve_phases
 from ._search import SearchArguments, SearchOptions, SteadyArguments
 from ._simulation import Simulation
 from ._start import GivenStart, SteadyStart
-from ._stepping import as_stepping
+from ._stepping import Stepping, as_stepping
 from ._times import last_asked
 
 
@@ -106,7 +106,7 @@ class SimulatePhases(AbstractModel):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves one phase after the other.
@@ -136,7 +136,15 @@ class SimulatePhases(AbstractModel):
         stacks, ends = as_stacks(phases, dtype), ends_given(phases, dtype)
         how = plans_of(self, stacks, dtype, stepping)
         y0, ts, t0, _ = check_call(
-            self.field, self._options, how[0][1], y0, ts, t0, None, stepping, ends
+            field=self.field,
+            options=self._options,
+            pace=how[0][1],
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=None,
+            stepping=stepping,
+            ends=ends,
         )
         _check_times(t0, ts, ends_of(stacks))
         search = self.steady_options
@@ -154,7 +162,8 @@ class SimulatePhases(AbstractModel):
                 guess=guess,
             )
         before = self._boundary.tree == "before"
-        return solve_phases(self, start, ts, t0, joined(stacks, how), before, throw)
+        legs = joined(stacks, how)
+        return solve_phases(self, start, ts, t0, legs=legs, before=before, throw=throw)
 
 
 def _refuse(given: dict[str, Any], remedy: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Unpack, final
 from .._states import as_state, state_dtype
 from .._static import Split, Static
 from .._steady import SteadyOptions
-from .._types import VF, Args, ScalarLike, YLike, chosen, takes, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel, held
 from ._options import SolveOptions, fields_of
@@ -14,7 +14,7 @@ from ._run_phases import solve_phases
 from ._search import SearchOptions, SteadyArguments
 from ._simulation import Simulation
 from ._start import SteadyStart
-from ._stepping import as_stepping, planned
+from ._stepping import Stepping, as_stepping, planned
 from ._times import last_asked
 
 
@@ -69,7 +69,7 @@ class SteadyThenSimulate(AbstractModel):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Equilibrates and solves.
@@ -92,7 +92,16 @@ class SteadyThenSimulate(AbstractModel):
         """
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         how = planned(self._options, self.guard, state_dtype(y0), stepping)
-        y0, ts, t0, args = check_call(self.field, self._options, how[1], y0, ts, t0, args, stepping)
+        y0, ts, t0, args = check_call(
+            field=self.field,
+            options=self._options,
+            pace=how[1],
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=args,
+            stepping=stepping,
+        )
         start = SteadyStart.of(
             search=self.steady_options,
             field=self.field,
@@ -102,4 +111,5 @@ class SteadyThenSimulate(AbstractModel):
             guess=guess,
         )
         stacks = as_stacks(Phase(last_asked(ts), args), ts.dtype)
-        return solve_phases(self, start, ts, t0, joined(stacks, [how]), False, throw)
+        legs = joined(stacks, [how])
+        return solve_phases(self, start, ts, t0, legs=legs, before=False, throw=throw)
