@@ -39,6 +39,11 @@ def mlp():
         (lambda: sx.MLPField(2, 4), "`MLPField`.*`?depth"),
         # --- types
         (lambda: sx.Simulate(decay, max_steps=5.0), "`max_steps` must be int, got 5.0"),
+        (lambda: sx.Simulate(decay, trace=3), '`trace` must be "record", "print" or None, got 3'),
+        (lambda: sx.Simulate(decay, telemetry=1), "`telemetry` must be bool, got 1"),
+        (lambda: sx.SteadyThenSimulate(decay, steady_rtol="1"), "`steady_rtol` must be float"),
+        (lambda: sx.SteadyThenSimulate(decay, method=3), "`method` must be a search such as"),
+        (lambda: sx.SimulatePhases(decay, max_step=3), "no argument `max_step`.*`max_steps`"),
         (lambda: sx.Simulate(decay, dt0="small"), "`dt0` must be float.*got 'small' .str."),
         (lambda: MODEL("y0", TS), "`y0` must be an array, or a PyTree"),
         (lambda: MODEL(Y0, TS, throw="no"), "`throw` must be bool"),
@@ -88,6 +93,8 @@ def test_a_wrong_name_or_type(wrong, words):
             lambda: sx.StiffPID(1e-3, 1e-6, dtmax=np.nan),
             "`dtmax` must be a number above 0 and finite",
         ),
+        (lambda: sx.Simulate(decay, dt0=10**400), "`dt0` is an integer of some 400 digits"),
+        (lambda: sx.Simulate(decay, dt0=np.nan), "`dt0` must be a finite step size above 0"),
         (lambda: sx.find_steady_state(decay, Y0, rtol=np.inf), "`rtol` must be a number above 0"),
         (lambda: sx.find_steady_state(decay, Y0, atol=np.nan), "`atol` must be a number above 0"),
         (

@@ -65,6 +65,11 @@ def test_diagnosed(kind):
     assert report.steps.accepted == model(1.0, TS).stats["num_accepted_steps"]
 
 
+def test_what_it_looks_like():
+    """Its options are shown where they are not the default, though it takes none of them."""
+    assert repr(Short(decay)) == "Short(<function decay>, solver=Bosh3())"
+
+
 def test_what_a_call_does_not_take_is_named():
     inputs, shared = dict(y0=jnp.ones(2)), dict(ts=TS)
     with pytest.raises(TypeError, match="'stepping', but Short is called with `y0`, `ts`"):

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from typing import get_args, get_type_hints
 
 import equinox as eqx
 import pytest
@@ -104,6 +105,25 @@ def test_the_public_names_of_the_design():
     DoseFunction Scales ScaledNeuralField DampedField ContractingField
     LyapunovField GradientFlowField PortHamiltonianField AntisymmetricField QuasiPositiveField"""
     assert set(expected.split()) <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("Model", [sx.Simulate, sx.SteadyThenSimulate, sx.SimulatePhases])
+def test_keywords_are_what_an_editor_shows(Model):
+    """The dataclasses of the options, which a call is checked by, and the `TypedDict` beside."""
+    (keywords,) = get_args(Model.__init__.__annotations__["options"])
+    checked = inspect.signature(Model).parameters
+    own = set(Model.__init__.__annotations__) - {"options"}
+    shown = {p.name: p.annotation for p in checked.values() if p.name not in own}
+    assert shown == get_type_hints(keywords)
+    assert checked["max_steps"].default == 4096 and checked["trace"].default is None
+    assert all(checked[name].kind is inspect.Parameter.KEYWORD_ONLY for name in shown)
+    assert all(checked[name].default is not inspect.Parameter.empty for name in shown)
+
+
+def test_what_is_changed_in_a_model_is_what_it_was_made_of():
+    (changes,) = get_args(sx.with_options.__annotations__["changes"])
+    made_of = inspect.signature(sx.Simulate).parameters.values()
+    assert get_type_hints(changes) == {p.name: p.annotation for p in made_of}
 
 
 def test_no_class_holds_a_partial():

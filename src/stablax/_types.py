@@ -3,8 +3,8 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
 
 import jax.tree_util as jtu
 import numpy as np
@@ -22,6 +22,12 @@ Args = PyTree[Any]
 VF = Callable[[Any, Any, Any], Any]
 """A vector field `f(t, y, args)`; returns `dy/dt` with the structure, shapes and dtype of `y`."""
 ScalarLike = float | int | Float[ArrayLike, ""]
+
+_T = TypeVar("_T")
+_EXPLAINED = "explained"
+Explained = Annotated[_T, _EXPLAINED]
+"""The type of an argument of which the function itself says what is wrong with any other value:
+`typechecked`, which would say less, lets all through."""
 
 _STATIC_NUMBERS = (int, float, bool, int | None, float | None, bool | None)
 _IN_WORDS = (
@@ -52,7 +58,9 @@ def typechecked(fn: _F) -> _F:
     (at trace time under `jit`). The errors name the argument, what was given, and what would do.
     Where a number is asked for that is static, one of numpy's is Python's; an integer that no float
     holds, such as JSON brings in, is named."""
-    signature = inspect.signature(fn)
+    shown = inspect.signature(fn)
+    signature = _annotated(shown, lambda hint: Any if _is_explained(hint) else hint)
+    fn.__signature__ = signature  # which is what is checked
     name = fn.__qualname__.removesuffix(".__init__")
     numbers = [p.name for p in signature.parameters.values() if p.annotation in _STATIC_NUMBERS]
     checked = jaxtyped(fn, typechecker=_check)
@@ -80,7 +88,45 @@ def typechecked(fn: _F) -> _F:
                 raise
             raise ValueError(too_large) from error
 
+    plain = _annotated(shown, lambda hint: hint.__origin__ if _is_explained(hint) else hint)
+    call.__signature__ = plain  # pyright: ignore[reportAttributeAccessIssue]
     return call  # pyright: ignore[reportReturnType]
+
+
+def takes(*kinds: type) -> Callable[[_F], _F]:
+    """Of a function with `**options`: those are the fields of `kinds`, which are dataclasses. Its
+    signature shows each with its type and default, and `typechecked` above it checks them."""
+
+    def decorate(fn: _F) -> _F:
+        signature = inspect.signature(fn)
+        *own, _ = signature.parameters.values()
+        options = [
+            p.replace(kind=p.KEYWORD_ONLY)
+            for kind in kinds
+            for p in inspect.signature(kind).parameters.values()
+        ]
+        fn.__signature__ = signature.replace(parameters=[*own, *options])
+        return fn
+
+    return decorate
+
+
+def chosen(kind: type[_T], options: Mapping[str, Any]) -> _T:
+    """The `kind` (a dataclass) with those of `options` that are its fields."""
+    names = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def _is_explained(hint: Any) -> bool:
+    return _EXPLAINED in getattr(hint, "__metadata__", ())
+
+
+def _annotated(signature: inspect.Signature, change: Callable[[Any], Any]) -> inspect.Signature:
+    """With other annotations of the parameters."""
+    parameters = signature.parameters.values()
+    return signature.replace(
+        parameters=[p.replace(annotation=change(p.annotation)) for p in parameters]
+    )
 
 
 def _misfit(name: str, signature: inspect.Signature, args, kwargs, error: TypeError) -> str:

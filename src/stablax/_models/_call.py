@@ -20,6 +20,7 @@ from ._times import Times, as_times, rows_are_ordered, told_apart
 
 
 def check_call(
+    *,
     field: VF,
     options: Static,
     pace: Pace,
@@ -31,7 +32,7 @@ def check_call(
     ends: Times | None = None,
 ) -> tuple[PyTree[Array], Array, Array, Args]:
     """The inputs of a call as arrays of one dtype, or an error that names the wrong one. `options`
-    (a `SolveOptions`) and `stepping` give the `pace`. `ends`: of phases."""
+    (`ResolvedOptions`) and `stepping` give the `pace`. `ends`: of phases."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
     given, start = dict(ts=as_times(ts, dtype, "ts")), as_times(t0, dtype, "t0")

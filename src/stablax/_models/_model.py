@@ -9,7 +9,8 @@ import equinox as eqx
 
 from .._fields import as_guarded
 from .._static import Split, Static
-from ._options import SolveOptions, represent, solve_options
+from ._options import ResolvedOptions, SolveOptions, represent
+from ._resolve import resolve
 from ._simulation import Simulation
 
 
@@ -35,8 +36,8 @@ class AbstractModel(eqx.Module):
         return self._field.tree
 
     @property
-    def options(self) -> SolveOptions:
-        """Solver, controller, adjoint and the rest, as they were given."""
+    def options(self) -> ResolvedOptions:
+        """Solver, controller, adjoint and the rest, with their defaults."""
         return self._options.tree
 
     @abc.abstractmethod
@@ -58,7 +59,7 @@ class AbstractModel(eqx.Module):
     def replaced(self, **changes: Any) -> "AbstractModel":
         """With another `field`, or other options; see [`with_options`][]."""
         field = changes.pop("field", self.field)
-        options = solve_options(field, **{**self.options.arguments(), **changes})
+        options = dataclasses.replace(self.options.given, **changes)
         return eqx.tree_at(
             lambda m: (m._field, m._options),
             self,
@@ -89,4 +90,5 @@ def signature_of(model: AbstractModel, asks: str) -> inspect.Signature:
 
 def held(field: Any, options: SolveOptions) -> tuple[Split, Static]:
     """As a model holds them."""
-    return Split(field, "field"), Static(options, "options")
+    resolved = resolve(options, field)
+    return Split(field, "field"), Static(resolved, "options")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, final
 
+import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -11,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._states import as_args
 from .._static import Static, is_traced
-from .._types import Args, ScalarLike, typechecked
+from .._types import Args, Explained, ScalarLike, typechecked
 from .._words import short
 from ._dose import AbstractDose, AddDose, ScaleDose, as_dose
 from ._stepping import Pace, joint_plan
@@ -21,8 +22,8 @@ from ._times import Times, as_times, numpy_of
 class Overrides(eqx.Module):
     """What a phase solves with instead of what its model has; `None`: what the model has."""
 
-    solver: Any
-    controller: Any
+    solver: diffrax.AbstractSolver | None
+    controller: diffrax.AbstractStepSizeController | None
     max_steps: int | None
     dt0: float | None
 
@@ -86,8 +87,8 @@ class Phase(eqx.Module):
         args: Args = None,
         dose: Any = None,
         *,
-        solver: Any = None,
-        controller: Any = None,
+        solver: Explained[diffrax.AbstractSolver | None] = None,
+        controller: Explained[diffrax.AbstractStepSizeController | None] = None,
         max_steps: int | None = None,
         dt0: float | None = None,
     ):

@@ -19,8 +19,8 @@ from .._types import Args
 from ._adjoint import Outputs
 from ._event import EventOf
 from ._kept_step import KeepsStep
-from ._options import is_imex
 from ._replay import Inputs, Trace, add
+from ._resolve import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict
 

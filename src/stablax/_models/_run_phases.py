@@ -23,8 +23,8 @@ from .._types import VF
 from ._call import explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel
-from ._options import solve_options
 from ._phase import Leg, Overrides, Phase, Stack
+from ._resolve import resolve
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
 from ._start import AbstractStart
@@ -67,9 +67,8 @@ def options_of(model: AbstractModel, overrides: Overrides) -> Static:
     """Those of `model`, where a phase has none of its own."""
     if not overrides.given:
         return model._options
-    arguments = {**model.options.arguments(), **overrides.given}
-    options = solve_options(model.field, **arguments)
-    return Static(dataclasses.replace(options, width=model.options.width), "options")
+    own = resolve(dataclasses.replace(model.options.given, **overrides.given), model.field)
+    return Static(dataclasses.replace(own, width=model.options.width), "options")
 
 
 def options_in(model: AbstractModel, call: Mapping[str, Any]) -> list[Static]:
@@ -106,6 +105,7 @@ def solve_phases(
     start: AbstractStart,
     ts: Array,
     t0: Array,
+    *,
     legs: tuple[Leg, ...],
     before: bool,
     throw: bool,

@@ -1,21 +1,20 @@
 """`Simulate`: the dynamics alone."""
 
-from typing import Any, final
+from typing import Any, Unpack, final
 
-import diffrax
 import equinox as eqx
 
 from .._failure import inputs_with_finite_derivative
 from .._states import as_state, state_dtype
 from .._static import Split, Static
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call, explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel, held
-from ._options import solve_options
+from ._options import SolveArguments, SolveOptions
 from ._simulation import Simulation
 from ._solve import integrate
-from ._stepping import Pace, as_stepping, planned
+from ._stepping import Pace, Stepping, as_stepping, planned
 
 
 @final
@@ -73,33 +72,9 @@ class Simulate(AbstractModel):
     _options: Static
 
     @typechecked
-    def __init__(
-        self,
-        field: VF,
-        *,
-        solver: Any = None,
-        controller: Any = None,
-        adjoint: Any = None,
-        max_steps: int = 4096,
-        dt0: float | None = None,
-        event: diffrax.Event | None = None,
-        progress_meter: diffrax.AbstractProgressMeter | None = None,
-        telemetry: bool = False,
-        trace: str | None = None,
-    ):
-        options = solve_options(
-            field,
-            solver,
-            controller,
-            adjoint,
-            max_steps,
-            dt0,
-            event,
-            progress_meter,
-            telemetry,
-            trace,
-        )
-        self._field, self._options = held(field, options)
+    @takes(SolveOptions)
+    def __init__(self, field: VF, **options: Unpack[SolveArguments]):
+        self._field, self._options = held(field, chosen(SolveOptions, options))
 
     def arguments(self):
         return self.options.arguments()
@@ -112,7 +87,7 @@ class Simulate(AbstractModel):
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves and saves.
@@ -137,7 +112,16 @@ class Simulate(AbstractModel):
         """
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         plan, pace = planned(self._options, self.guard, state_dtype(y0), stepping)
-        y0, ts, t0, args = check_call(self.field, self._options, pace, y0, ts, t0, args, stepping)
+        y0, ts, t0, args = check_call(
+            field=self.field,
+            options=self._options,
+            pace=pace,
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=args,
+            stepping=stepping,
+        )
         field = self._field
         if throw:
             field, y0, ts, t0, args = inputs_with_finite_derivative(

@@ -1,8 +1,7 @@
 """`SimulatePhases`: one condition after the other, with doses between them."""
 
-from typing import Any, Literal, final
+from typing import Any, Literal, Unpack, final
 
-import diffrax
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -11,15 +10,16 @@ from .._results import RESULTS, message
 from .._states import as_state, state_dtype
 from .._static import Split, Static, is_traced
 from .._steady import SteadyOptions
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel, held
-from ._options import solve_options
+from ._options import SolveOptions, fields_of
 from ._phase import as_stacks, ends_given, joined
 from ._run_phases import ends_of, phases_fit, plans_of, solve_phases
+from ._search import SearchArguments, SearchOptions, SteadyArguments
 from ._simulation import Simulation
-from ._start import GivenStart, SteadyStart, search_options
-from ._stepping import as_stepping
+from ._start import GivenStart, SteadyStart
+from ._stepping import Stepping, as_stepping
 from ._times import last_asked
 
 
@@ -66,62 +66,33 @@ class SimulatePhases(AbstractModel):
     _steady: Static
 
     @typechecked
+    @takes(SolveOptions, SearchOptions)
     def __init__(
         self,
         field: VF,
         *,
-        solver: Any = None,
-        controller: Any = None,
-        adjoint: Any = None,
-        max_steps: int = 4096,
-        dt0: float | None = None,
-        event: diffrax.Event | None = None,
-        progress_meter: diffrax.AbstractProgressMeter | None = None,
-        telemetry: bool = False,
-        trace: str | None = None,
         boundary: Literal["after", "before"] = "after",
         steady: bool = False,
-        method: Any = None,
-        steady_rtol: float | None = None,
-        steady_atol: float | None = None,
-        steady_max_steps: int | None = None,
-        stability: bool | None = None,
+        **options: Unpack[SteadyArguments],
     ):
-        search = dict(
-            method=method,
-            steady_rtol=steady_rtol,
-            steady_atol=steady_atol,
-            steady_max_steps=steady_max_steps,
-            stability=stability,
-        )
         if not steady:
+            search = {name: options.get(name) for name in SearchArguments.__annotations__}
             _refuse(search, "add `steady=True`")
-        options = solve_options(
-            field,
-            solver,
-            controller,
-            adjoint,
-            max_steps,
-            dt0,
-            event,
-            progress_meter,
-            telemetry,
-            trace,
-        )
-        self._field, self._options = held(field, options)
+        self._field, self._options = held(field, chosen(SolveOptions, options))
         self._boundary = Static(boundary)
-        self._steady = Static(search_options(**search) if steady else None)
+        self._steady = Static(chosen(SearchOptions, options) if steady else None)
 
     @property
     def steady_options(self) -> SteadyOptions | None:
         """How it searches for the steady state that it starts from; None where it starts from a
         given state."""
-        return self._steady.tree
+        search = self._steady.tree
+        return None if search is None else search.steady
 
     def arguments(self):
-        steady = self.steady_options
-        search = {} if steady is None else steady.changed()
-        start = dict(boundary=self._boundary.tree, steady=steady is not None, **search)
+        search = self._steady.tree
+        searched = {} if search is None else fields_of(search)
+        start = dict(boundary=self._boundary.tree, steady=search is not None, **searched)
         return {**self.options.arguments(), **start}
 
     @typechecked
@@ -135,7 +106,7 @@ class SimulatePhases(AbstractModel):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Solves one phase after the other.
@@ -165,7 +136,15 @@ class SimulatePhases(AbstractModel):
         stacks, ends = as_stacks(phases, dtype), ends_given(phases, dtype)
         how = plans_of(self, stacks, dtype, stepping)
         y0, ts, t0, _ = check_call(
-            self.field, self._options, how[0][1], y0, ts, t0, None, stepping, ends
+            field=self.field,
+            options=self._options,
+            pace=how[0][1],
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=None,
+            stepping=stepping,
+            ends=ends,
         )
         _check_times(t0, ts, ends_of(stacks))
         search = self.steady_options
@@ -174,9 +153,17 @@ class SimulatePhases(AbstractModel):
             _refuse(given, "make the model with `steady=True`")
             start = GivenStart(y0)
         else:
-            start = SteadyStart.of(search, self.field, y0, steady_args, conserved, guess)
+            start = SteadyStart.of(
+                search=search,
+                field=self.field,
+                y0=y0,
+                args=steady_args,
+                conserved=conserved,
+                guess=guess,
+            )
         before = self._boundary.tree == "before"
-        return solve_phases(self, start, ts, t0, joined(stacks, how), before, throw)
+        legs = joined(stacks, how)
+        return solve_phases(self, start, ts, t0, legs=legs, before=before, throw=throw)
 
 
 def _refuse(given: dict[str, Any], remedy: str) -> None:

@@ -9,11 +9,9 @@ from jaxtyping import Array, PyTree
 
 from .._states import as_args, state_dtype
 from .._steady import (
-    Chain,
     SteadyOptions,
     SteadyState,
     WarmStart,
-    as_chain,
     as_conserved,
     as_guess,
     refuse_rows_of,
@@ -66,38 +64,37 @@ class SteadyStart(AbstractStart):
 
     @staticmethod
     def of(
-        search: SteadyOptions, field: VF, y0: PyTree[Array], args: Args, conserved: Any, guess: Any
+        *,
+        search: SteadyOptions,
+        field: VF,
+        y0: PyTree[Array],
+        args: Args,
+        conserved: Any,
+        guess: Any,
     ) -> "SteadyStart":
         """From the arguments of a call, checked."""
         dtype = state_dtype(y0)
         return SteadyStart(
-            y0,
-            as_args(args, dtype),
-            search.for_dtype(dtype),
-            as_conserved(conserved, field),
-            as_guess(guess, y0),
+            y0=y0,
+            args=as_args(args, dtype),
+            search=search.for_dtype(dtype),
+            conserved=as_conserved(conserved, field),
+            guess=as_guess(guess, y0),
         )
 
     def begin(self, field, t0, width):
-        given = (self.y0, self.args, t0, self.search, self.conserved, self.guess)
-        found = steady_state(field, *given, width)
+        found = steady_state(
+            field,
+            self.y0,
+            self.args,
+            t0,
+            options=self.search,
+            conserved=self.conserved,
+            guess=self.guess,
+            width=width,
+        )
         return found.y, found
 
     def check(self, found, field, t0):
         assert found is not None
         refuse_rows_of(found, field, self.y0, self.args, t0, self.conserved)
-
-
-def search_options(
-    method: Any,
-    steady_rtol: float | None,
-    steady_atol: float | None,
-    steady_max_steps: int | None,
-    stability: bool | None,
-) -> SteadyOptions:
-    """The options of a search that is part of a model; `None`: the default."""
-    most = 256 if steady_max_steps is None else steady_max_steps
-    if most < 1:
-        raise ValueError(f"`steady_max_steps` must be at least 1, got {most}.")
-    chain = Chain() if method is None else as_chain(method)
-    return SteadyOptions(chain, steady_rtol, steady_atol, most, stability)

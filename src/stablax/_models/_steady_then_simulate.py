@@ -1,21 +1,20 @@
 """`SteadyThenSimulate`: equilibrate under one condition, simulate under the next."""
 
-from typing import Any, final
-
-import diffrax
+from typing import Any, Unpack, final
 
 from .._states import as_state, state_dtype
 from .._static import Split, Static
-from .._steady import Chain, SteadyOptions
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._steady import SteadyOptions
+from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel, held
-from ._options import solve_options
+from ._options import SolveOptions, fields_of
 from ._phase import Phase, as_stacks, joined
 from ._run_phases import solve_phases
+from ._search import SearchOptions, SteadyArguments
 from ._simulation import Simulation
-from ._start import SteadyStart, search_options
-from ._stepping import as_stepping, planned
+from ._start import SteadyStart
+from ._stepping import Stepping, as_stepping, planned
 from ._times import last_asked
 
 
@@ -46,48 +45,18 @@ class SteadyThenSimulate(AbstractModel):
     _steady: Static
 
     @typechecked
-    def __init__(
-        self,
-        field: VF,
-        *,
-        method: Any = Chain(),
-        solver: Any = None,
-        controller: Any = None,
-        adjoint: Any = None,
-        max_steps: int = 4096,
-        dt0: float | None = None,
-        event: diffrax.Event | None = None,
-        progress_meter: diffrax.AbstractProgressMeter | None = None,
-        telemetry: bool = False,
-        trace: str | None = None,
-        steady_rtol: float | None = None,
-        steady_atol: float | None = None,
-        steady_max_steps: int = 256,
-        stability: bool | None = None,
-    ):
-        options = solve_options(
-            field,
-            solver,
-            controller,
-            adjoint,
-            max_steps,
-            dt0,
-            event,
-            progress_meter,
-            telemetry,
-            trace,
-        )
-        self._field, self._options = held(field, options)
-        search = search_options(method, steady_rtol, steady_atol, steady_max_steps, stability)
-        self._steady = Static(search)
+    @takes(SolveOptions, SearchOptions)
+    def __init__(self, field: VF, **options: Unpack[SteadyArguments]):
+        self._field, self._options = held(field, chosen(SolveOptions, options))
+        self._steady = Static(chosen(SearchOptions, options))
 
     @property
     def steady_options(self) -> SteadyOptions:
         """How it searches for the steady state."""
-        return self._steady.tree
+        return self._steady.tree.steady
 
     def arguments(self):
-        return {**self.options.arguments(), **self.steady_options.changed()}
+        return {**self.options.arguments(), **fields_of(self._steady.tree)}
 
     @typechecked
     def __call__(
@@ -100,7 +69,7 @@ class SteadyThenSimulate(AbstractModel):
         steady_args: Args = None,
         conserved: Any = None,
         guess: Any = None,
-        stepping: Any = None,
+        stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
         """Equilibrates and solves.
@@ -123,7 +92,24 @@ class SteadyThenSimulate(AbstractModel):
         """
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         how = planned(self._options, self.guard, state_dtype(y0), stepping)
-        y0, ts, t0, args = check_call(self.field, self._options, how[1], y0, ts, t0, args, stepping)
-        start = SteadyStart.of(self.steady_options, self.field, y0, steady_args, conserved, guess)
+        y0, ts, t0, args = check_call(
+            field=self.field,
+            options=self._options,
+            pace=how[1],
+            y0=y0,
+            ts=ts,
+            t0=t0,
+            args=args,
+            stepping=stepping,
+        )
+        start = SteadyStart.of(
+            search=self.steady_options,
+            field=self.field,
+            y0=y0,
+            args=steady_args,
+            conserved=conserved,
+            guess=guess,
+        )
         stacks = as_stacks(Phase(last_asked(ts), args), ts.dtype)
-        return solve_phases(self, start, ts, t0, joined(stacks, [how]), False, throw)
+        legs = joined(stacks, [how])
+        return solve_phases(self, start, ts, t0, legs=legs, before=False, throw=throw)

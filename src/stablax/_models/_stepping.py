@@ -26,7 +26,7 @@ from .._static import Static, is_traced, real_array
 from .._types import typechecked
 from .._words import short
 from ._adjoint import DiscreteAdjoint
-from ._options import SolveOptions
+from ._options import ResolvedOptions
 
 
 def _positive(x: Any, name: str) -> Any:
@@ -182,7 +182,7 @@ class Pace(eqx.Module):
 def planned(
     options: Static, guard: Guard, dtype: np.dtype, stepping: Stepping | None
 ) -> tuple[Static, Pace]:
-    """The `Plan` of `options` (a `SolveOptions`), and the `Pace` for a state of `dtype`."""
+    """The `Plan` of `options` (`ResolvedOptions`), and the `Pace` for a state of `dtype`."""
     uses_rtol = stepping is None or stepping.rtol is None
     plan, pace = _planned(options, guard, dtype, uses_rtol)
     if stepping is not None:
@@ -199,17 +199,17 @@ def own_rtol(options: Static, guard: Guard, dtype: np.dtype) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tuple[Static, Pace]:
-    options: SolveOptions = held.tree
+    options: ResolvedOptions = held.tree
     plan = Plan(
-        options.solver,
-        options.adjoint,
-        options.event,
-        options.progress_meter,
-        options.telemetry,
-        options.trace,
-        options.capacity,
-        options.on_own_loop,
-        options.width,
+        solver=options.solver,
+        adjoint=options.adjoint,
+        event=options.event,
+        progress_meter=options.progress_meter,
+        telemetry=options.telemetry,
+        trace=options.trace,
+        capacity=options.capacity,
+        on_own_loop=options.on_own_loop,
+        width=options.width,
     )
     with jax.ensure_compile_time_eval():
         controller = _as_numbers(steps_of(options, guard, dtype, uses_rtol), dtype)
@@ -220,7 +220,7 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tu
 
 
 def steps_of(
-    options: SolveOptions, guard: Guard, dtype: np.dtype, uses_rtol: bool = True
+    options: ResolvedOptions, guard: Guard, dtype: np.dtype, uses_rtol: bool = True
 ) -> AdmissibleSteps:
     """The controller that runs, for a state of `dtype`; with its own `rtol`, or with another."""
     controller, limit, atols = options.controller, None, None

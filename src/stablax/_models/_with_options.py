@@ -1,20 +1,25 @@
 """`with_options`: the same model, solved in another way."""
 
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import jax.tree_util as jtu
 
-from .._types import typechecked
+from .._types import VF, typechecked
 from .._words import short
 from ._model import AbstractModel
-from ._options import SolveOptions
+from ._options import SolveArguments
 
 _T = TypeVar("_T")
-_NAMES = tuple(x for x in SolveOptions.__dataclass_fields__ if x not in ("given", "width"))
+
+
+class Changes(SolveArguments, total=False):
+    """What can be changed in a model."""
+
+    field: VF
 
 
 @typechecked
-def with_options(model: _T, **changes: Any) -> _T:
+def with_options(model: _T, **changes: Unpack[Changes]) -> _T:
     """`model` with some of the options of its solve changed; all else is the same.
 
     ```python
@@ -37,8 +42,8 @@ def with_options(model: _T, **changes: Any) -> _T:
     [`Simulate`][] raises for a value that does not fit.
     """
     for name in changes:
-        if name not in (*_NAMES, "field"):
-            known = ", ".join(f"`{n}`" for n in (*_NAMES, "field"))
+        if name not in Changes.__annotations__:
+            known = ", ".join(f"`{n}`" for n in Changes.__annotations__)
             raise TypeError(f"There is no option {short(name)}; the options are {known}.")
     found = False
 

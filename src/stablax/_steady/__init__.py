@@ -1,6 +1,7 @@
 from ._base import AbstractSteadyMethod as AbstractSteadyMethod, Attempt as Attempt
 from ._chain import (
     Chain as Chain,
+    SteadyMethod as SteadyMethod,
     as_chain as as_chain,
     exchanges_lanes as exchanges_lanes,
 )

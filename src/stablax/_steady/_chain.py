@@ -17,7 +17,7 @@ from ._base import AbstractSteadyMethod
 from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
-from ._root_finder import AbstractSteadyRootFinder, as_method
+from ._root_finder import OPTIMISTIX, AbstractSteadyRootFinder, as_method
 from ._status import STATUS
 from ._verdict import Verdict, judge, status_of
 
@@ -58,6 +58,10 @@ class Chain(eqx.Module):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(stage.name for stage in self.stages)
+
+
+SteadyMethod = Chain | AbstractSteadyMethod | OPTIMISTIX
+"""What may be a search, alone."""
 
 
 def as_chain(method: Any) -> Chain:

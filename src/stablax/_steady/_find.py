@@ -34,8 +34,8 @@ from .._states import (
     stop,
 )
 from .._static import Frozen, Split, is_traced
-from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._chain import Chain, as_chain, run_chain
+from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
+from ._chain import Chain, SteadyMethod, as_chain, run_chain
 from ._conserved import as_conserved, declared_projector, refuse_rows
 from ._detect import dead, detected_projector, states_near
 from ._implicit import Residual, differentiable
@@ -49,20 +49,11 @@ from ._warm_start import WarmStart, as_guess
 class SteadyOptions(eqx.Module):
     """How to search: everything that is no data. Held statically."""
 
-    chain: Chain = Chain()
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int = 256
-    stability: bool | None = None
-
-    def changed(self) -> dict[str, Any]:
-        """What is not the default, by the names that it has in a model."""
-        names = dict(chain="method", stability="stability")
-        return {
-            names.get(f.name, f"steady_{f.name}"): getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        }
+    chain: Chain
+    rtol: float | None
+    atol: float | None
+    max_steps: int
+    stability: bool | None
 
     def for_dtype(self, dtype: np.dtype) -> "SteadyOptions":
         """With tolerances as numbers, checked against what the dtype can resolve."""
@@ -73,7 +64,7 @@ class SteadyOptions(eqx.Module):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be a number above 0 and finite, got {value}.")
-        return SteadyOptions(self.chain, float(rtol), float(atol), self.max_steps, self.stability)
+        return dataclasses.replace(self, rtol=float(rtol), atol=float(atol))
 
 
 @typechecked
@@ -83,7 +74,7 @@ def find_steady_state(
     args: Args = None,
     *,
     t: ScalarLike = 0.0,
-    method: Any = Chain(),
+    method: Explained[SteadyMethod] = Chain(),
     conserved: Any = None,
     guess: Any = None,
     rtol: float | None = None,
@@ -144,7 +135,9 @@ def find_steady_state(
     dtype = state_dtype(y0)
     t = jnp.asarray(t, dtype)
     args = as_args(args, dtype)
-    options = SteadyOptions(as_chain(method), rtol, atol, max_steps, stability).for_dtype(dtype)
+    options = SteadyOptions(
+        chain=as_chain(method), rtol=rtol, atol=atol, max_steps=max_steps, stability=stability
+    ).for_dtype(dtype)
     conserved = as_conserved(conserved, field)
     guess = as_guess(guess, y0)
     split, time = Split(field, "field"), t
@@ -214,7 +207,8 @@ def explain_steady(facts: SteadyFacts, names: list[str]) -> str:
 
 @eqx.filter_jit
 def _find(split, y0, args, t, options, conserved, guess):
-    return steady_state(split.tree, y0, args, t, options, conserved, guess)
+    field = split.tree
+    return steady_state(field, y0, args, t, options=options, conserved=conserved, guess=guess)
 
 
 def steady_state(
@@ -222,6 +216,7 @@ def steady_state(
     y0,
     args,
     t,
+    *,
     options: SteadyOptions,
     conserved: Frozen | str | None,
     guess: WarmStart | None,
@@ -230,7 +225,9 @@ def steady_state(
     """[`find_steady_state`][] for checked inputs, inside `jit`. At most `width` lanes of a batch
     step at once."""
     if isinstance(field, AbstractCoordinates):
-        return _in_coordinates(field, y0, args, t, options, conserved, guess, width)
+        return _in_coordinates(
+            field, y0, args, t, options=options, conserved=conserved, guess=guess, width=width
+        )
     # Under `shard_map` all that a loop works with differs between devices as one of them does.
     field, y0, args, t, guess = spread((field, y0, args, t, guess))
     guarded = as_guarded(field)
@@ -239,7 +236,9 @@ def steady_state(
     closed = capture(guarded, t, y0, args)
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         y0, args, t, guess = spread((y0, args, t, guess), closed)
-        return steady_state(field, y0, args, t, options, conserved, guess, width)
+        return steady_state(
+            field, y0, args, t, options=options, conserved=conserved, guess=guess, width=width
+        )
     refuse_hidden(closed, differing(y0))
     inputs = (closed, flat_y0, t, args)
 
@@ -316,13 +315,15 @@ def _jacobian_by_hand(unravel: Callable, t, args, jacobian: Callable, y: Array) 
 
 
 def _in_coordinates(
-    field: AbstractCoordinates, y0, args, t, options, conserved, guess, width
+    field: AbstractCoordinates, y0, args, t, *, options, conserved, guess, width
 ) -> SteadyState:
     """Found in the coordinates of the field inside, where conserved quantities are linear."""
     inside = field.from_(y0)
     if guess is not None:
         guess = eqx.tree_at(lambda g: g.y, guess, field.from_(guess.y))
-    steady = steady_state(field.field, inside, args, t, options, conserved, guess, width)
+    steady = steady_state(
+        field.field, inside, args, t, options=options, conserved=conserved, guess=guess, width=width
+    )
     there = field.to(stop(steady.y))
     result, finite = steady.result, all_finite(there)
     result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)
