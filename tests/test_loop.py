@@ -1,6 +1,7 @@
 """The integration loop: equal to diffrax's, and without what keeps a program where it was made."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -103,16 +104,25 @@ MESH = """
 """
 
 
-def run(*parts, folder, args=(), devices=1):
+def started(*parts, folder, args=(), devices=1):
     path = folder / "script.py"
     path.write_text("".join(map(textwrap.dedent, parts)))
     flags = os.environ.get("XLA_FLAGS", "")
     flags += f" --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(path), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+
+def said(process):
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    return out
+
+
+def run(*parts, **options):
+    return said(started(*parts, **options))
 
 
 def test_a_loop_looks_where_it_ends():
@@ -383,10 +393,17 @@ def test_lanes_are_exchanged_on_many_devices(tmp_path):
         exchanges(inside)
         for found, right in zip(inside(rates, k), (by_rate, by_k)):
             np.testing.assert_allclose(found, right, rtol=1e-8)
+
         explicit = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Explicit,))
+        _, found = total(rates, k, explicit)
+        assert jax.typeof(found.ys).sharding.spec == P("lane", None, None)
+        np.testing.assert_allclose(found.ys, solved.ys, rtol=1e-12)
+
+        types = (AxisType.Explicit, AxisType.Auto)
+        mixed = jax.make_mesh((2, 1), ("lane", "other"), axis_types=types)
         for given, words in (
             ((rates[:7], k, mesh), "7 samples, which 2 devices of `mesh` cannot share equally"),
-            ((rates, k, explicit), "`mesh` has axes of the types (Explicit,); make it"),
+            ((rates, k, mixed), "`mesh` has axes of the types (Explicit, Auto); make it"),
         ):
             try:
                 total(*given)
@@ -473,3 +490,53 @@ def test_products_are_as_precise_as_their_type(name, size):
     with jax.default_matmul_precision("tensorfloat32"):  # what a user chooses stays
         text = jax.jit(total).lower(args).as_text()
     assert "precision = [HIGH, HIGH]" in text
+
+
+def test_programs_run_on_two_processes(tmp_path):
+    """Each has one device of a mesh, and its part of the samples."""
+    script = """
+        import sys
+        import jax, numpy as np, jax.numpy as jnp
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+        jax.config.update("jax_enable_x64", True)
+        process, address = int(sys.argv[1]), sys.argv[2]
+        jax.distributed.initialize(address, num_processes=2, process_id=process)
+        import stablax as sx
+
+        mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
+        robertson = sx.problems.ROBERTSON
+        model = sx.Simulate(robertson.field)
+        shared = dict(y0=robertson.y0, ts=[1.0, 100.0])
+
+        def solve(args):
+            return model(**shared, args=args, throw=False).ys[-1, 0]
+
+        def total(args):
+            solved = sx.simulate_batch(
+                model, dict(args=args), shared=shared, batch_size=1, mesh=mesh, throw=False
+            )
+            return solved.ys[:, -1, 0].sum()
+
+        def same(found, right):
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+                (part,) = a.addressable_shards
+                assert part.data.shape[0] == 2
+                np.testing.assert_allclose(part.data, np.asarray(b)[part.index], rtol=1e-8)
+
+        whole = np.asarray(robertson.args) * np.linspace(0.5, 2.0, 4)[:, None]
+        lanes = NamedSharding(mesh, P("lane"))
+        batch = jax.make_array_from_callback(whole.shape, lanes, lambda place: whole[place])
+        both = jax.vmap(jax.value_and_grad(solve))
+        right = jax.jit(both)(whole)
+        each = jax.shard_map(both, mesh=mesh, in_specs=P("lane"), out_specs=P("lane"))
+        same(jax.jit(each)(batch), right)
+        same(jax.jit(jax.grad(total))(batch), right[1])
+        print("all")
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*free.getsockname())
+    both = [started(script, folder=tmp_path, args=(i, address)) for i in (0, 1)]
+    for process in both:
+        assert said(process).splitlines()[-1] == "all"

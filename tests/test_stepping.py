@@ -158,6 +158,22 @@ def test_one_compilation_for_all_numbers(name):
     assert field.calls == count
 
 
+def test_the_tolerances_of_a_search_are_data():
+    field = Counted(lambda t, y, k: k - y)
+    found = lambda **how: sx.find_steady_state(field, jnp.ones(1), 2.0, **how)
+    np.testing.assert_allclose(found().y, 2.0, rtol=1e-9)
+    traced = field.calls
+    for how in (dict(rtol=1e-6), dict(rtol=1e-4, atol=1e-8)):
+        np.testing.assert_allclose(found(**how).y, 2.0, rtol=1e-4)
+    assert field.calls == traced
+    given = dict(args=2.0, steady_args=1.0)
+    solved = lambda **how: sx.SteadyThenSimulate(field, **how)(1.0, [1.0], **given)
+    solved()
+    traced = field.calls
+    solved(steady_rtol=1e-6, steady_atol=1e-8)
+    assert field.calls == traced
+
+
 def test_it_differs_from_lane_to_lane():
     """Switch times of the field that are data: the lane that knows its own has no step rejected
     for it."""

@@ -47,16 +47,16 @@ from ._warm_start import WarmStart, as_guess
 
 
 class SteadyOptions(eqx.Module):
-    """How to search: everything that is no data. Held statically."""
+    """How to search. Held statically but for the tolerances, of which another compiles nothing."""
 
     chain: Chain
-    rtol: float | None
-    atol: float | None
+    rtol: Any
+    atol: Any
     max_steps: int
     stability: bool | None
 
     def for_dtype(self, dtype: np.dtype) -> "SteadyOptions":
-        """With tolerances as numbers, checked against what the dtype can resolve."""
+        """With tolerances as arrays, checked against what the dtype can resolve."""
         rtol, atol = default_tolerances(self.rtol, self.atol, dtype)
         least = 10 * float(np.finfo(dtype).eps)
         if not rtol >= least:
@@ -64,7 +64,7 @@ class SteadyOptions(eqx.Module):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be a number above 0 and finite, got {value}.")
-        return dataclasses.replace(self, rtol=float(rtol), atol=float(atol))
+        return dataclasses.replace(self, rtol=np.asarray(rtol, dtype), atol=np.asarray(atol, dtype))
 
 
 @typechecked
@@ -256,7 +256,6 @@ def steady_state(
     )
     infinite = np.full(flat_y0.size, np.inf, flat_y0.dtype)
     lower, upper = walls if guard.reject else (-infinite, infinite)
-    assert options.rtol is not None and options.atol is not None
     problem = SteadyProblem(
         field=jtu.Partial(_flat_field, unravel, searched, t_, args_),
         start=flat_y0_,
@@ -267,8 +266,8 @@ def steady_state(
         walls=walls,
         guessed=jnp.array(False),
         budget=jnp.array(options.max_steps),
-        rtol=options.rtol,
-        atol=options.atol,
+        rtol=spread(jnp.asarray(options.rtol), y0),
+        atol=spread(jnp.asarray(options.atol), y0),
         max_steps=options.max_steps,
         detected=conserved == "detect",
         structure=guarded.jacobian or Dense(),

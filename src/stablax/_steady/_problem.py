@@ -51,8 +51,8 @@ class SteadyProblem(eqx.Module):
     walls: Any  # the bounds of the guard, whether or not a steady state has to be inside
     guessed: Bool[Array, ""]
     budget: Int[Array, ""]
-    rtol: float = eqx.field(static=True)
-    atol: float = eqx.field(static=True)
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
     max_steps: int = eqx.field(static=True)
     detected: bool = eqx.field(static=True)  # whether the projector is
     structure: AbstractJacobian = eqx.field(static=True)
