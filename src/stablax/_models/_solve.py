@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from .._captured import capture, refuse_hidden
-from .._control import AdmissibleSteps, Cause, Watch
+from .._control import AdmissibleSteps, Watch
 from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
 from .._lanes import differing, spread
 from .._loop import KeptStep
-from .._results import RESULTS, is_okay
+from .._results import RESULTS, Cause, is_okay
 from .._solvers import AbstractRosenbrock, family_of, for_forward_mode, prepare
 from .._states import (
     all_finite,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from .._lanes import spread
 from .._precision import product
-from .._results import RESULTS
+from .._results import RESULTS, STATUS
 from .._states import all_finite, select
 from .._words import short
 from ._base import AbstractSteadyMethod
@@ -17,7 +17,6 @@ from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
 from ._root_finder import AbstractSteadyRootFinder, as_method
-from ._status import STATUS
 from ._verdict import Verdict, judge, status_of
 
 # A guess that is near converges in fewer steps; one that is not should cost little.
