@@ -4,8 +4,10 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 from helpers import all_finite
+from jax.sharding import Mesh, PartitionSpec
 
 import stablax as sx
 
@@ -166,3 +168,67 @@ def test_all_results_have_a_name():
     for name in _results._NAMES[: len(diffrax.RESULTS)]:
         promoted = _results.promoted(getattr(diffrax.RESULTS, name))
         assert name_of(promoted) == name
+
+
+# Words that only one vocabulary has.
+ALONE = {
+    sx.Cause: "none",
+    sx.STATUS: "not_needed",
+    sx.RESULTS: """no_steady_state not_conserved bad_times bad_phases tolerance_out_of_reach
+    gradient_not_finite masked event_not_finite event_not_located""",
+    optx.RESULTS: "",
+}
+
+
+def _words(vocabulary):
+    """Those in the table."""
+    from stablax._results import TABLE
+
+    return [row[vocabulary] for row in TABLE if row[vocabulary] != "-"]
+
+
+def test_every_word_has_a_row_or_is_said_by_one_alone():
+    from stablax import _results
+
+    assert list(ALONE) == list(_results.VOCABULARIES)
+    for vocabulary, alone in ALONE.items():
+        words = _words(vocabulary)
+        assert not set(words) & set(alone.split())
+        for word in words:
+            getattr(vocabulary, word)
+    for ours in (sx.Cause, sx.STATUS, sx.RESULTS):
+        assert len(set(_words(ours))) == len(_words(ours)), "one word for one thing"
+        every = _words(ours) + ALONE[ours].split()
+        inherited = len(diffrax.RESULTS) - 1 if ours is sx.RESULTS else 0  # but `successful`
+        assert len(every) == len(ours) - inherited, f"{ours} has a new member: give it a row"
+
+
+TRANSLATIONS = {
+    "of a step to a solve": (sx.Cause, sx.RESULTS, "step_underflow"),
+    "of a step to a stage": (sx.Cause, sx.STATUS, "diverged"),
+    "of a stage to a root finder": (sx.STATUS, optx.RESULTS, "nonlinear_divergence"),
+    "of a root finder to a stage": (optx.RESULTS, sx.STATUS, "diverged"),
+}
+
+
+@pytest.mark.parametrize("which", TRANSLATIONS)
+def test_a_word_is_translated_by_its_row(which):
+    from stablax._results import TABLE, translated
+
+    source, target, otherwise = TRANSLATIONS[which]
+    words = list(dict.fromkeys(_words(source) + ALONE[source].split()))
+    row_of = {row[source]: row[target].replace("-", otherwise) for row in reversed(TABLE)}
+    expected = [_number(target, row_of.get(word, otherwise)) for word in words]
+    numbers = jnp.array([_number(source, word) for word in words], jnp.int32)
+    said = jax.tree.map(lambda _: numbers, getattr(source, words[0]))
+
+    one = lambda said: translated(said, source, target, getattr(target, otherwise))
+    mesh = Mesh(np.array(jax.devices()[:1]), ("lanes",))
+    lanes = PartitionSpec("lanes")
+    on_devices = jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=lanes, out_specs=lanes)
+    for translate in (jax.vmap(one), jax.jit(jax.vmap(one)), jax.jit(on_devices)):
+        assert jax.tree.leaves(translate(said))[0].tolist() == expected
+
+
+def _number(vocabulary, word) -> int:
+    return int(jax.tree.leaves(getattr(vocabulary, word))[0])

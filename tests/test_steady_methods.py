@@ -86,18 +86,24 @@ def test_in_an_implicit_solver(finder):
 
 
 def test_every_stage_leaves_its_status():
-    root = lambda field, y0, **options: sx.find_steady_state(
-        field, jnp.asarray(y0), throw=False, **options
-    )
-    newton = sx.Newton()
-    assert words(root(lambda t, y, _: 1.0 - y, [0.0], method=newton)) == "converged"
-    assert words(root(lambda t, y, _: y**2 + 1.0, [1.0], method=newton)) == "diverged"
-    assert "singular" in words(root(lambda t, y, _: y**2 + 1.0, [0.0], method=newton))
-    assert "not finite" in words(root(lambda t, y, _: y * jnp.nan, [0.0], method=newton))
-    assert "out of steps" in words(root(switch, [3.0], method=sx.PseudoTransient(), max_steps=2))
-    outside = sx.Guarded(lambda t, y, _: -(y + 1.0), sx.Guard(0.0))
-    assert "bounds" in words(root(outside, [1.0], method=newton))
-    assert "unstable" in words(root(switch, [0.34], method=newton))
+    newton, follows, box = sx.Newton(), sx.PseudoTransient(), sx.Guard(0.0)
+    searches = {
+        "converged": (lambda t, y, _: 1.0 - y, 0.0, newton),
+        "diverged": (lambda t, y, _: y**2 + 1.0, 1.0, newton),
+        "singular": (lambda t, y, _: y**2 + 1.0, 0.0, newton),
+        "not_finite": (lambda t, y, _: y * jnp.nan, 0.0, newton),
+        "out_of_steps": (switch, 3.0, follows),
+        "left_bounds": (sx.Guarded(lambda t, y, _: -(y + 1.0), box), 1.0, newton),
+        "unstable": (switch, 0.34, newton),
+        "ambiguous": (switch, 0.36, follows),
+        "not_needed": (lambda t, y, _: 1.0 - y, 0.0, sx.Chain((newton, newton))),
+    }
+    assert len(searches) == len(sx.STATUS)
+    for name, (field, y0, method) in searches.items():
+        steps = 2 if name == "out_of_steps" else 256
+        options = dict(method=method, max_steps=steps, throw=False)
+        found = sx.find_steady_state(field, jnp.array([y0]), **options)
+        assert found.statuses[-1] == getattr(sx.STATUS, name), name
 
 
 def test_a_chain_goes_on_and_says_so():

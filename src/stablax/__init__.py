@@ -5,7 +5,6 @@ from importlib.metadata import version as _version
 
 from . import plot as plot
 from ._control import (
-    Cause as Cause,
     GuardCounts as GuardCounts,
     StepLog as StepLog,
     StiffPID as StiffPID,
@@ -77,7 +76,11 @@ from ._models import (
     simulate_batch as simulate_batch,
     with_options as with_options,
 )
-from ._results import RESULTS as RESULTS
+from ._results import (
+    RESULTS as RESULTS,
+    STATUS as STATUS,
+    Cause as Cause,
+)
 from ._solvers import (
     FiniteSteps as FiniteSteps,
     PatientChord as PatientChord,
@@ -90,7 +93,6 @@ from ._solvers import (
 )
 from ._static import Frozen as Frozen
 from ._steady import (
-    STATUS as STATUS,
     AbstractSteadyMethod as AbstractSteadyMethod,
     Attempt as Attempt,
     Chain as Chain,

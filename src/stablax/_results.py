@@ -1,12 +1,44 @@
-"""How a solve ended, as data."""
+"""How a step, a stage of a search and a solve ended, as data; and one table of what their words
+have in common."""
 
+import enum
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 from jaxtyping import Array, Bool
+
+
+class Cause(enum.IntEnum):
+    """Why a step was rejected; `none`: it was accepted."""
+
+    none = 0
+    error = 1
+    """The estimate of its error is above the tolerance."""
+    not_finite = 2
+    """Its result, or a stage of it, is not finite."""
+    left_bounds = 3
+    """Its result is outside the guard's box."""
+    stages_unsolved = 4
+    """Its implicit equations were not solved (the root finder failed, the matrix is singular)."""
+
+
+class STATUS(eqx.Enumeration):
+    """How a stage of a search for a steady state ended; see `SteadyState.statuses`."""
+
+    not_needed = "was not needed"
+    converged = "converged"
+    ambiguous = "converged, but to a state that the dynamics may not reach"
+    diverged = "diverged"
+    singular = "ended where the Jacobian is singular"
+    out_of_steps = "ran out of steps"
+    left_bounds = "ended at or beyond the bounds"
+    not_finite = "met values that are not finite"
+    unstable = "ended at an unstable steady state"
 
 
 class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -94,6 +126,42 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "could not be solved. The Jacobian may be wrong or non-finite; try another solver, or "
         "guard the field."
     )
+
+
+# What can happen, a row each, in the words of a step, a stage, a solve, and a root finder of
+# optimistix; "-" where they have none. What one says in two rows it means as in the first.
+VOCABULARIES: tuple[Any, ...] = (Cause, STATUS, RESULTS, optx.RESULTS)
+TABLE = [
+    dict(zip(VOCABULARIES, row.split(), strict=True))
+    for row in """
+-                converged     successful              successful
+-                ambiguous     ambiguous_steady_state  successful
+error            diverged      step_underflow          nonlinear_divergence
+not_finite       not_finite    not_finite              nonfinite
+left_bounds      left_bounds   left_bounds             -
+stages_unsolved  -             stages_unsolved         -
+-                singular      singular_steady_state   singular
+-                unstable      unstable_steady_state   -
+-                out_of_steps  step_budget_spent       nonlinear_max_steps_reached
+""".strip().splitlines()
+]
+
+
+def translated(
+    said: Any, source: Any, target: Any, otherwise: Any, only: tuple[str, ...] | None = None
+) -> Any:
+    """What is `said` in the words of one vocabulary (or of them `only` in these), in those of
+    another; `otherwise` where that has none.
+
+    By selects: looked up in an array it fails under `shard_map`, since the array does not differ
+    between the devices as its index does."""
+    both = [row for row in TABLE if "-" not in (row[source], row[target])]
+    meanings = {row[source]: getattr(target, row[target]) for row in reversed(both)}
+    result = otherwise
+    for word in meanings if only is None else only:
+        if meanings[word] is not otherwise:
+            result = target.where(said == getattr(source, word), meanings[word], result)
+    return result
 
 
 def is_okay(result: diffrax.RESULTS) -> Bool[Array, ""]:

@@ -9,10 +9,10 @@ from typing import Any
 import jax.tree_util as jtu
 import numpy as np
 
-from ._control import Cause
 from ._diagnostics import Diagnosis, GradientCheck, Stiffness
 from ._fields import Guard
 from ._models import Simulation
+from ._results import Cause
 from ._steady import SteadyState
 from ._types import typechecked
 from ._words import short

@@ -11,7 +11,6 @@ from ._stiff_pid import (
     refuse_traced_times as refuse_traced_times,
 )
 from ._watch import (
-    Cause as Cause,
     GuardCounts as GuardCounts,
     StepLog as StepLog,
     Watch as Watch,

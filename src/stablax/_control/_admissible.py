@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._lanes import spread
+from .._results import Cause
 from .._states import all_finite, for_each_component, select, stop, zeros_like
-from ._watch import Cause, Step, Watch, Watched
+from ._watch import Step, Watch, Watched
 
 
 class StepRecord(eqx.Module):

@@ -1,7 +1,6 @@
 """What can be watched while a solve runs, beside what it needs itself. Off by default, and then
 absent from the compiled program."""
 
-import enum
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,21 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
+from .._results import Cause
 from .._states import select
-
-
-class Cause(enum.IntEnum):
-    """Why a step was rejected; `none`: it was accepted."""
-
-    none = 0
-    error = 1
-    """The estimate of its error is above the tolerance."""
-    not_finite = 2
-    """Its result, or a stage of it, is not finite."""
-    left_bounds = 3
-    """Its result is outside the guard's box."""
-    stages_unsolved = 4
-    """Its implicit equations were not solved (the root finder failed, the matrix is singular)."""
 
 
 class StepLog(eqx.Module):

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import jax.tree_util as jtu
 import numpy as np
 
-from .._control import Cause
 from .._fields import as_guarded
-from .._results import RESULTS
+from .._results import RESULTS, Cause
 from ._observe import Observation, busiest
 from ._report import number
 from ._sampled import jumps_in_time

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import diffrax
 import numpy as np
 
-from .._control import Cause
 from .._linalg import check_jacobian
-from .._results import RESULTS
+from .._results import RESULTS, Cause
 from .._solvers import AbstractRosenbrock, PatientChord, family_of
 from ._observe import Observation
 from ._report import number

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._control import Cause
 from .._fields import as_guarded
 from .._models import AbstractModel, explain
-from .._results import is_okay, name_of
+from .._results import Cause, is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
 from ._causes import suggestions

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._control import Cause, StiffPID
+from .._control import StiffPID
 from .._fields import Guarded, as_guarded
 from .._models import (
     AbstractModel,
@@ -26,6 +26,7 @@ from .._models import (
     steps_of,
     with_options,
 )
+from .._results import Cause
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
 from ._stiffness import Stiffness, stiffness_along

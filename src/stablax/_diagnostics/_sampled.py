@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._control import Cause
 from .._models import with_options
-from .._results import RESULTS
+from .._results import RESULTS, Cause
 from ._observe import Observation
 from ._stiffness import jacobian_at
 from ._suggestion import ended_with

@@ -12,11 +12,11 @@ from jaxtyping import Array, PyTree
 
 from .._control import StepRecord, Watched
 from .._loop import KeptStep, Steps, integrate_steps
-from .._results import RESULTS, is_okay, promoted
+from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
 from .._states import all_finite, finite_or_zero, select, zeros_like
 from .._types import Args
-from ._adjoint import Outputs
+from ._adjoint import DiscreteAdjoint, Outputs
 from ._event import EventOf
 from ._kept_step import KeepsStep
 from ._replay import Inputs, Trace, add
@@ -106,16 +106,12 @@ def run_loop(
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
     held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
-    ended, trace = run.ended, run.trace
+    ended = run.ended
     at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
     last = select(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = Ended(ended.saved, ended.t, ended.record, ended.watched, ended.stats, result)
-    if trace is not None:
-        # A failed sample has no derivative at all, however far it came.
-        count = jnp.where(is_okay(result), trace.count, 0)
-        trace = eqx.tree_at(lambda trace: trace.count, trace, count)
-    return Outputs(run.rows, last, run.step, ended), trace
+    return Outputs(run.rows, last, run.step, ended), run.trace
 
 
 def event_of(plan: Plan, pace: Pace, inputs: Inputs) -> EventOf | None:
@@ -222,6 +218,10 @@ def at_the_event(
 ) -> Outputs:
     """Time, state and result of a solve that ended with the `step` in which its event is."""
     ended: Ended = outputs.rest
+    if isinstance(plan.adjoint, DiscreteAdjoint):  # the first step moves with the start
+        begins = ended.stats["num_accepted_steps"] == 1
+        start = jnp.where(begins, inputs.t0 * event.way, step.t0)
+        step = KeptStep(start, step.t1, step.y0, step.dense)
     happened = ended.result == RESULTS.event_occurred
     found = event.find(plan.solver, step, outputs.last, inputs.args, happened)
     result = RESULTS.where(found.crossed & ~found.located, RESULTS.event_not_located, ended.result)

@@ -24,6 +24,7 @@ from ._call import explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel
 from ._phase import Leg, Overrides, Phase, Stack
+from ._protect import of_successful
 from ._resolve import resolve
 from ._simulation import About, GuardSummary, Simulation
 from ._solve import integrate, names_of
@@ -183,12 +184,10 @@ def run_phases(
         return jnp.where(progress.reached.reshape(-1, *[1] * y.ndim), row, y[None])
 
     ys = finite_or_zero(jtu.tree_map(rest, progress.rows, progress.y))
-    # A failed sample has no gradient at all, whichever part failed.
-    okay = is_okay(result)
-    ys, t1 = select(okay, (ys, progress.t), lax.stop_gradient((ys, progress.t)))
+    # Whichever part failed.
+    ys, t1, begun = of_successful(result, (ys, progress.t, None if steady is None else steady.y))
     if steady is not None:
-        y = select(okay, steady.y, lax.stop_gradient(steady.y))
-        steady = eqx.tree_at(lambda s: s.y, steady, y)
+        steady = eqx.tree_at(lambda s: s.y, steady, begun)
     counts = {k: jnp.sum(x) for k, x in outcome.stats.items() if k.startswith("num_")}
     stats = {**ended.stats, **counts, "phase": last}
     accepted = outcome.guard.accepted

@@ -1,55 +1,49 @@
 """One protected diffrax solve: what every model is made of."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._captured import capture, refuse_hidden
-from .._control import AdmissibleSteps, Cause, Watch
-from .._fields import Guard, Guarded, as_guarded, evaluate, evaluate_aside, evaluate_ungated
-from .._lanes import differing, spread
-from .._loop import KeptStep
-from .._results import RESULTS, is_okay
-from .._solvers import AbstractRosenbrock, family_of, for_forward_mode, prepare
-from .._states import (
-    all_finite,
-    component_names,
-    finite_or_zero,
-    select,
-    state_dtype,
-    stop,
-    zeros_like,
-)
+from .._captured import capture
+from .._control import Watch
+from .._fields import Guard, Guarded, GuardedField, as_guarded
+from .._results import RESULTS, Cause
+from .._solvers import family_of, for_forward_mode, prepare
+from .._states import all_finite, component_names, finite_or_zero, stop, zeros_like
 from .._types import VF, Args
-from ._adjoint import DiscreteAdjoint, Outputs, solve
-from ._forward_only import forward_only
+from ._adjoint import Outputs
+from ._protect import closed_inputs, differentiable, of_successful
 from ._replay import Inputs
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
 from ._stepping import Pace, Plan
 from ._times import last_asked, rows_are_ordered
 
-_FORWARD = (
-    "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
-    "reverse mode (`grad`, `jacrev`) make it with the default, `stablax.DiscreteAdjoint()`, which "
-    "has both."
-)
 
-
-def _mask_detector(plan: Plan, controller: AdmissibleSteps, field: Callable) -> Callable:
-    """Whether a step over (t0, t1) has a masked stage: repeats it with the outputs unmasked, and
-    looks whether the result is finite. Doubles the cost of a step, so only with a `fill`."""
-    solver = for_forward_mode(prepare(plan.solver, controller))
+def _masks(plan: Plan, pace: Pace, guarded: GuardedField | Guarded, t0, y0, args) -> tuple:
+    """Whether a step over (t0, t1) has a masked stage, and which outputs of the field are masked;
+    None without a `fill`. The first repeats the step with the outputs unmasked, and looks whether
+    the result is finite: it doubles the cost of a step."""
+    guard = guarded.guard
+    if guard.fill is None:
+        return None, None
+    unmasked = eqx.tree_at(
+        lambda g: g.guard,
+        guarded,
+        Guard(guard.lower, guard.upper, pull=guard.pull, reject=guard.reject),
+        is_leaf=lambda x: isinstance(x, Guard),
+    )
     # What the field closes over is a leaf: a hidden input of the loop has no derivative rule.
-    return jtu.Partial(_is_masked, solver, field)
+    bare = capture(
+        lambda t, y, args, shift: unmasked(t, y, args), *stop((t0, y0, args)), zeros_like(y0)
+    )
+    solver = for_forward_mode(prepare(plan.solver, pace.controller))
+    return jtu.Partial(_is_masked, solver, bare), jtu.Partial(_outputs_masked, bare)
 
 
 def _is_masked(solver: diffrax.AbstractSolver, field: Callable, t0, t1, y0, args) -> Array:
@@ -58,15 +52,6 @@ def _is_masked(solver: diffrax.AbstractSolver, field: Callable, t0, t1, y0, args
     state = solver.init(terms, t0, t1, y0, args)
     y1, *_ = solver.step(terms, t0, t1, y0, args, state, False)
     return ~all_finite(y1)
-
-
-def _rounding(solver: diffrax.AbstractSolver, y0) -> float:
-    """By how much the Jacobian of an implicit solver may be perturbed: what its factorisation
-    rounds off anyway."""
-    if not isinstance(solver, diffrax.AbstractImplicitSolver):
-        return 0.0
-    size = sum(x.size for x in jtu.tree_leaves(y0))
-    return 8 * float(np.sqrt(size) * np.finfo(state_dtype(y0)).eps)
 
 
 def integrate(
@@ -83,42 +68,11 @@ def integrate(
     """Solves from `y0` at `t0` to `t1`, by default the last of `ts`, saving at `ts`, of which the
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
     times. Where not `active`, takes no step. Returns the last state, too."""
-    # Under `shard_map` all that a loop works with differs between devices as one of them does:
-    # else the derivative in what does not is summed over the devices in every step.
-    given = (field, stop(pace), y0, ts, t0, args, active, t1)
-    field, pace, y0, ts, t0, args, active, t1 = spread(given)
+    closed, (field, t0, y0, args), (pace, ts, active, t1) = closed_inputs(
+        plan, (field, t0, y0, args), (stop(pace), ts, active, t1)
+    )
     guarded = as_guarded(field)
-    guard = guarded.guard
-    # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    discrete = isinstance(plan.adjoint, DiscreteAdjoint)
-    repeats = discrete and not isinstance(plan.solver, diffrax.AbstractImplicitSolver)
-    if repeats:  # what steps aside is the derivative of a step
-        holds = isinstance(plan.solver, AbstractRosenbrock)
-        vector_field = functools.partial(evaluate_ungated if holds else evaluate_aside, guarded)
-    else:
-        rounding = _rounding(plan.solver, y0)
-        vector_field = lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)
-    closed = capture(vector_field, t0, y0, args, zeros_like(y0))
-    if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
-        return integrate(field, plan, *spread(given[1:], closed))
-    refuse_hidden(closed, differing(y0))
-    if guard.fill is None:
-        masks = outputs_masked = None
-    else:
-        bare = eqx.tree_at(
-            lambda g: g.guard,
-            guarded,
-            Guard(guard.lower, guard.upper, pull=guard.pull, reject=guard.reject),
-            is_leaf=lambda x: isinstance(x, Guard),
-        )
-        unmasked = bare
-        bare = capture(
-            lambda t, y, args, shift: unmasked(t, y, args),
-            *stop((t0, y0, args)),
-            zeros_like(y0),
-        )
-        masks = _mask_detector(plan, pace.controller, bare)
-        outputs_masked = jtu.Partial(_outputs_masked, bare)
+    masks, outputs_masked = _masks(plan, pace, guarded, t0, y0, args)
     asked, ordered = jnp.isfinite(ts), jnp.array(True)
     if t1 is None:
         ordered, t1 = rows_are_ordered(t0, ts), last_asked(ts)
@@ -130,34 +84,19 @@ def integrate(
     never = jnp.nan if plan.on_own_loop else end
     save = jnp.where(asked, jnp.where(going, ts, t0), never)
     names = names_of(field, y0)
-    watch = _watch(plan, guard, outputs_masked, names)
+    watch = _watch(plan, guarded.guard, outputs_masked, names)
     controller = dataclasses.replace(pace.controller, masks=masks, watch=watch)
     inputs = Inputs(closed, y0, t0, end, save, args)
     event = event_of(plan, pace, inputs)
     # Whether a step is the last has no derivative.
     run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))
-    if discrete:
-        solver = prepare(plan.solver, controller)
-        terms = jtu.Partial(terms_of, plan.solver)
-        outputs = solve(inputs, run, solver, terms, guard if repeats else None, plan.width)
-    else:
-        outputs, _ = run(inputs, False)
-    if isinstance(plan.adjoint, diffrax.ForwardMode):
-        moving = (outputs.rows, outputs.last, outputs.step)
-        rows, last, step = forward_only(moving, _FORWARD)
-        outputs = Outputs(rows, last, step, outputs.rest)
+    outputs = differentiable(run, plan, controller, guarded.guard, inputs)
     if outputs.step is not None:
-        step = outputs.step
         assert event is not None
-        if discrete:  # the first step moves with the start
-            begins = outputs.rest.stats["num_accepted_steps"] == 1
-            start = jnp.where(begins, t0 * event.way, step.t0)
-            step = KeptStep(start, step.t1, step.y0, step.dense)
-        outputs = at_the_event(event, plan, inputs, outputs, step)
+        outputs = at_the_event(event, plan, inputs, outputs, outputs.step)
     about = About(names, family_of(plan.solver))
     simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
-    last = finite_or_zero(outputs.last)
-    return simulation, select(is_okay(simulation.result), last, lax.stop_gradient(last))
+    return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
 
 
 def names_of(field: VF, y0) -> tuple[str, ...]:
@@ -200,8 +139,7 @@ def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simu
     ys = finite_or_zero(jtu.tree_map(fill_row, rows, last))
     # The loop's own time has no derivative in `end`.
     t1 = jnp.where(result == RESULTS.successful, end, ended.t)
-    # A failed sample has no gradient at all, however far it came.
-    ys, t1 = select(is_okay(result), (ys, t1), lax.stop_gradient((ys, t1)))
+    ys, t1 = of_successful(result, (ys, t1))
     stats = {
         **{k: statistics[k] for k in ("num_steps", "num_accepted_steps", "num_rejected_steps")},
         "max_steps": statistics["max_steps"],

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
-from .._control import AdmissibleSteps, Cause
-from .._results import RESULTS, is_okay
+from .._control import AdmissibleSteps, StepRecord
+from .._results import RESULTS, Cause, is_okay, translated
 from .._states import state_dtype
 
 
@@ -15,7 +15,7 @@ def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
     """How a solve from `y0` ended, whose loop `ended` so."""
     guard = controller.guard
     resolved = controller.rtol >= 10 * float(np.finfo(state_dtype(y0)).eps)
-    result = _promote(ended, record, resolved)
+    result = _in_our_words(ended, record, resolved)
     if guard.fill is not None and guard.reject:
         # Accepted steps come before whatever ended the solve.
         result = RESULTS.where(record.masked_accepted > 0, RESULTS.masked, result)
@@ -28,18 +28,12 @@ def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
     return result
 
 
-def _promote(promoted: Any, record, resolved: Any) -> RESULTS:
+def _in_our_words(ended: RESULTS, record: StepRecord, resolved: Any) -> RESULTS:
     """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
-    spent = promoted == RESULTS.max_steps_reached
-    promoted = RESULTS.where(spent, RESULTS.step_budget_spent, promoted)
-    underflow = promoted == RESULTS.dt_min_reached
-    for cause, member in (
-        (Cause.none, RESULTS.step_underflow),
-        (Cause.error, RESULTS.step_underflow),
-        (Cause.not_finite, RESULTS.not_finite),
-        (Cause.left_bounds, RESULTS.left_bounds),
-        (Cause.stages_unsolved, RESULTS.stages_unsolved),
-    ):
-        promoted = RESULTS.where(underflow & (record.cause == cause.value), member, promoted)
-    rounding = ((promoted == RESULTS.step_underflow) | spent) & ~jnp.asarray(resolved)
-    return RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, promoted)
+    spent = ended == RESULTS.max_steps_reached
+    underflow = ended == RESULTS.dt_min_reached
+    why = translated(record.cause, Cause, RESULTS, RESULTS.step_underflow)
+    result = RESULTS.where(spent, RESULTS.step_budget_spent, ended)
+    result = RESULTS.where(underflow, why, result)
+    rounding = ((result == RESULTS.step_underflow) | spent) & ~jnp.asarray(resolved)
+    return RESULTS.where(rounding, RESULTS.tolerance_out_of_reach, result)

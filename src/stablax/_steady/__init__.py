@@ -22,6 +22,5 @@ from ._integrate import Integrate as Integrate
 from ._newton import Newton as Newton
 from ._problem import SteadyProblem as SteadyProblem
 from ._pseudo_transient import PseudoTransient as PseudoTransient
-from ._status import STATUS as STATUS
 from ._steady_state import SteadyState as SteadyState
 from ._warm_start import WarmStart as WarmStart, as_guess as as_guess

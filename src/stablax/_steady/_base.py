@@ -5,8 +5,8 @@ import abc
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int
 
+from .._results import STATUS
 from ._problem import SteadyProblem
-from ._status import STATUS
 
 
 class Attempt(eqx.Module):

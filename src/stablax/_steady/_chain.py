@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from .._lanes import only_where, spread
 from .._precision import product
-from .._results import RESULTS
+from .._results import RESULTS, STATUS
 from .._states import all_finite, select
 from .._words import short
 from ._base import AbstractSteadyMethod
@@ -18,7 +18,6 @@ from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
 from ._root_finder import OPTIMISTIX, AbstractSteadyRootFinder, as_method
-from ._status import STATUS
 from ._verdict import Verdict, judge, status_of
 
 # A guess that is near converges in fewer steps; one that is not should cost little.

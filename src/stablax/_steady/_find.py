@@ -22,7 +22,7 @@ from .._failure import (
 from .._fields import AbstractCoordinates, as_guarded, evaluate_ungated, innermost
 from .._lanes import differing, spread
 from .._linalg import Dense
-from .._results import RESULTS, is_okay, message
+from .._results import RESULTS, STATUS, is_okay, message
 from .._states import (
     all_finite,
     as_args,
@@ -40,7 +40,6 @@ from ._conserved import as_conserved, declared_projector, refuse_rows
 from ._detect import dead, detected_projector, states_near
 from ._implicit import Residual, differentiable
 from ._problem import SteadyProblem, default_tolerances
-from ._status import STATUS, in_words
 from ._steady_state import SteadyState
 from ._verdict import with_stability
 from ._warm_start import WarmStart, as_guess
@@ -192,10 +191,10 @@ def steady_facts(steady: SteadyState) -> SteadyFacts:
 
 def explain_steady(facts: SteadyFacts, names: list[str]) -> str:
     """How the search of one sample ended."""
-    told = in_words(facts.stages, facts.statuses)
+    told = _in_words(facts.stages, facts.statuses)
     text = message(facts.result, int(jax.tree.leaves(facts.result)[0]))
     if text == "":
-        at_once = in_words(facts.stages[:1], (STATUS.converged,))
+        at_once = _in_words(facts.stages[:1], (STATUS.converged,))
         return "Successful." if told == at_once else f"Successful: {told}."
     if int(facts.component) < 0:
         return text
@@ -203,6 +202,17 @@ def explain_steady(facts: SteadyFacts, names: list[str]) -> str:
     if facts.residual < 1e100:
         text += f", by {float(facts.residual):.2g} of its size"
     return text + "."
+
+
+def _in_words(stages: tuple[str, ...], statuses: Any) -> str:
+    """`Newton diverged, PseudoTransient converged`, for concrete statuses; what was not needed is
+    left out."""
+    told = [STATUS[jax.tree.map(lambda x: np.asarray(int(x)), s)] for s in statuses]
+    return ", ".join(
+        f"{stage} {text}"
+        for stage, text in zip(stages, told, strict=True)
+        if text != STATUS[STATUS.not_needed]
+    )
 
 
 @eqx.filter_jit

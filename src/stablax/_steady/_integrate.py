@@ -9,15 +9,15 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array
 
-from .._control import Cause, StiffPID, admissible
+from .._control import StiffPID, admissible
 from .._fields import Guard
 from .._linalg import Equilibrated
 from .._loop import Steps, integrate_steps
+from .._results import STATUS, Cause, translated
 from .._solvers import Rodas5P, for_forward_mode, is_implicit, prepare
 from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem
-from ._status import STATUS
 
 
 @final
@@ -80,16 +80,11 @@ class Integrate(AbstractSteadyMethod):
         )
         end = jnp.where(active, horizon, zero).astype(dtype)
         solved, _ = integrate_steps(steps, zero, end, None, y0, jnp.zeros(0, dtype), None)
-        cause = solved.control.record.cause
-        status: Any = STATUS.out_of_steps
         underflow = solved.result == diffrax.RESULTS.dt_min_reached
-        for seen, member in (
-            (underflow, STATUS.diverged),
-            (underflow & (cause == Cause.not_finite.value), STATUS.not_finite),
-            (underflow & (cause == Cause.left_bounds.value), STATUS.left_bounds),
-            (solved.result == diffrax.RESULTS.event_occurred, STATUS.converged),
-        ):
-            status = STATUS.where(seen, member, status)
+        why = translated(solved.control.record.cause, Cause, STATUS, STATUS.diverged)
+        status: Any = STATUS.where(underflow, why, STATUS.out_of_steps)
+        arrived = solved.result == diffrax.RESULTS.event_occurred
+        status = STATUS.where(arrived, STATUS.converged, status)
         # Asked last of the state at which the loop ended.
         return Attempt(solved.y, status, solved.tried, solved.seen)
 

@@ -10,9 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Equilibrated
+from .._results import STATUS
 from .._states import bounds_in, select
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
-from ._status import STATUS
 
 _SMALLEST_FRACTION = 0.5**20
 

@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, PyTree
 from .._lane_loop import lane_loop
 from .._lanes import spread
 from .._linalg import Equilibrated
+from .._results import STATUS, translated
 from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem, default_tolerances
-from ._status import STATUS
 
 
 class Evaluation(NamedTuple):
@@ -77,15 +77,8 @@ class Scale(NamedTuple):
 
 def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
     """What `terminate` returns."""
+    result = translated(status, STATUS, optx.RESULTS, optx.RESULTS.nonlinear_divergence)
     successful: Any = optx.RESULTS.successful
-    result: Any = optx.RESULTS.nonlinear_divergence
-    for ours, theirs in (
-        (STATUS.singular, optx.RESULTS.singular),
-        (STATUS.not_finite, optx.RESULTS.nonfinite),
-        (STATUS.ambiguous, successful),
-        (STATUS.converged, successful),
-    ):
-        result = optx.RESULTS.where(status == ours, theirs, result)  # pyright: ignore[reportArgumentType]
     return finished, optx.RESULTS.where(finished, result, successful)
 
 
@@ -173,19 +166,8 @@ class FromOptimistix(AbstractSteadyMethod):
             throw=False,
         )
         steps = jnp.where(active, solution.stats["num_steps"], 0)
-        return Attempt(solution.value, self._status(solution.result), steps)
-
-    @staticmethod
-    def _status(result: Any) -> Any:
-        status: Any = STATUS.diverged
-        for theirs, ours in (
-            (optx.RESULTS.successful, STATUS.converged),
-            (optx.RESULTS.nonlinear_max_steps_reached, STATUS.out_of_steps),
-            (optx.RESULTS.singular, STATUS.singular),
-            (optx.RESULTS.nonfinite, STATUS.not_finite),
-        ):
-            status = STATUS.where(result == theirs, ours, status)
-        return status
+        status = translated(solution.result, optx.RESULTS, STATUS, STATUS.diverged)
+        return Attempt(solution.value, status, steps)
 
 
 def as_method(method: Any) -> AbstractSteadyMethod | None:

@@ -6,8 +6,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._results import RESULTS
-from ._status import STATUS
+from .._results import RESULTS, STATUS
 
 
 class SteadyState(eqx.Module):

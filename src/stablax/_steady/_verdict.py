@@ -7,10 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .._linalg import Equilibrated
-from .._results import RESULTS
+from .._results import RESULTS, STATUS, translated
 from .._states import all_finite
 from ._problem import SteadyProblem
-from ._status import STATUS
 
 # Eigenvalues of larger Jacobians cost more than the search.
 _LARGEST_FOR_STABILITY = 100
@@ -81,9 +80,5 @@ def status_of(verdict: Verdict, said: STATUS, problem: SteadyProblem) -> STATUS:
     status = STATUS.where(left, STATUS.left_bounds, status)
     certain = (verdict.result == RESULTS.successful) & (said != STATUS.ambiguous)
     status = STATUS.where(certain, STATUS.converged, status)
-    for result, ours in (
-        (RESULTS.unstable_steady_state, STATUS.unstable),
-        (RESULTS.singular_steady_state, STATUS.singular),
-    ):
-        status = STATUS.where(verdict.result == result, ours, status)
-    return status
+    knows = ("unstable_steady_state", "singular_steady_state")
+    return translated(verdict.result, RESULTS, STATUS, status, only=knows)
