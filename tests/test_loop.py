@@ -205,7 +205,10 @@ def test_no_callback_is_in_a_batch_or_a_steady_state():
 
     for fn, given in ((batch, inputs), (steady, 2.0)):
         for f in (fn, jax.grad(fn)):
-            assert "callback" not in jax.jit(f).lower(given).as_text()
+            text = jax.jit(f).lower(given).as_text()
+            assert "callback" not in text
+            # XLA compiles a draw once for each kernel that uses it.
+            assert "threefry" not in text
 
 
 def test_programs_run_on_many_devices(tmp_path):
