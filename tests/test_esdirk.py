@@ -268,3 +268,17 @@ def test_a_cured_release_is_left_as_it_is(name, version, cured, monkeypatch, ask
     solver = SOLVERS[name]()
     assert isinstance(solver.root_finder, sx.PatientChord) != cured
     assert (solver == type(solver)()) == cured
+
+
+@pytest.mark.parametrize("adjoint", [sx.DiscreteAdjoint(), diffrax.ForwardMode()])
+def test_in_single_precision_the_dense_output_stays_so(adjoint):
+    """diffrax's KenCarp methods interpolate with coefficients of float64."""
+    model = sx.Simulate(lambda t, y, k: -k * y, solver=sx.kencarp4(), adjoint=adjoint)
+    ts = jnp.array([0.5, 1.0], jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        rows = lambda k: model(jnp.ones(1, jnp.float32), ts, args=k).ys[:, 0]
+        slope = (jax.jacfwd if isinstance(adjoint, diffrax.ForwardMode) else jax.jacrev)(rows)
+        found, by_k = rows(jnp.float32(2.0)), slope(jnp.float32(2.0))
+    assert found.dtype == by_k.dtype == jnp.float32
+    np.testing.assert_allclose(found, np.exp(-2 * ts), rtol=1e-3)
+    np.testing.assert_allclose(by_k, -ts * np.exp(-2 * ts), rtol=2e-3)

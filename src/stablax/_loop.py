@@ -56,6 +56,14 @@ class KeptStep(eqx.Module):
         return KeptStep(t0, t0, y0, dense)
 
 
+def interpolated(solver: diffrax.AbstractSolver, step: KeptStep, t: Any) -> PyTree[Array]:
+    """The dense output of a `step` of `solver` at `t`, in the dtypes of the state: the coefficients
+    of diffrax's KenCarp methods are of float64."""
+    make: Any = solver.interpolation_cls
+    found = make(t0=step.t0, t1=step.t1, **step.dense).evaluate(t)
+    return jtu.tree_map(lambda x, y: jnp.asarray(x, y.dtype), found, step.y0)
+
+
 class Written(eqx.Module):
     """`rows` at the times that were reached; `times[k]` and `states[k]` at the end of accepted step
     k, if they are recorded."""
@@ -147,8 +155,6 @@ class _Stepper(eqx.Module):
         meter = steps.meter.step(carry.meter, _part(self.t0, next_t, t1))
 
         keep = jnp.asarray(keep) & live
-        make: Any = solver.interpolation_cls
-        interpolation = make(t0=t, t1=end, **dense)
 
         def is_next(row):
             return keep & (row < ts.size) & (take(ts, jnp.minimum(row, ts.size - 1)) <= end)
@@ -157,7 +163,8 @@ class _Stepper(eqx.Module):
             row, rows = carry
             asked = is_next(row)
             place = jnp.where(asked, row, ts.size)
-            value = interpolation.evaluate(take(ts, jnp.minimum(row, ts.size - 1)))
+            time = take(ts, jnp.minimum(row, ts.size - 1))
+            value = interpolated(solver, KeptStep(t, end, y, dense), time)
             return row + asked.astype(row.dtype), put(rows, place, value)
 
         row, rows = solved.row, written.rows

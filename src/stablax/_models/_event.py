@@ -12,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._captured import Captured, capture
-from .._loop import KeptStep
+from .._loop import KeptStep, interpolated
 from .._states import stop
 from .._types import Args
 from ._bracket import bracketed_root
@@ -126,8 +126,7 @@ class EventOf(eqx.Module):
         crossed = happened & ~not_finite & _crosses(before, after, self._real_directions())
         any_crossed = jnp.any(crossed)
         sides = jnp.where(crossed, jnp.sign(before - after), 0)
-        interpolation = solver.interpolation_cls(t0=step.t0, t1=step.t1, **step.dense)
-        interpolate = lambda t: interpolation.evaluate(t * self.way)
+        interpolate = lambda t: interpolated(solver, step, t * self.way)
 
         def gap(t, values):
             """Above 0 before the first of the conditions that cross does so, below 0 after."""

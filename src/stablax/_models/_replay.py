@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from .._fields import Aside, Guard
 from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
+from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
 from .._states import all_finite, select, zeros_like
 from .._types import Args
@@ -90,7 +91,7 @@ class Steps(eqx.Module):
         return _Step(first, last, arrives, start, end, y, seen)
 
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
-        return self.solver.interpolation_cls(t0=start, t1=end, **dense).evaluate(t)
+        return interpolated(self.solver, KeptStep(start, end, self.inputs.y0, dense), t)
 
     def held(self, dense) -> PyTree[Array] | None:
         """What a step that is taken aside keeps of the step as it was: the stages of a Rosenbrock
