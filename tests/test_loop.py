@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import diffrax
 import jax
@@ -402,6 +403,16 @@ def test_lanes_are_exchanged_on_many_devices(tmp_path):
         assert jax.typeof(found.ys).sharding.spec == P("lane", None, None)
         np.testing.assert_allclose(found.ys, solved.ys, rtol=1e-12)
 
+        def alone(rate):
+            model = sx.Simulate(lambda t, y, k: k - y)
+            return model(0.0, [1.0], args=rate, throw=False).ys[-1]
+
+        given = jax.device_put(rates, NamedSharding(explicit, lanes))
+        with jax.set_mesh(explicit):
+            ys = jax.jit(jax.sharding.auto_axes(jax.vmap(alone), out_sharding=lanes))(given)
+        assert jax.typeof(ys).sharding.spec == lanes
+        np.testing.assert_allclose(ys, rates * (1 - 1 / np.e), rtol=1e-5)
+
         types = (AxisType.Explicit, AxisType.Auto)
         mixed = jax.make_mesh((2, 1), ("lane", "other"), axis_types=types)
         for given, words in (
@@ -534,6 +545,7 @@ def test_programs_run_on_two_processes(tmp_path):
         right = jax.jit(both)(whole)
         each = jax.shard_map(both, mesh=mesh, in_specs=P("lane"), out_specs=P("lane"))
         same(jax.jit(each)(batch), right)
+        same(jax.jit(both)(batch), right)
         same(jax.jit(jax.grad(total))(batch), right[1])
         print("all")
     """
@@ -541,5 +553,6 @@ def test_programs_run_on_two_processes(tmp_path):
         free.bind(("127.0.0.1", 0))
         address = "{}:{}".format(*free.getsockname())
     both = [started(script, folder=tmp_path, args=(i, address)) for i in (0, 1)]
-    for process in both:
-        assert said(process).splitlines()[-1] == "all"
+    with ThreadPoolExecutor() as readers:  # one that nobody reads would stop, and the other wait
+        for out in readers.map(said, both):
+            assert out.splitlines()[-1] == "all"

@@ -50,26 +50,30 @@ class Aside(eqx.Module):
 
     def again(self) -> "Aside":
         """For a state nearby, where what helped is tried first."""
-        at = _Numbers(*self.numbers)
+        at = self._at
         hint = jnp.where(at.how == 0, at.hint, jnp.abs(at.how))
         hint = jnp.where(self.helps, hint, 0)
         return Aside(self.needed, _Numbers(0, hint, -1, 1, 0, False, False).packed())
 
     @property
+    def _at(self) -> _Numbers:
+        return _Numbers(*self.numbers)
+
+    @property
     def moves(self) -> Bool[Array, ""]:
-        return _Numbers(*self.numbers).how != 0
+        return self._at.how != 0
 
     @property
     def done(self) -> Bool[Array, ""]:
-        return _Numbers(*self.numbers).done != 0
+        return self._at.done != 0
 
     @property
     def helps(self) -> Bool[Array, ""]:
-        return _Numbers(*self.numbers).helps != 0
+        return self._at.helps != 0
 
     @property
     def tries(self) -> Int[Array, ""]:
-        return _Numbers(*self.numbers).tries
+        return self._at.tries
 
     def _moved(self, at: _Numbers) -> Bool[Array, " n"]:
         i = jnp.arange(self.needed.size, dtype=jnp.int32)
@@ -78,7 +82,7 @@ class Aside(eqx.Module):
 
     def shift(self, y: PyTree, lower: PyTree, upper: PyTree) -> PyTree[Array]:
         """To the point of this try from `y`, which is in the box between `lower` and `upper`."""
-        at = _Numbers(*self.numbers)
+        at = self._at
         moved, begin, shifts = self._moved(at), 0, []
         leaves, treedef = jtu.tree_flatten(y)
         for x, low, high in zip(
@@ -91,14 +95,14 @@ class Aside(eqx.Module):
 
     def is_last(self, finite: Bool[Array, ""]) -> Bool[Array, ""]:
         """Whether this try, whose derivative is, or is not, `finite`, is the one to take."""
-        at = _Numbers(*self.numbers)
+        at = self._at
         found = finite & (at.how <= 0) | ~finite & (at.how == _BY_ONE)
         return jnp.where(at.first < 0, found, at.first >= self.needed.size)
 
     def after(self, finite: Bool[Array, ""]) -> "Aside":
         """What to do when the derivative is, or is not, `finite` in this try. Once over, it stays
         with that."""
-        at, size = _Numbers(*self.numbers), self.needed.size
+        at, size = self._at, self.needed.size
         searching = at.first < 0
         helped = searching & finite & (at.how > 0)
         more = jnp.where(at.how == 0, jnp.where(at.hint > 0, -at.hint, 1), at.how + 1)
