@@ -5,6 +5,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 import pytest
 from helpers import Counted
 
@@ -158,20 +159,32 @@ def test_one_compilation_for_all_numbers(name):
     assert field.calls == count
 
 
-def test_the_tolerances_of_a_search_are_data():
+def test_the_numbers_of_a_search_are_data():
     field = Counted(lambda t, y, k: k - y)
     found = lambda **how: sx.find_steady_state(field, jnp.ones(1), 2.0, **how)
     np.testing.assert_allclose(found().y, 2.0, rtol=1e-9)
     traced = field.calls
-    for how in (dict(rtol=1e-6), dict(rtol=1e-4, atol=1e-8)):
+    for how in (dict(rtol=1e-6), dict(rtol=1e-4, atol=1e-8), dict(max_steps=100)):
         np.testing.assert_allclose(found(**how).y, 2.0, rtol=1e-4)
+    assert found(max_steps=1, throw=False).num_steps == 2  # one of each method
     assert field.calls == traced
     given = dict(args=2.0, steady_args=1.0)
     solved = lambda **how: sx.SteadyThenSimulate(field, **how)(1.0, [1.0], **given)
     solved()
     traced = field.calls
-    solved(steady_rtol=1e-6, steady_atol=1e-8)
+    solved(steady_rtol=1e-6, steady_atol=1e-8, steady_max_steps=100)
     assert field.calls == traced
+
+
+def test_an_optimistix_search_takes_its_steps_statically():
+    """Which is no reason for it to take others."""
+    field = lambda t, y, k: k - y**3
+    chain = sx.Chain((optx.Newton(1e-9, 1e-9), sx.PseudoTransient()))
+    for most, least in ((2, 3), (100, 1)):
+        found = sx.find_steady_state(
+            field, jnp.ones(1), 2.0, method=chain, max_steps=most, throw=False
+        )
+        assert least <= found.num_steps <= 2 * most
 
 
 def test_it_differs_from_lane_to_lane():

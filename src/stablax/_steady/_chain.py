@@ -17,7 +17,7 @@ from ._base import AbstractSteadyMethod
 from ._integrate import Integrate
 from ._problem import SteadyProblem
 from ._pseudo_transient import PseudoTransient
-from ._root_finder import OPTIMISTIX, AbstractSteadyRootFinder, as_method
+from ._root_finder import OPTIMISTIX, AbstractSteadyRootFinder, FromOptimistix, as_method
 from ._verdict import Verdict, judge, status_of
 
 # A guess that is near converges in fewer steps; one that is not should cost little.
@@ -77,6 +77,11 @@ def as_chain(method: Any) -> Chain:
 def exchanges_lanes(chain: Chain) -> bool:
     """Whether the lanes of all its loops can be exchanged for others; see `lane_loop`."""
     return all(isinstance(stage, AbstractSteadyRootFinder | Integrate) for stage in chain.stages)
+
+
+def steps_are_data(chain: Chain) -> bool:
+    """Whether another `max_steps` compiles nothing: optimistix takes it as a static number."""
+    return not any(isinstance(stage, FromOptimistix) for stage in chain.stages)
 
 
 class Found(eqx.Module):

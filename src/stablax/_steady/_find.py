@@ -35,7 +35,7 @@ from .._states import (
 )
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
-from ._chain import Chain, SteadyMethod, as_chain, run_chain
+from ._chain import Chain, SteadyMethod, as_chain, run_chain, steps_are_data
 from ._conserved import as_conserved, declared_projector, refuse_rows
 from ._detect import dead, detected_projector, states_near
 from ._implicit import Residual, differentiable
@@ -46,16 +46,16 @@ from ._warm_start import WarmStart, as_guess
 
 
 class SteadyOptions(eqx.Module):
-    """How to search. Held statically but for the tolerances, of which another compiles nothing."""
+    """How to search. Held statically but for the numbers, of which another compiles nothing."""
 
     chain: Chain
     rtol: Any
     atol: Any
-    max_steps: int
+    max_steps: Any
     stability: bool | None
 
     def for_dtype(self, dtype: np.dtype) -> "SteadyOptions":
-        """With tolerances as arrays, checked against what the dtype can resolve."""
+        """With numbers as arrays; tolerances checked against what the dtype can resolve."""
         rtol, atol = default_tolerances(self.rtol, self.atol, dtype)
         least = 10 * float(np.finfo(dtype).eps)
         if not rtol >= least:
@@ -63,7 +63,9 @@ class SteadyOptions(eqx.Module):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not 0 < value < np.inf:
                 raise ValueError(f"`{name}` must be a number above 0 and finite, got {value}.")
-        return dataclasses.replace(self, rtol=np.asarray(rtol, dtype), atol=np.asarray(atol, dtype))
+        steps = np.asarray(self.max_steps) if steps_are_data(self.chain) else self.max_steps
+        rtol, atol = np.asarray(rtol, dtype), np.asarray(atol, dtype)
+        return dataclasses.replace(self, rtol=rtol, atol=atol, max_steps=steps)
 
 
 @typechecked
@@ -275,10 +277,10 @@ def steady_state(
         upper=upper,
         walls=walls,
         guessed=jnp.array(False),
-        budget=jnp.array(options.max_steps),
+        budget=spread(jnp.asarray(options.max_steps), y0),
         rtol=spread(jnp.asarray(options.rtol), y0),
         atol=spread(jnp.asarray(options.atol), y0),
-        max_steps=options.max_steps,
+        max_steps=spread(options.max_steps, y0),
         detected=conserved == "detect",
         structure=guarded.jacobian or Dense(),
         by_hand=jtu.Partial(_jacobian_by_hand, unravel, t_, args_),

@@ -36,7 +36,8 @@ class SteadyProblem(eqx.Module):
     - `projector`: P, `(n, n)`.
     - `lower`, `upper`: the box in which a steady state has to be, `(n,)`, +-inf for none.
     - `rtol`, `atol`: the tolerance of each component.
-    - `max_steps`: the most steps that a search may take.
+    - `max_steps`: the most steps that a search may take: an integer array, or a Python integer
+        where a stage of the chain is a solver of optimistix, which needs it so.
     - `guessed`: whether `start` is a guess, near the steady state if it is good. Where it is not,
         it should cost little: `budget`, at most `max_steps`, is what the search may take from it.
     - `width`: how many lanes of a batch step at once at most, if not all.
@@ -53,7 +54,7 @@ class SteadyProblem(eqx.Module):
     budget: Int[Array, ""]
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
-    max_steps: int = eqx.field(static=True)
+    max_steps: Any
     detected: bool = eqx.field(static=True)  # whether the projector is
     structure: AbstractJacobian = eqx.field(static=True)
     by_hand: Any  # evaluates a Jacobian written by the user, `by_hand(fn, y)`
