@@ -9,6 +9,12 @@ from ._control import (
     StepLog as StepLog,
     StiffPID as StiffPID,
 )
+from ._coordinates import (
+    AbstractCoordinates as AbstractCoordinates,
+    LogField as LogField,
+    ScaledField as ScaledField,
+    SoftplusField as SoftplusField,
+)
 from ._diagnostics import (
     Diagnosis as Diagnosis,
     GradientCheck as GradientCheck,
@@ -20,41 +26,18 @@ from ._diagnostics import (
     stiffness_along as stiffness_along,
 )
 from ._fields import (
-    AbstractCoordinates as AbstractCoordinates,
-    AbstractRateLaw as AbstractRateLaw,
-    AntisymmetricField as AntisymmetricField,
-    ContractingField as ContractingField,
-    DampedField as DampedField,
-    GradientFlowField as GradientFlowField,
     Guard as Guard,
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
-    Hill as Hill,
-    HybridField as HybridField,
-    LogField as LogField,
-    LyapunovField as LyapunovField,
-    MassAction as MassAction,
-    MichaelisMenten as MichaelisMenten,
-    MLPField as MLPField,
-    NeuralRate as NeuralRate,
-    PortHamiltonianField as PortHamiltonianField,
-    ProductRate as ProductRate,
-    QuasiPositiveField as QuasiPositiveField,
-    Reaction as Reaction,
-    ReactionField as ReactionField,
-    ScaledField as ScaledField,
-    ScaledNeuralField as ScaledNeuralField,
-    Scales as Scales,
-    SoftplusField as SoftplusField,
-    rate_constant as rate_constant,
+    check_jacobian as check_jacobian,
 )
+from ._hybrids import HybridField as HybridField
 from ._linalg import (
     Banded as Banded,
     Dense as Dense,
     MatrixFree as MatrixFree,
     Sparse as Sparse,
-    check_jacobian as check_jacobian,
 )
 from ._models import (
     AbstractDose as AbstractDose,
@@ -75,6 +58,29 @@ from ._models import (
     is_successful as is_successful,
     simulate_batch as simulate_batch,
     with_options as with_options,
+)
+from ._neural import (
+    AntisymmetricField as AntisymmetricField,
+    ContractingField as ContractingField,
+    DampedField as DampedField,
+    GradientFlowField as GradientFlowField,
+    LyapunovField as LyapunovField,
+    MLPField as MLPField,
+    PortHamiltonianField as PortHamiltonianField,
+    QuasiPositiveField as QuasiPositiveField,
+    ScaledNeuralField as ScaledNeuralField,
+    Scales as Scales,
+)
+from ._reactions import (
+    AbstractRateLaw as AbstractRateLaw,
+    Hill as Hill,
+    MassAction as MassAction,
+    MichaelisMenten as MichaelisMenten,
+    NeuralRate as NeuralRate,
+    ProductRate as ProductRate,
+    Reaction as Reaction,
+    ReactionField as ReactionField,
+    rate_constant as rate_constant,
 )
 from ._results import (
     RESULTS as RESULTS,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import diffrax
 import numpy as np
 
-from .._linalg import check_jacobian
+from .._fields import check_jacobian
 from .._results import RESULTS, Cause
 from .._solvers import AbstractRosenbrock, PatientChord, family_of
 from ._observe import Observation

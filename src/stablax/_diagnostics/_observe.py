@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .._control import StiffPID
-from .._fields import Guarded, as_guarded
+from .._fields import as_guarded, bare
 from .._models import (
     AbstractModel,
     Phase,
@@ -120,10 +120,9 @@ class Conditions:
 
 @eqx.filter_jit
 def _bare(field, args, like, ts, flats):
-    guarded = as_guarded(field)
-    bare = guarded.fn if isinstance(guarded, Guarded) else guarded.vector_field
+    _, fn = bare(field)
     unravel = ravel_pytree(like)[1]
-    return jax.vmap(lambda t, y: ravel_pytree(bare(t, unravel(y), args))[0])(ts, flats)
+    return jax.vmap(lambda t, y: ravel_pytree(fn(t, unravel(y), args))[0])(ts, flats)
 
 
 def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:

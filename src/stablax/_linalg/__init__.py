@@ -1,5 +1,4 @@
 from ._banded import Banded as Banded
-from ._check import check_jacobian as check_jacobian
 from ._dense import (
     Dense as Dense,
     Equilibrated as Equilibrated,

@@ -79,7 +79,7 @@ def _paragraph(facts: _Facts, about: About) -> str:
     text = message(facts.result, index)
     if steps == 0 and index != _index(RESULTS.event_occurred):
         if facts.steady is not None and _index(facts.steady.result) != 0:
-            text = explain_steady(facts.steady, list(about.names))
+            text = explain_steady(facts.steady, about.names)
         return f"{text} The simulation was not started."
     t, dt = float(facts.stats["t"]), float(facts.stats["dt"])
     if index == _index(RESULTS.event_occurred):

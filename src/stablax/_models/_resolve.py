@@ -6,7 +6,7 @@ from typing import Any
 import diffrax
 
 from .._control import StiffPID, refuse_traced_times
-from .._fields import Guard, as_guarded
+from .._fields import Guard, as_guarded, declared_jacobian
 from .._solvers import AbstractRosenbrock, FiniteSteps, Rodas5P
 from .._types import VF
 from .._words import short
@@ -53,7 +53,7 @@ def _solver(solver: diffrax.AbstractSolver | None, field: VF) -> diffrax.Abstrac
     if isinstance(solver, FiniteSteps):
         solver = solver.solver  # The field is protected from the inside; one gate is enough.
     _check_terms(solver)
-    declared = as_guarded(field).jacobian
+    declared = declared_jacobian(field)
     if isinstance(solver, AbstractRosenbrock) and solver.jacobian is None:
         solver = dataclasses.replace(solver, jacobian=declared)
     return solver

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._control import StepLog
 from .._failure import inputs_with_finite_derivative
+from .._fields import names_of
 from .._lanes import spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
@@ -27,7 +28,7 @@ from ._phase import Leg, Overrides, Phase, Stack
 from ._protect import of_successful
 from ._resolve import resolve
 from ._simulation import About, GuardSummary, Simulation
-from ._solve import integrate, names_of
+from ._solve import integrate
 from ._start import AbstractStart
 from ._stepping import Pace, Plan, Stepping, planned
 from ._times import rows_are_ordered, times_are_ordered

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._captured import capture
 from .._control import Watch
-from .._fields import Guard, Guarded, GuardedField, as_guarded
+from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
 from .._results import RESULTS, Cause
 from .._solvers import family_of, for_forward_mode, prepare
-from .._states import all_finite, component_names, finite_or_zero, stop, zeros_like
+from .._states import all_finite, finite_or_zero, stop, zeros_like
 from .._types import VF, Args
 from ._adjoint import Outputs
 from ._protect import closed_inputs, differentiable, of_successful
@@ -97,16 +97,6 @@ def integrate(
     about = About(names, family_of(plan.solver))
     simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
     return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
-
-
-def names_of(field: VF, y0) -> tuple[str, ...]:
-    """The names of the components: those that the field declares as `species`, or their places
-    in the state."""
-    names = tuple(component_names(y0))
-    species = getattr(field.fn if isinstance(field, Guarded) else field, "species", None)
-    if isinstance(species, tuple | list) and len(species) == len(names):
-        return tuple(map(str, species))
-    return names
 
 
 def _outputs_masked(field: Callable, t, y, args):

@@ -11,10 +11,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
-from .._fields import as_guarded, innermost
+from .._coordinates import innermost
+from .._fields import as_guarded, names_of
 from .._linalg import combination, echelon
 from .._precision import product
-from .._states import as_args, as_state, component_names, state_dtype
+from .._states import as_args, as_state, state_dtype
 from .._static import Frozen, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 
@@ -175,7 +176,7 @@ def conserved_quantities(
     leaks = lambda rows: _leaks(rows, states, fluxes, jacobians, eps)
     rows = _readable(null, scales, leaks)
     rows = rows[~leaks(rows)]
-    return ConservedQuantities(rows, tuple(component_names(y0)), gap)
+    return ConservedQuantities(rows, names_of(field, y0), gap)
 
 
 def _readable(null: np.ndarray, scales: np.ndarray, leaks: Callable) -> np.ndarray:

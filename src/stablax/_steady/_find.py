@@ -1,7 +1,7 @@
 """`find_steady_state`: search, verify, differentiate implicitly."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,12 +14,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._captured import capture, refuse_hidden
+from .._coordinates import AbstractCoordinates, innermost
 from .._failure import (
     inputs_with_finite_derivative,
     output_with_finite_derivative,
     raise_if,
 )
-from .._fields import AbstractCoordinates, as_guarded, evaluate_ungated, innermost
+from .._fields import as_guarded, declared_jacobian, evaluate_ungated, names_of
 from .._lanes import differing, spread
 from .._linalg import Dense
 from .._results import RESULTS, STATUS, is_okay, message
@@ -27,7 +28,6 @@ from .._states import (
     all_finite,
     as_args,
     as_state,
-    component_names,
     finite_or_zero,
     select,
     state_dtype,
@@ -148,7 +148,7 @@ def find_steady_state(
     refuse_rows_of(steady, field, y0, args, t, conserved)
     if not throw:
         return steady
-    names = component_names(y0)
+    names = names_of(field, y0)
     return raise_if(
         output_with_finite_derivative(steady),
         ~is_okay(steady.result),
@@ -191,7 +191,7 @@ def steady_facts(steady: SteadyState) -> SteadyFacts:
     )
 
 
-def explain_steady(facts: SteadyFacts, names: list[str]) -> str:
+def explain_steady(facts: SteadyFacts, names: Sequence[str]) -> str:
     """How the search of one sample ended."""
     told = _in_words(facts.stages, facts.statuses)
     text = message(facts.result, int(jax.tree.leaves(facts.result)[0]))
@@ -282,7 +282,7 @@ def steady_state(
         atol=spread(jnp.asarray(options.atol), y0),
         max_steps=spread(options.max_steps, y0),
         detected=conserved == "detect",
-        structure=guarded.jacobian or Dense(),
+        structure=declared_jacobian(guarded) or Dense(),
         by_hand=jtu.Partial(_jacobian_by_hand, unravel, t_, args_),
         width=width,
     )

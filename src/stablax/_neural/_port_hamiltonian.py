@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._types import Args, Y, typechecked
 from ._energy import Energy
-from ._guard import Guard
 from ._network import Network, external_inputs
 from ._sized import AbstractSizedField, check_least, positive, square
 

@@ -14,11 +14,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._fields import GuardedField
 from .._states import as_state, same_shape_and_dtype
 from .._static import Frozen, real_array
 from .._types import Args, Y
 from .._words import short
-from ._guarded import GuardedField
 
 
 class AbstractSizedField(GuardedField):

@@ -8,10 +8,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._static import Frozen
 from .._types import Args, typechecked
 from .._words import short
-from ._guard import Guard
 from ._network import Network
 from ._sized import AbstractSizedField, like, positive_vector
 

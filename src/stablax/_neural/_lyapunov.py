@@ -13,9 +13,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._static import Frozen, real_array
 from .._types import Args, Y, YLike, typechecked
-from ._guard import Guard
 from ._network import Network
 from ._sized import AbstractSizedField, check_least, like, positive, square
 

@@ -7,11 +7,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from .._fields import Guard, GuardedField
 from .._static import Static, real_array, real_number
 from .._types import Args, ScalarLike, Y, YLike, typechecked
 from .._words import short
-from ._guard import Guard
-from ._guarded import GuardedField
 from ._sized import positive
 
 

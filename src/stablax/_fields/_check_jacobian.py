@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._states import as_args, as_state, component_names, state_dtype
+from .._linalg import Dense, as_jacobian, linearise
+from .._states import as_args, as_state, state_dtype
 from .._types import VF, Args, ScalarLike, YLike, typechecked
-from ._dense import Dense, as_jacobian, linearise
+from ._declared import declared_jacobian, names_of
 
 
 @typechecked
@@ -37,7 +38,7 @@ def check_jacobian(
     **Raises:** `ValueError` if the difference is above `rtol`, naming the entry, both values, and
     for a structure what it leaves out; or if there is nothing to compare.
     """
-    given = as_jacobian(getattr(field, "jacobian", None) if jacobian is None else jacobian)
+    given = declared_jacobian(field) if jacobian is None else as_jacobian(jacobian)
     if given is None:
         raise ValueError(
             "There is nothing to check: `field` declares no `jacobian`. Give one, "
@@ -59,7 +60,7 @@ def check_jacobian(
         i, j = np.unravel_index(
             np.argmax(np.where(np.isnan(difference), np.inf, difference)), exact.shape
         )
-        names = component_names(y)
+        names = names_of(field, y)
         what = "by hand" if isinstance(given, Dense) else f"with {given}"
         raise ValueError(
             f"The Jacobian {what} is not that of the field: the derivative of component {names[i]} "

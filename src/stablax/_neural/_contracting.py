@@ -9,8 +9,8 @@ import jax.random as jr
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._types import Args, Y, typechecked
-from ._guard import Guard
 from ._network import external_inputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 

@@ -9,16 +9,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from .._coordinates import AbstractCoordinates
+from .._fields import Guard, GuardedField, bare, declared_conserved, declared_species
 from .._linalg import as_jacobian, row_projector
+from .._reactions import ReactionField
 from .._states import same_shape_and_dtype
 from .._static import Frozen, Split, real_array
 from .._types import VF, typechecked
 from .._words import short
-from ._coordinates import AbstractCoordinates
-from ._declared import declared_conserved
-from ._guard import Guard
-from ._guarded import GuardedField, bare
-from ._reaction_field import ReactionField
 
 
 @final
@@ -125,7 +123,7 @@ class HybridField(GuardedField):
     @property
     def species(self) -> tuple[str, ...] | None:
         """The names of the components, if `known` has them."""
-        return getattr(self.known, "species", None)
+        return declared_species(self.known)
 
     def _gated(self, change: PyTree) -> PyTree:
         gate = self.gate

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._types import Args, Y, typechecked
 from ._energy import Energy
-from ._guard import Guard
 from ._sized import AbstractSizedField, positive
 
 

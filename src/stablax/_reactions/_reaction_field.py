@@ -7,13 +7,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from .._fields import Guard, GuardedField, conserved_by
 from .._linalg import as_jacobian, combination
 from .._static import Frozen, Split
 from .._types import typechecked
 from .._words import clipped, closest
-from ._declared import conserved_by
-from ._guard import Guard
-from ._guarded import GuardedField
 from ._kinetics import RateLaws
 from ._rate_laws import AbstractRateLaw
 from ._reaction import Reaction, parse

@@ -8,8 +8,8 @@ import jax.nn as jnn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._types import Args, Y, typechecked
-from ._guard import Guard
 from ._network import Network
 from ._sized import AbstractSizedField
 

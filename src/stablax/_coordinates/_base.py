@@ -2,23 +2,20 @@
 
 import abc
 from types import ModuleType
-from typing import Any, final
+from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
-import jax.nn as jnn
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._linalg import as_jacobian
+from .._fields import Guard, GuardedField, bare, declared_conserved, declared_species
 from .._states import as_state, broadcast_prefix, same_shape_and_dtype
-from .._static import Split, Static, is_traced, real_array
+from .._static import Frozen, Split, Static, is_traced, real_array
 from .._types import VF, YLike, typechecked
 from .._words import short
-from ._guard import Guard
-from ._guarded import GuardedField, bare
 
 
 class AbstractCoordinates(GuardedField):
@@ -119,7 +116,13 @@ class AbstractCoordinates(GuardedField):
     @property
     def species(self) -> tuple[str, ...] | None:
         """The names of the components, if the field inside has them."""
-        return getattr(self.field, "species", None)
+        return declared_species(self.field)
+
+    @property
+    def conserved(self) -> Frozen | None:
+        """What the field inside declares that it conserves, in the components of its state, in
+        which that is linear."""
+        return declared_conserved(self.field)
 
     def _map(self, fn, tree: PyTree[Array]) -> PyTree[Array]:
         leaves, treedef = jtu.tree_flatten(tree)
@@ -193,7 +196,7 @@ def innermost(field: VF, y: PyTree) -> tuple[VF, PyTree]:
     return field, y
 
 
-def _positive(sizes: Any, name: str) -> Static:
+def positive_sizes(sizes: Any, name: str) -> Static:
     def leaf(path, x):
         value = real_array(x, f"{name}{jtu.keystr(path)}")
         if not (np.isfinite(value) & (value > 0)).all():
@@ -203,143 +206,7 @@ def _positive(sizes: Any, name: str) -> Static:
     return Static(jtu.tree_map_with_path(leaf, sizes), name)
 
 
-def _not_below(u: Array) -> Array:
+def not_below(u: Array) -> Array:
     """Further down, exp(u) is no number of full precision, and soon exp(-u) none at all."""
     least = np.log(np.finfo(u.dtype).tiny).astype(u.dtype)
     return jnp.where(u < least, least, u)
-
-
-@final
-class LogField(AbstractCoordinates):
-    """A field in logarithms: u = log y, or with an `offset` s, u = log(1 + y / s).
-
-    For positive states over many orders of magnitude: y cannot become negative, and a tolerance of
-    u is a relative tolerance of y. Without offset, y must stay above 0, and a component that
-    falls to 0 goes to -inf, stiffly. With one, u is linear in y below s, logarithmic above, and
-    finite at y = 0. The chain rule is exp(-u) f(exp(u)), in `expm1` and `log1p` with an offset;
-    below the smallest normal number (1e-308; float32: 1e-38) f / y is what it is there.
-
-    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
-
-    **Arguments:**
-
-    - `field`: any callable `f(t, y, args)`, guarded or not.
-    - `offset`: `None`, or s > 0 in the units of y: a number, an array that broadcasts to a leaf of
-        the state, or a PyTree of them (a prefix of the state).
-    - `guard`: in the new coordinates; by default that of `field`, translated.
-    - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
-    """
-
-    _field: Split
-    size: Static
-    shifted: bool = eqx.field(static=True)
-
-    @typechecked
-    def __init__(
-        self,
-        field: VF,
-        *,
-        offset: Any = None,
-        guard: Guard | None = None,
-        jacobian: Any = None,
-    ):
-        self._field = Split(field, "field")
-        self.size = _positive(1.0 if offset is None else offset, "offset")
-        self.shifted = offset is not None
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
-
-    def _to(self, y, size, xp):
-        return xp.log1p(y / size) if self.shifted else xp.log(y)
-
-    def _from(self, u, size):
-        return size * jnp.expm1(u) if self.shifted else jnp.exp(u)
-
-    def _slope(self, u, size):
-        return jnp.exp(-u) / size if self.shifted else jnp.exp(-u)
-
-    def _representable(self, u):
-        return _not_below(u)
-
-
-@final
-class SoftplusField(AbstractCoordinates):
-    """A field in the inverse of softplus: y = s log(1 + exp u), u = log(exp(y / s) - 1).
-
-    For positive states: logarithmic where y is small against the `scale` s, and y itself, in
-    units of s, where it is large. The chain rule is (1 + exp(-u)) f / s. As with a [`LogField`][],
-    y must stay above 0.
-
-    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
-
-    **Arguments:**
-
-    - `field`: any callable `f(t, y, args)`, guarded or not.
-    - `scale`: s > 0 in the units of y, as `offset` of a [`LogField`][]; by default 1.
-    - `guard`, `jacobian`: as in [`LogField`][].
-    """
-
-    _field: Split
-    size: Static
-
-    @typechecked
-    def __init__(
-        self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
-    ):
-        self._field = Split(field, "field")
-        self.size = _positive(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
-
-    def _to(self, y, size, xp):
-        z = y / size
-        return z + xp.log(-xp.expm1(-z))  # log(expm1(z)) without overflow
-
-    def _from(self, u, size):
-        return size * jnn.softplus(u)
-
-    def _slope(self, u, size):
-        return (1 + jnp.exp(-u)) / size
-
-    def _representable(self, u):
-        return _not_below(u)
-
-
-@final
-class ScaledField(AbstractCoordinates):
-    """A field in other units: u = y / s.
-
-    For components of very different sizes: in units of their typical values, one tolerance suits
-    all, and so do the weights of a network.
-
-    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
-
-    **Arguments:**
-
-    - `field`: any callable `f(t, y, args)`, guarded or not.
-    - `scale`: s > 0, the typical size of y: a number, an array that broadcasts to a leaf of the
-        state, or a PyTree of them (a prefix of the state).
-    - `guard`, `jacobian`: as in [`LogField`][].
-    """
-
-    _field: Split
-    size: Static
-
-    @typechecked
-    def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
-        self._field = Split(field, "field")
-        self.size = _positive(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
-
-    def _to(self, y, size, xp):
-        return y / size
-
-    def _from(self, u, size):
-        return size * u
-
-    def _slope(self, u, size):
-        return jnp.asarray(1 / size)
-
-    def _representable(self, u):
-        return u

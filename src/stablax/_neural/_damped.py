@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._fields import Guard
 from .._static import Frozen
 from .._types import Args, Y, typechecked
-from ._guard import Guard
 from ._network import Network
 from ._sized import AbstractSizedField, like, positive, positive_vector, square
 

@@ -1,0 +1,51 @@
+"""Other units."""
+
+from typing import Any, final
+
+import jax.numpy as jnp
+
+from .._fields import Guard
+from .._linalg import as_jacobian
+from .._static import Split, Static
+from .._types import VF, typechecked
+from ._base import AbstractCoordinates, positive_sizes
+
+
+@final
+class ScaledField(AbstractCoordinates):
+    """A field in other units: u = y / s.
+
+    For components of very different sizes: in units of their typical values, one tolerance suits
+    all, and so do the weights of a network.
+
+    See [`AbstractCoordinates`][] for guards, steady states and conserved quantities.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `scale`: s > 0, the typical size of y: a number, an array that broadcasts to a leaf of the
+        state, or a PyTree of them (a prefix of the state).
+    - `guard`, `jacobian`: as in [`LogField`][].
+    """
+
+    _field: Split
+    size: Static
+
+    @typechecked
+    def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
+        self._field = Split(field, "field")
+        self.size = positive_sizes(scale, "scale")
+        self.guard = self._translated_guard() if guard is None else guard
+        self.jacobian = as_jacobian(jacobian)
+
+    def _to(self, y, size, xp):
+        return y / size
+
+    def _from(self, u, size):
+        return size * u
+
+    def _slope(self, u, size):
+        return jnp.asarray(1 / size)
+
+    def _representable(self, u):
+        return u

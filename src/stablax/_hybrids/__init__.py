@@ -1,0 +1,1 @@
+from ._hybrid import HybridField as HybridField
