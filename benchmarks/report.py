@@ -4,6 +4,7 @@ from harness import at_error, geometric_mean
 
 OURS = "Rodas5P"
 FIXED = "Kvaerno5 fixed"
+KINDS = ("forward", "gradient")
 
 
 def cost(result: dict | None, target: float, of: str = "seconds", error: str = "error"):
@@ -78,6 +79,28 @@ def quotients(over: dict, under: dict, peer: str, own: str = OURS, among=None) -
     return {problem: a / b for problem, (a, b) in pairs.items() if a and b}
 
 
+def at_equal_tolerance(record: dict, peer: str = OURS) -> dict:
+    """`{problem: gradient / forward}` at the tolerances at which both were timed, which is at
+    equal steps; the geometric mean over them."""
+    ratios = {}
+    for problem, each in record["single"].items():
+        points = {kind: each[kind].get(peer, {}).get("points", []) for kind in KINDS}
+        seconds = {
+            kind: {p["rtol"]: p["seconds"] for p in timed if p.get("seconds")}
+            for kind, timed in points.items()
+        }
+        # Sweeps start apart: the same tolerance up to rounding.
+        pairs = [
+            (gradient, forward)
+            for rtol, gradient in seconds["gradient"].items()
+            for other, forward in seconds["forward"].items()
+            if abs(rtol / other - 1) < 1e-6
+        ]
+        if pairs:
+            ratios[problem] = geometric_mean(a / b for a, b in pairs)
+    return ratios
+
+
 def describe(ratios: dict) -> str:
     if not ratios:
         return "not measured"
@@ -127,6 +150,10 @@ def summary(record: dict) -> str:
         (
             "gradient / forward of Rodas5P: goal at most 5x each",
             quotients(at_equal_solution, forward, OURS, among=named),
+        ),
+        (
+            "gradient / forward of Rodas5P at equal steps: goal at most 4x each",
+            at_equal_tolerance(record),
         ),
         (
             "time to the first gradient, Rodas5P / Kvaerno5: goal at most 0.7x",
