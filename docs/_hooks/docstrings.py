@@ -9,6 +9,10 @@ from collections.abc import Iterator
 
 import griffe
 
+_MODULES = ("equinox.Module", "diffrax.", "optimistix.")
+_NO_FIELDS = ("typing.ClassVar", "equinox.AbstractVar", "equinox.AbstractClassVar")
+_POSITIONAL = griffe.ParameterKind.positional_or_keyword
+_KEYWORD = griffe.ParameterKind.keyword_only
 _LINK = re.compile(r"\[`([^`\]]+)`\]\[\]")
 
 
@@ -62,12 +66,12 @@ def _bases(cls: griffe.Class) -> set[str]:
 
 
 def _add_init(cls: griffe.Class) -> None:
-    """Of a dataclass or a module of Equinox, where a user makes one: its docstring says with which
-    arguments."""
-    is_dataclass, cls.decorators = bool(cls.decorators), []  # griffe shows all of them
-    if "__init__" in cls.members or not (is_dataclass or "equinox.Module" in _bases(cls)):
+    """Of a module of Equinox, where it is a user who makes one."""
+    cls.decorators = []  # else griffe does it for those that are reports, too
+    if "__init__" in cls.members or cls.docstring is None or cls.name.startswith("Abstract"):
         return
-    if cls.docstring and "**Arguments:**" in cls.docstring.value:
+    is_module = any(base.startswith(_MODULES) for base in _bases(cls))
+    if is_module and "**Attributes:**" not in cls.docstring.value:
         init = griffe.Function("__init__", parent=cls)
         init.parameters = griffe.Parameters(griffe.Parameter("self"), *_fields(cls))
         cls.set_member("__init__", init)
@@ -82,40 +86,37 @@ def _add_messages(cls: griffe.Class) -> None:
 
 def _show_options(fn: griffe.Function) -> None:
     """Those of `**options` that the decorator `takes` names."""
-    kinds = [d.value for d in fn.decorators if d.callable_path.endswith(".takes")]
-    for kind in (name for call in kinds for name in call.arguments):
-        last = next(p.name for p in fn.parameters if p.kind is griffe.ParameterKind.var_keyword)
-        options = _fields(fn.modules_collection[kind.canonical_path])
-        every = [p for p in fn.parameters if p.name != last]
-        every += [p for p in options if p.name not in {q.name for q in every}]
-        for p in every[len(every) - len(options) :]:
-            p.kind = griffe.ParameterKind.keyword_only
-        fn.parameters = griffe.Parameters(*every, fn.parameters[last])
+    calls = [d.value for d in fn.decorators if d.callable_path.endswith(".takes")]
+    kinds = [fn.modules_collection[kind.canonical_path] for x in calls for kind in x.arguments]
     if kinds:
-        del fn.parameters[last]
+        *own, _ = fn.parameters
+        options = {p.name: p for kind in kinds for p in _fields(kind)}
+        for p in options.values():
+            p.kind = _KEYWORD
+        fn.parameters = griffe.Parameters(*own, *options.values())
 
 
 def _fields(cls: griffe.Class) -> list[griffe.Parameter]:
     """The arguments that a dataclass makes of its fields, those of its bases first."""
-    kind, found = griffe.ParameterKind.positional_or_keyword, {}
-    for attribute in (a for c in (*reversed(cls.mro()), cls) for a in c.attributes.values()):
-        if str(attribute.annotation) == "dataclasses.KW_ONLY":
-            kind = griffe.ParameterKind.keyword_only
-        elif attribute.annotation is not None and "property" not in attribute.labels:
-            default = _default(attribute.value)
-            before = found.get(attribute.name)
-            if before is not None:
-                before.default = default
-            else:
-                found[attribute.name] = griffe.Parameter(
-                    attribute.name, annotation=attribute.annotation, kind=kind, default=default
-                )
-    return list(found.values())
+    found, positional = {}, True
+    for field in (a for c in (*reversed(cls.mro()), cls) for a in c.attributes.values()):
+        path = getattr(field.annotation, "canonical_path", None)
+        if path == "dataclasses.KW_ONLY":
+            positional = False
+        elif path and path not in _NO_FIELDS and "instance-attribute" in field.labels:
+            options = _options(field.value)
+            default = options.get("default")
+            if str(default).startswith("_"):  # a private constant: its value
+                default = field.modules_collection[default.canonical_path].value
+            by_position = positional and "kw_only" not in options
+            found.setdefault(field.name, griffe.Parameter(field.name))
+            found[field.name].default = default
+            found[field.name].kind = _POSITIONAL if by_position else _KEYWORD
+    return sorted(found.values(), key=lambda p: p.kind is _KEYWORD)
 
 
-def _default(value: griffe.Expr | str | None) -> griffe.Expr | str | None:
-    """Of a field: its value, or the `default` of `eqx.field(...)`."""
+def _options(value: griffe.Expr | str | None) -> dict[str, griffe.Expr | str | None]:
+    """Of a field: those of `eqx.field(...)`, or its value."""
     if isinstance(value, griffe.ExprCall) and value.canonical_path.endswith(".field"):
-        named = {a.name: a.value for a in value.arguments if isinstance(a, griffe.ExprKeyword)}
-        return named.get("default")
-    return value
+        return {a.name: a.value for a in value.arguments if isinstance(a, griffe.ExprKeyword)}
+    return {"default": value}
