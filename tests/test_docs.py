@@ -13,6 +13,7 @@ from helpers import ROOT
 
 DOCUMENTS = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 DOCUMENTS.remove("docs/benchmarks.md")  # tables and figures, made by `benchmarks/`
+DOCUMENTS.remove("docs/gallery.md")  # the pictures of `docs/examples`, whose scripts `.ci/run` runs
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

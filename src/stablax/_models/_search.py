@@ -23,7 +23,8 @@ class SteadyArguments(SolveArguments, SearchArguments, total=False):
     """What a model takes that starts from a steady state."""
 
 
-_METHOD, _MAX_STEPS = Chain(), 256
+_METHOD = Chain()
+_MAX_STEPS = 256
 
 
 def _method(method: Explained[SteadyMethod | None]) -> Chain:
