@@ -19,6 +19,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ._lanes import any_lane, spread
 from ._states import select
 
+# An exchange costs as much as several steps, so it waits until this part of the lanes is done.
+_SPARE = 8
+
 
 class Buffer(eqx.Module):
     """An array with a leading axis, the places, that a loop reads or writes at one place a step;
@@ -155,8 +158,7 @@ class _Loop:
         of_lane, read_lane = jtu.tree_unflatten(self.treedef, batched)
         carry, writes = jtu.tree_unflatten(self.carry_tree, operands[self.count :])
         axes = jtu.tree_map(lambda b: 0 if b else None, of_lane)
-        # An exchange costs as much as several steps, so it is one for several lanes.
-        spare = max(width // 8, 1)
+        spare = max(width // _SPARE, 1)
 
         def goes_on(consts, carry):
             return self.goes_on(eqx.combine(consts, static), carry)

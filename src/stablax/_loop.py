@@ -20,6 +20,9 @@ from ._lanes import any_lane
 from ._states import select
 from ._types import Args
 
+# A last step of so many rounding errors would spoil its dense output: the one before takes it.
+_LAST_STEP_ULPS = 50
+
 
 class Steps(eqx.Module):
     """What is solved, and how. Times rise: a solve backwards in time is one in `-t`. The `solver`
@@ -132,8 +135,7 @@ class _Stepper(eqx.Module):
     def step(self, moving: PyTree[Array], ts, written: Written) -> tuple[PyTree[Array], Written]:
         steps, solver, order, t1, args = self.steps, self.solver, self.order, self.t1, self.args
         controller = steps.controller
-        # A last step of some rounding errors would spoil its dense output.
-        nearly_there = t1 - 50 * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
+        nearly_there = t1 - _LAST_STEP_ULPS * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
         carry = eqx.combine(moving, self.fixed)
         solved = self.look(carry)
         t, end, y = solved.t, carry.end, solved.y

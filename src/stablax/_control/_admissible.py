@@ -19,6 +19,13 @@ from .._results import Cause
 from .._states import all_finite, for_each_component, select, stop, zeros_like
 from ._watch import Step, Watch, Watched
 
+# Of the time span: below the first no step is one; the second is taken where a guess fails.
+_SHORTEST, _WITHOUT_GUESS = 1e-30, 1e-6
+# Of the first step, from Hairer, Norsett and Wanner (1993), section II.4: sizes that count as
+# nothing, the step where they do, and by how much a step changes the state or may be wrong.
+_NOTHING, _BLIND, _CHANGE = 1e-5, 1e-6, 0.01
+_FLAT, _OF_FLAT, _MOST_GROWTH = 1e-15, 1e-3, 100
+
 
 class StepRecord(eqx.Module):
     """What the controller saw, which diffrax's own statistics do not tell.
@@ -76,13 +83,13 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         span = lax.stop_gradient(t1 - t0)
         span = jnp.where(jnp.isinf(span), 1, span)  # only an event ends it: no scale of time
-        tiny = 1e-30 * span
+        tiny = _SHORTEST * span
         if dt0 is None:
             guess = self._first_step(error_order, *stop((terms, t0, y0, args)))
             # The heuristic probes the field, and gives 0 or nan where that overflows; any small
             # step will do, since the error control takes it from there.
             usable = jnp.isfinite(guess) & (guess > tiny)
-            dt0 = lax.stop_gradient(jnp.where(usable, guess, 1e-6 * span))
+            dt0 = lax.stop_gradient(jnp.where(usable, guess, _WITHOUT_GUESS * span))
         tnext, inner = self.controller.init(terms, t0, t1, y0, dt0, args, func, error_order)
         zero = jnp.zeros((), jnp.int32)
         dtype = jnp.result_type(t0)
@@ -120,8 +127,9 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             control = terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
             slope = terms.vf_prod(t, y, args, control)
             new = size(slope)
-            nothing = (of_state < 1e-5) | (new < 1e-5)
-            guess = jnp.where(nothing, 1e-6, 0.01 * (of_state / jnp.where(nothing, 1, new)))
+            nothing = (of_state < _NOTHING) | (new < _NOTHING)
+            guess = _CHANGE * (of_state / jnp.where(nothing, 1, new))
+            guess = jnp.where(nothing, _BLIND, guess)
             first = (guess, new, slope)
             then = (h, of_slope, jtu.tree_map(jnp.subtract, slope, change))
             return select(i == 0, first, then)
@@ -130,8 +138,9 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         start = spread(start, terms, t0, y0, args)
         h, of_slope, change = lax.fori_loop(0, 2, probe, start)
         most = jnp.maximum(of_slope, size(change) / h)
-        curved = (0.01 / most) ** (1 / error_order)
-        return jnp.minimum(100 * h, jnp.where(most <= 1e-15, jnp.maximum(1e-6, h * 1e-3), curved))
+        curved = (_CHANGE / most) ** (1 / error_order)
+        flat = jnp.maximum(_BLIND, _OF_FLAT * h)
+        return jnp.minimum(_MOST_GROWTH * h, jnp.where(most <= _FLAT, flat, curved))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state

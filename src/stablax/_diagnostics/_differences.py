@@ -5,16 +5,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Central differences at steps that fall by 4, in units of the size of the parameters.
-STEPS = 0.1 * 0.25 ** np.arange(9)
+# Central differences at steps that fall by 4, in units of the size of the parameters. Their errors
+# go with the square of the step.
+_FALL = 0.25
+STEPS = 0.1 * _FALL ** np.arange(9)
+_GAIN = _FALL**-2
 REACH = 2  # a step so large that the change is more than scatter, and so small that few solves fail
 # Spacings at which the noise of the function is looked at: that of rounding, and that of an
 # adaptive solver whose number of steps changes with the parameters.
 _SPACINGS = (1e-3, 1e-5, 1e-7)
-# Where jumps are looked for.
-_NEAR = 0.05
+# Where jumps are looked for: how far around, at how many places (an even number: the point itself
+# is inside an interval), from which part of the range on, and how often the place is halved.
+_NEAR, _PLACES, _LEAST_JUMP, _HALVINGS = 0.05, 22, 0.02, 12
 # Of a fourth difference of independent noise, the variance is 70 times that of the noise.
 _FOURTH = np.array([1.0, -4.0, 6.0, -4.0, 1.0])
+_FOURTH_VARIANCE = float(np.sum(_FOURTH**2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +79,7 @@ def _noise(fn: Callable[[float], float], eps: float) -> float:
         values = np.array([fn(spacing * i) for i in (-3, -2, -1, 0, 1, 2, 3)])
         fourth = np.convolve(values, _FOURTH, mode="valid")
         if np.isfinite(fourth).all():
-            found.append(float(np.sqrt(np.mean(fourth**2) / 70)))
+            found.append(float(np.sqrt(np.mean(fourth**2) / _FOURTH_VARIANCE)))
     # At the widest spacing there may be curvature, at the narrowest no noise of a solver yet.
     return max(rounding, float(np.median(found))) if found else rounding
 
@@ -89,7 +94,7 @@ def _extrapolate(central: np.ndarray, noise: float) -> tuple[float, float]:
             continue
         for order, coarse in enumerate(previous, 1):
             fine = row[-1]
-            better = fine + (fine - coarse) / (16.0**order - 1)
+            better = fine + (fine - coarse) / (_GAIN**order - 1)
             doubt = max(abs(better - fine), abs(better - coarse)) + noise / h
             if doubt < uncertainty:
                 best, uncertainty = better, doubt
@@ -101,14 +106,14 @@ def _extrapolate(central: np.ndarray, noise: float) -> tuple[float, float]:
 def _jump(fn: Callable[[float], float], rtol: float) -> float | None:
     """The largest jump within `_NEAR` of the point: a difference that stays as large while the
     interval in which it happens is halved and halved again."""
-    places = np.linspace(-_NEAR, _NEAR, 22)  # an even number: the point itself is inside one
+    places = np.linspace(-_NEAR, _NEAR, _PLACES)
     values = np.array([fn(s) for s in places])
     if not np.isfinite(values).all():
         return None
     k = int(np.argmax(np.abs(np.diff(values))))
     (low, high), (below, above) = places[k : k + 2], values[k : k + 2]
-    least = max(rtol * np.abs(values).max(), 0.02 * np.ptp(values))
-    for _ in range(12):
+    least = max(rtol * np.abs(values).max(), _LEAST_JUMP * np.ptp(values))
+    for _ in range(_HALVINGS):
         if not abs(above - below) > least:
             return None
         middle = (low + high) / 2

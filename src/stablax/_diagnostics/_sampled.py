@@ -23,6 +23,9 @@ _STEPS = 512  # the longest steps: what is stepped over lies in a long one
 _ROWS = 1024  # of the trajectory, for an event
 _HALVINGS = 40
 _CANDIDATES = 32  # for a jump
+# A jump is so many times the changes beside it, and at least this part of the field.
+_SUDDEN, _LEAST_JUMP = 4, 1e-3
+_PEAK = 0.1  # of the largest change: where less is missed, nothing is
 _LARGE = 1e3  # what is stepped over changes the state by so many tolerances, at least
 
 
@@ -95,7 +98,7 @@ def stepped_over(seen: Observation) -> list[Skipped]:
         if np.max(moved / tolerance) > _LARGE:
             component = int(np.argmax(moved / tolerance))
             size = np.abs(unseen[k, :, component])
-            inside = np.flatnonzero(size > 0.1 * size.max())
+            inside = np.flatnonzero(size > _PEAK * size.max())
             half = float(seen.dt[places[k]]) / len(fine) / 2
             for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1):
                 begin, end = float(times[k, run[0]]) - half, float(times[k, run[-1]]) + half
@@ -131,7 +134,7 @@ def jumps_in_time(seen: Observation) -> list[float]:
     same = seen.conditions.at(times[:, 1:]) == seen.conditions.at(times[:, :-1])
     change = np.where(np.isfinite(change) & same, change, 0)
     around = np.pad(change, ((0, 0), (1, 1)))
-    sudden = change > np.maximum(4 * np.minimum(around[:, :-2], around[:, 2:]), 1e-3)
+    sudden = change > np.maximum(_SUDDEN * np.minimum(around[:, :-2], around[:, 2:]), _LEAST_JUMP)
     order = np.argsort(np.where(sudden, -change, 0), axis=None)[:_CANDIDATES]
     step, part = np.unravel_index(order, change.shape)
     low, high = times[step, part], times[step, part + 1]

@@ -6,7 +6,13 @@ import numpy as np
 
 from ._observe import Observation
 
-_HALVINGS = 50
+# Where a wall is looked for, in steps, and below which part of the component it is at zero.
+_REACH = np.geomspace(1e-3, 1e6, 46)
+_ZERO = 1e-9
+# A jump along a step: intervals that are cut, how often, and what part of its size, and of the
+# field's, a jump keeps.
+_PARTS, _CUTS, _KEEPS, _LEAST = 33, 6, 0.5, 1e-3
+_HALVINGS = 50  # of the interval that holds a wall
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +41,9 @@ def find_walls(seen: Observation, t: float, dt: float) -> list[Wall]:
         return []
     size = len(y)
     step = np.abs(dt * flux) + seen.rtol * np.abs(y) + seen.atols
-    reach = np.geomspace(1e-3, 1e6, 46)
-    # moved[i, s, k]: component i, below or above, by reach[k] steps
-    distance = np.concatenate([-reach, reach]).reshape(2, -1)
-    moved = np.broadcast_to(y, (size, 2, len(reach), size)).copy()
+    # moved[i, s, k]: component i, below or above, by _REACH[k] steps
+    distance = np.concatenate([-_REACH, _REACH]).reshape(2, -1)
+    moved = np.broadcast_to(y, (size, 2, len(_REACH), size)).copy()
     for i in range(size):
         moved[i, :, :, i] += distance * step[i]
     finite = _finite(seen, t, moved)
@@ -69,7 +74,7 @@ def _bisect(seen: Observation, t: float, y, i: int, inside: float, outside: floa
             inside = middle
         else:
             outside = middle
-    return 0.0 if abs(inside) < 1e-9 * abs(y[i]) else float(inside)
+    return 0.0 if abs(inside) < _ZERO * abs(y[i]) else float(inside)
 
 
 def find_jump_along(seen: Observation, t: float, dt: float) -> float | None:
@@ -78,8 +83,8 @@ def find_jump_along(seen: Observation, t: float, dt: float) -> float | None:
     y = seen.state_at(t)
     flux = seen.field([t], y[None])[0]
     low, high, first = 0.0, 1.0, None
-    for _ in range(6):
-        part = np.linspace(low, high, 33)
+    for _ in range(_CUTS):
+        part = np.linspace(low, high, _PARTS)
         values = seen.field(t + dt * part, y + dt * part[:, None] * flux)
         if not np.isfinite(values).all():
             return None
@@ -87,7 +92,7 @@ def find_jump_along(seen: Observation, t: float, dt: float) -> float | None:
         change = np.abs(np.diff(values, axis=0)).max(axis=1) / scale
         place = int(np.argmax(change))
         first = change[place] if first is None else first
-        if change[place] < max(0.5 * first, 1e-3):
+        if change[place] < max(_KEEPS * first, _LEAST):
             return None
         low, high = part[place], part[place + 1]
     return float(t + dt * (low + high) / 2)

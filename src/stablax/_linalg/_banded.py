@@ -16,6 +16,10 @@ from .._words import short
 from ._dense import Dense, inverse_scale
 from ._jacobian import AbstractJacobian
 
+# Measured (`benchmarks/linear_algebra.py`): up to this size a full factorisation is as fast, with
+# few diagonals on a side and with more; and in any case up to so many times the diagonals.
+_DENSE_NARROW, _NARROW, _DENSE_WIDE, _DENSE_TIMES = 16, 3, 128, 4
+
 _UNROLLED = 4  # diagonals below the main one up to which the search for a pivot is unrolled
 
 
@@ -80,7 +84,8 @@ class Banded(AbstractJacobian):
     def is_dense(self, size: int) -> bool:
         """Whether a full factorisation is as fast for a state of `size` components."""
         side = max(self.lower, self.upper)
-        return size <= max(16 if side <= 3 else 128, 4 * side)
+        usual = _DENSE_NARROW if side <= _NARROW else _DENSE_WIDE
+        return size <= max(usual, _DENSE_TIMES * side)
 
     def check(self, size: int) -> None:
         for name, value in (("lower", self.lower), ("upper", self.upper)):

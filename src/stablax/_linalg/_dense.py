@@ -15,6 +15,9 @@ from .._states import all_finite
 from .._words import short
 from ._jacobian import AbstractJacobian, FlatField
 
+# A pivot below so many units in the last place of the entry that it was is made of rounding.
+_PIVOT_ULPS = 64
+
 # Up to these sizes; measured by `benchmarks/linear_algebra.py`.
 _ELIMINATED = 5
 _INVERTED = 24
@@ -201,7 +204,7 @@ def _has_digits(pivot: Array, original: Array) -> Bool[Array, "..."]:
     """Whether elimination has left a digit of the entry that became a pivot. Entry by entry, since
     neither rows nor columns need have one scale. Where none is left, as of I - h J with a conserved
     quantity and h |J| above 1 / eps, a solution would be made of rounding."""
-    return jnp.abs(pivot) > 64 * jnp.finfo(pivot.dtype).eps * jnp.abs(original)
+    return jnp.abs(pivot) > _PIVOT_ULPS * jnp.finfo(pivot.dtype).eps * jnp.abs(original)
 
 
 def _inverse(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:

@@ -12,6 +12,9 @@ from .._static import Static
 from .._words import short
 from ._jacobian import AbstractJacobian
 
+# To which GMRES solves, relative: well below what a stage needs, well above rounding.
+_TOLERANCE = {64: 1e-8, 32: 1e-5}
+
 
 @final
 class MatrixFree(AbstractJacobian):
@@ -96,7 +99,7 @@ class MatrixFree(AbstractJacobian):
 
     @staticmethod
     def _default(dtype: Any) -> lx.AbstractLinearSolver:
-        tolerance = 1e-8 if jnp.finfo(dtype).bits > 32 else 1e-5
+        tolerance = _TOLERANCE[64 if jnp.finfo(dtype).bits > 32 else 32]
         return lx.GMRES(rtol=tolerance, atol=tolerance)
 
 

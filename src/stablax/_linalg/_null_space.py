@@ -5,6 +5,12 @@ from fractions import Fraction
 
 import numpy as np
 
+# Relative to the largest singular value: below it given rows are redundant.
+_REDUNDANT = 1e-10
+# What is left of an entry that elimination has made zero, of orthonormal rows.
+_ELIMINATED = 1e-11
+_LARGEST = 2**1000  # well below the largest float, about 2**1024
+
 
 def row_projector(rows: np.ndarray) -> np.ndarray:
     """The orthogonal projector onto the span of `rows`, which may be redundant."""
@@ -12,7 +18,7 @@ def row_projector(rows: np.ndarray) -> np.ndarray:
         np.abs(rows).max(axis=1, keepdims=True, initial=0), np.finfo(float).tiny
     )
     _, sizes, basis = np.linalg.svd(scaled, full_matrices=False)
-    basis = basis[sizes > 1e-10 * sizes.max(initial=0)]
+    basis = basis[sizes > _REDUNDANT * sizes.max(initial=0)]
     return basis.T @ basis
 
 
@@ -28,7 +34,7 @@ def left_null_space(matrix: np.ndarray) -> np.ndarray:
         left, sizes, _ = np.linalg.svd(scaled, full_matrices=True)
         rank = int(np.sum(sizes > max(matrix.shape) * np.finfo(float).eps * sizes.max(initial=0)))
         # What is noise shows before the units of the species come in.
-        rows = echelon(left[:, rank:].T, 1e-11) / scale.T
+        rows = echelon(left[:, rank:].T, _ELIMINATED) / scale.T
         return rows / rows[np.arange(len(rows)), (rows != 0).argmax(axis=1), None]
     return _exact_null_space([[x or Fraction(0) for x in row] for row in exact])
 
@@ -95,7 +101,7 @@ def _integers(rows: list[list[Fraction]]) -> np.ndarray:
         factor = Fraction(math.lcm(*(entry.denominator for entry in row)))
         # What no float can hold is taken relative to the largest.
         largest = max(abs(x) for x in row) * factor
-        factor = factor if largest < 2**1000 else factor / largest
+        factor = factor if largest < _LARGEST else factor / largest
         scaled.append([float(x * factor) for x in row])
     return np.array(scaled)
 

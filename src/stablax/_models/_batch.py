@@ -29,6 +29,10 @@ from ._steady_then_simulate import SteadyThenSimulate
 from ._stepping import Stepping, as_stepping, planned
 from ._times import as_times, told_apart
 
+# Lanes that a device wants, measured (`benchmarks/batches_order.py`): beyond the first a CPU's
+# cache is full, below the second a GPU waits for its kernels.
+_LANES_CPU, _LANES_ELSEWHERE = 64, 32_768
+
 _MODELS = (Simulate, SteadyThenSimulate, SimulatePhases)
 
 
@@ -194,9 +198,9 @@ def _solve_all(
 
 
 def _usual_lanes(mesh: Mesh | None) -> int:
-    """How many lanes a device wants; see the tables of `benchmarks/batches_order.py`."""
+    """How many lanes a device wants."""
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return 64 if platform == "cpu" else 32_768
+    return _LANES_CPU if platform == "cpu" else _LANES_ELSEWHERE
 
 
 # How many numbers a group of samples keeps: half a gigabyte in float64.

@@ -58,6 +58,9 @@ from ._replay import Inputs, Trace
 from ._run import terms_of
 from ._stepping import Plan
 
+# Times sqrt(n) eps: what a factorisation with pivoting rounds off, in the size of a row.
+_FACTORISATION = 8
+
 _T = TypeVar("_T")
 _Run = Callable[[Inputs, bool], tuple[Outputs, Trace | None]]
 
@@ -106,7 +109,7 @@ def _rounding(solver: diffrax.AbstractSolver, y0: PyTree[Array]) -> float:
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return 0.0
     size = sum(x.size for x in jtu.tree_leaves(y0))
-    return 8 * float(np.sqrt(size) * np.finfo(state_dtype(y0)).eps)
+    return _FACTORISATION * float(np.sqrt(size) * np.finfo(state_dtype(y0)).eps)
 
 
 def differentiable(

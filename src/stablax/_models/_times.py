@@ -12,6 +12,10 @@ import numpy as np
 from .._static import is_real, is_traced, refuse_masked
 from .._words import short
 
+# Times that lie closer than so many units of their relative tolerance, or of rounding, are one. To
+# know the tolerance costs more than all the rest, and none is below a tenth of the second.
+_IN_TOLERANCES, _IN_ULPS = 10, 100
+
 # Decimals that differ by so much of their size are equal but for the rounding of double precision:
 # 0.1 + 0.2 is a time of 0.3.
 _EQUAL = 16 * float(np.finfo(np.float64).eps)
@@ -108,13 +112,12 @@ def told_apart(
     start, ends = numbers(t0), None if ends is None else numbers(ends)
     times = {name: numbers(x) for name, x in times.items()}
     if traced:
-        spans = _spans(start, times, ends, 10 * rtol(), jnp)
+        spans = _spans(start, times, ends, _IN_TOLERANCES * rtol(), jnp)
         wrong = jnp.any(jnp.concatenate([span.wrong for span in spans]))
         return jnp.where(wrong, jnp.nan, t0.rounded)
     eps = float(jnp.finfo(dtype).eps)
-    # To know the tolerance costs more than all the rest, and none is below 10 eps.
-    if lossy and any(span.wrong.any() for span in _spans(start, times, ends, 100 * eps, np)):
-        for span in _spans(start, times, ends, 10 * rtol(), np):
+    if lossy and any(span.wrong.any() for span in _spans(start, times, ends, _IN_ULPS * eps, np)):
+        for span in _spans(start, times, ends, _IN_TOLERANCES * rtol(), np):
             if span.wrong.any():
                 raise ValueError(_words(span, dtype))
     last = last_asked((times["ts"] if ends is None else ends).rounded)[..., None]

@@ -14,6 +14,9 @@ from .._types import Args, Y, typechecked
 from ._network import external_inputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
+# Away from zero, where a root has no derivative; a larger sum only makes a norm smaller.
+_POSITIVE = 1e-12
+
 
 @final
 class _Nonexpansive(eqx.Module):
@@ -57,8 +60,7 @@ class _Nonexpansive(eqx.Module):
 
 def _almost_orthogonal(layer: eqx.nn.Linear, x: Array) -> Array:
     weight = layer.weight
-    # Away from zero, where the root has no derivative; larger only makes the norm smaller.
-    sizes = 1e-12 + jnp.sum(jnp.abs(weight.T @ weight), axis=1)
+    sizes = _POSITIVE + jnp.sum(jnp.abs(weight.T @ weight), axis=1)
     return eqx.tree_at(lambda layer: layer.weight, layer, weight / jnp.sqrt(sizes)[None])(x)
 
 

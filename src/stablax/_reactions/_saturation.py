@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+# An exponent below so many units in the last place is zero: what is left of n - n.
+_ZERO_ULPS = 8
+
 
 @eqx.filter_custom_jvp
 def share(part: Any, rest: Any) -> Array:
@@ -49,7 +52,7 @@ def _power(x, scale, n, order: int, logs: int):
     least = limits.eps**0.5
     ratio = jnp.minimum(x / scale, limits.max)
     # The derivative of order n of the n-th power is a constant, but exp(log(n)) is not quite n.
-    n = jnp.where(jnp.abs(n) < 8 * limits.eps, 0, n)
+    n = jnp.where(jnp.abs(n) < _ZERO_ULPS * limits.eps, 0, n)
     out = ratio**n
     too_large = out > limits.max**0.5
     out = jnp.where(too_large, jnp.exp(n * np.log(least).astype(out.dtype)), out)

@@ -12,6 +12,9 @@ import optimistix as optx
 
 from ._patient_chord import PatientChord
 
+# Part of the tolerance to which KenCarp's stages are solved, and iterations for it: see `kencarp4`.
+_KAPPA_KENCARP, _STEPS_KENCARP = 1e-4, 20
+
 # The newest release whose own root finder is known to fail; later ones are put to the test.
 _NEWEST_KNOWN = (0, 7, 2)
 
@@ -70,7 +73,9 @@ def kencarp4() -> diffrax.KenCarp4:
     """
     if default_is_cured():
         return diffrax.KenCarp4()
-    return diffrax.KenCarp4(root_finder=_finder(kappa=1e-4), root_find_max_steps=20)
+    return diffrax.KenCarp4(
+        root_finder=_finder(kappa=_KAPPA_KENCARP), root_find_max_steps=_STEPS_KENCARP
+    )
 
 
 @functools.cache

@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._linalg import Dense
 from .._states import bounds_in
 
+# `kappa` of the tolerance is at least so many units in the last place of the state.
+_LEAST_ULPS = 16
+
 
 class _State(eqx.Module):
     factors: PyTree[Array]  # of the Jacobian where the iteration began
@@ -134,8 +137,7 @@ class PatientChord(optx.AbstractRootFinder):
             change, after = stage.increment(change), stage.state(after)
 
         def in_tolerances(d, y):
-            # `kappa` of this is at least a few units in the last place of y.
-            rtol = jnp.maximum(self.rtol, 16 * jnp.finfo(d.dtype).eps / self.kappa)
+            rtol = jnp.maximum(self.rtol, _LEAST_ULPS * jnp.finfo(d.dtype).eps / self.kappa)
             return d / (self.atol + rtol * jnp.abs(y)).astype(d.dtype)
 
         size = self.norm(jtu.tree_map(in_tolerances, change, after))

@@ -19,16 +19,26 @@ from .._states import as_args, as_state, state_dtype
 from .._static import Frozen, is_traced
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 
+# States around the first that are looked at, and how far, in logarithms; components that are zero
+# there move by this part of the largest.
+_NEAR, _SPREAD, _TYPICAL = 5, 0.5, 1e-3
+# Passes of row and column scaling: from the first, sizes that differ by decades are near one.
+_SCALINGS = 6
+# In units of rounding: what a sum of products leaves of zero, and a zero singular value.
+_ROUNDING, _NULL = 64, 32
+# Entries of a readable row are fractions with a small denominator, to this accuracy.
+_DENOMINATOR, _ALMOST = 60, 1e-6
+
 
 def states_near(y0: Array, clip: Callable, count: int) -> Array:
     """`count` states around `y0`, off its zeros, shape `(count, n)`: at a single state, and at
     zeros above all, a row may vanish by accident."""
-    typical = 1e-3 * jnp.max(jnp.abs(y0))
+    typical = _TYPICAL * jnp.max(jnp.abs(y0))
     typical = jnp.where(typical > 0, typical, 1)
     # Constants: drawn by JAX they are most of what XLA compiles of a search.
     shifts = np.random.default_rng(0).standard_normal((count, y0.size)).astype(y0.dtype)
     shifts = jnp.asarray(shifts)
-    return jax.vmap(lambda z: clip(y0 * jnp.exp(0.5 * z) + typical * jnp.abs(z)))(shifts)
+    return jax.vmap(lambda z: clip(y0 * jnp.exp(_SPREAD * z) + typical * jnp.abs(z)))(shifts)
 
 
 def dead(flux: Array, jacobian: Array) -> Bool[Array, " n"]:
@@ -45,7 +55,7 @@ def detected_projector(jacobians: Array) -> Array:
     null, rows, _ = _scaled_null_space(jacobians, jnp)
     projector = product(null, null.T)
     # Between quantities that share no component, rounding would look like a leak.
-    rounding = 64 * rows.size * jnp.finfo(rows.dtype).eps
+    rounding = _ROUNDING * rows.size * jnp.finfo(rows.dtype).eps
     projector = jnp.where(jnp.abs(projector) > rounding, projector, 0)
     return lax.stop_gradient(projector * rows[None, :] / rows[:, None])
 
@@ -66,13 +76,13 @@ def _scaled_null_space(jacobians, xp) -> tuple:
         return xp.where(norm > 0, 1 / xp.where(norm > 0, norm, 1), 1)
 
     rows = inverse_norm(stacked, 1)
-    for _ in range(6):
+    for _ in range(_SCALINGS):
         columns = inverse_norm(rows[:, None] * stacked, 0)
         rows = inverse_norm(stacked * columns[None, :], 1)
     columns = inverse_norm(rows[:, None] * stacked, 0)
     scaled = rows[:, None] * stacked * columns[None, :]
     left, sizes, _ = xp.linalg.svd(scaled, full_matrices=False)
-    is_null = sizes <= 32 * count * eps * xp.max(sizes)
+    is_null = sizes <= _NULL * count * eps * xp.max(sizes)
     return xp.where(is_null[None, :], left, 0), rows, sizes
 
 
@@ -157,7 +167,7 @@ def conserved_quantities(
     flat_y0, unravel = ravel_pytree(y0)
     flat_field = lambda y: ravel_pytree(guarded(t, unravel(y), args))[0]
     clip = lambda y: ravel_pytree(guarded.guard.clip(unravel(y)))[0]
-    states = jnp.concatenate([flat_y0[None], states_near(flat_y0, clip, 5)])
+    states = jnp.concatenate([flat_y0[None], states_near(flat_y0, clip, _NEAR)])
     look = jax.jit(jax.vmap(lambda y: (flat_field(y), jax.jacfwd(flat_field)(y))))
     fluxes, jacobians = (np.asarray(x) for x in look(states))
     finite = np.isfinite(jacobians).all(axis=(1, 2)) & np.isfinite(fluxes).all(axis=1)
@@ -189,8 +199,8 @@ def _readable(null: np.ndarray, scales: np.ndarray, leaks: Callable) -> np.ndarr
     rows = rows / leading[:, None]
 
     def simple(x: float) -> float:
-        fraction = float(Fraction(x).limit_denominator(60))
-        return fraction if abs(fraction - x) <= 1e-6 * abs(x) else x
+        fraction = float(Fraction(x).limit_denominator(_DENOMINATOR))
+        return fraction if abs(fraction - x) <= _ALMOST * abs(x) else x
 
     rounded = np.array([[simple(x) for x in row] for row in rows.tolist()])
     return np.where(leaks(rounded)[:, None], rows, rounded)
@@ -199,5 +209,5 @@ def _readable(null: np.ndarray, scales: np.ndarray, leaks: Callable) -> np.ndarr
 def _leaks(rows, states, fluxes, jacobians, eps) -> np.ndarray:
     """Whether L f is more than rounding, for each row; see `SteadyProblem.leak`."""
     inside = np.einsum("sij,sj->si", np.abs(jacobians), np.abs(states)) + np.abs(fluxes)
-    allowed = 64 * rows.shape[1] * eps * (inside @ np.abs(rows).T)
+    allowed = _ROUNDING * rows.shape[1] * eps * (inside @ np.abs(rows).T)
     return np.any(np.abs(fluxes @ rows.T) > allowed + np.finfo(float).tiny, axis=0)

@@ -19,6 +19,12 @@ from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem
 
+_LEAST_RTOL_FLOAT32 = 1e-4
+_ATOL = 1e-3  # of `rtol`
+# Of the time that the state takes to move by its tolerance: the shortest step that the controller
+# takes is a fraction of the whole time, so that this may not be endless.
+_LONGEST = 1e20
+
 
 @final
 class Integrate(AbstractSteadyMethod):
@@ -56,16 +62,15 @@ class Integrate(AbstractSteadyMethod):
         y0 = problem.start
         dtype = np.dtype(y0.dtype)
         box = Guard(np.asarray(problem.lower), np.asarray(problem.upper))
-        rtol = self.rtol if dtype == np.float64 else max(self.rtol, 1e-4)
-        law = StiffPID(rtol, 1e-3 * rtol)
+        rtol = self.rtol if dtype == np.float64 else max(self.rtol, _LEAST_RTOL_FLOAT32)
+        law = StiffPID(rtol, _ATOL * rtol)
         controller = admissible(
             law.control_law(dtype), box, dtype, implicit=is_implicit(self.solver)
         )
 
         zero = jnp.zeros((), dtype)
-        # The shortest step that the controller takes is a fraction of the whole time.
         rate = problem.size(problem.residual(y0), y0)
-        horizon = jnp.minimum(self.horizon, 1e20 / rate)
+        horizon = jnp.minimum(self.horizon, _LONGEST / rate)
         # At an infinite rate the horizon would be nothing, and nobody would look at the field.
         horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
         steps = Steps(

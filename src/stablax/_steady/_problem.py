@@ -14,11 +14,25 @@ from .._linalg import AbstractJacobian, linearise
 from .._precision import product
 from .._states import all_finite
 
+_SLACK = 1e3  # tolerances of a search that a trajectory at usual tolerances may be off
+
+_TOLERANCES = {64: (1e-9, 1e-12), 32: (1e-4, 1e-7)}  # `rtol` and `atol`, by bits
+# What a leak may be, in units of rounding of the fluxes inside f. Singular vectors of an
+# ill-conditioned Jacobian have three digits less than declared rows.
+_ROUNDING, _ROUNDING_DETECTED = 64, 6.4e4
+
 
 def default_tolerances(rtol: Any, atol: Any, dtype: np.dtype) -> tuple[Any, Any]:
     """Tolerances of a steady state for a dtype; given ones are kept."""
-    usual = (1e-9, 1e-12) if dtype == np.float64 else (1e-4, 1e-7)
+    usual = _TOLERANCES[64 if dtype == np.float64 else 32]
     return usual[0] if rtol is None else rtol, usual[1] if atol is None else atol
+
+
+def in_box(y: Array, lower: Any, upper: Any, rtol: Any, atol: Any) -> Bool[Array, ""]:
+    """Whether `y` is between bounds, as wide as they are for a trajectory at usual tolerances, so
+    that the end of one can start a search."""
+    slack = lambda b: _SLACK * (atol + rtol * jnp.where(jnp.isfinite(b), jnp.abs(b), 0))
+    return jnp.all((y >= lower - slack(lower)) & (y <= upper + slack(upper)))
 
 
 class SteadyProblem(eqx.Module):
@@ -109,12 +123,8 @@ class SteadyProblem(eqx.Module):
         return jnp.clip(y, self.lower, self.upper)
 
     def inside(self, y: Array) -> Bool[Array, ""]:
-        """Whether `y` is in the box, as wide as it is for a trajectory at usual tolerances, so
-        that the end of one can start a search."""
-        slack = lambda b: 1e3 * (self.atol + self.rtol * np.abs(np.where(np.isfinite(b), b, 0)))
-        return jnp.all(
-            (y >= self.lower - slack(self.lower)) & (y <= self.upper + slack(self.upper))
-        )
+        """Whether `y` is in the box."""
+        return in_box(y, self.lower, self.upper, self.rtol, self.atol)
 
     def leak(self, y: Array, flux: Array, jacobian: Array) -> Array:
         """|P f| per component, in units of what rounding leaves of it (`jacobian` of f): above 1,
@@ -123,8 +133,7 @@ class SteadyProblem(eqx.Module):
         inside = product(
             jnp.abs(self.projector), product(jnp.abs(jacobian), jnp.abs(y)) + jnp.abs(flux)
         )
-        # Singular vectors of an ill-conditioned Jacobian have fewer digits than declared rows.
-        digits = 6.4e4 if self.detected else 64
+        digits = _ROUNDING_DETECTED if self.detected else _ROUNDING
         rounding = digits * y.size * jnp.finfo(y.dtype).eps * inside
         return jnp.abs(product(self.projector, flux)) / jnp.maximum(
             rounding, jnp.finfo(y.dtype).tiny

@@ -13,7 +13,22 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._linalg import Equilibrated
 from .._results import STATUS
 from .._states import bounds_in, select
+from ._problem import in_box
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
+
+# Of h, the size of a step in time:
+_FIRST_CHANGE = 0.01  # of the state, in the first step
+_SAFETY = 0.8  # of what the last linearisation allows
+_NOTHING = 1e-30  # where a linearisation is exact
+_FAR_BELOW = 4  # times less than the limit: then h grows as the residual falls
+_LEAST_GROWTH, _MOST_GROWTH = 0.5, 10.0
+_CUT = 0.25  # after a rejected step
+# Of a Newton step:
+_CONTRACTS = 2  # the next one is that much shorter, or this one is rejected
+_LESS_REACH = 10  # and Newton's method is tried again from so much nearer
+_SETTLED = 10  # tolerances, at which rounding in F can hold it
+# A step in time below so many units in the last place of the state moves nothing.
+_SHORTEST_ULPS = 4
 
 
 class _State(eqx.Module):
@@ -109,7 +124,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
         scale = Scale.of(self, here.y)
         # Relative to the state, and to `atol / rtol` where that is zero.
         relative = lambda step, y: scale(step, y) * scale.rtol
-        inside = _inside(here.y, lower, upper, scale)
+        inside = in_box(here.y, lower, upper, scale.rtol, scale.atol)
         direction = options.get("direction", None)
         if direction is None:
             turned = jnp.where(jnp.trace(here.jacobian) > 0, -1, 1).astype(here.y.dtype)
@@ -121,22 +136,24 @@ class PseudoTransient(AbstractSteadyRootFinder):
         apply = lambda factors, b: Equilibrated().apply(factors, b, transpose=False)
         largest = jnp.maximum(jnp.abs(state.y), jnp.abs(here.y))
         missed = relative(apply(state.factors, value - state.shift * state.step), largest)
-        limit = jnp.where(newton, jnp.maximum(state.size / 2, scale.rtol), self.nonlinearity)
+        limit = jnp.where(
+            newton, jnp.maximum(state.size / _CONTRACTS, scale.rtol), self.nonlinearity
+        )
         good = here.finite & inside & (state.first | state.blocked | (missed < limit))
 
         # The step after it.
         rate = relative(value, here.y)
-        first_h = 0.01 / rate
+        first_h = _FIRST_CHANGE / rate
         first_h = jnp.where(jnp.isfinite(first_h), first_h, 1)
         relaxed = relative(state.value, state.y) / rate
         # As the residual falls, and as the linearisation allows, whose error goes with h^2.
-        allowed = 0.8 * jnp.sqrt(limit / jnp.maximum(missed, 1e-30))
-        growth = jnp.where(missed < limit / 4, jnp.maximum(relaxed, allowed), allowed)
-        growth = jnp.clip(growth, 0.5, 10.0)
+        allowed = _SAFETY * jnp.sqrt(limit / jnp.maximum(missed, _NOTHING))
+        growth = jnp.where(missed < limit / _FAR_BELOW, jnp.maximum(relaxed, allowed), allowed)
+        growth = jnp.clip(growth, _LEAST_GROWTH, _MOST_GROWTH)
         growth = jnp.where(state.blocked | newton, 1, growth)
-        h = state.h * jnp.where(good, growth, jnp.where(newton, 1, 0.25))
+        h = state.h * jnp.where(good, growth, jnp.where(newton, 1, _CUT))
         h = jnp.where(state.first, first_h, h)
-        reach = jnp.where(newton & ~good, state.size / 10, state.reach)
+        reach = jnp.where(newton & ~good, state.size / _LESS_REACH, state.reach)
         y, value, jacobian = select(
             good | state.first,
             (here.y, value, jacobian),
@@ -149,7 +166,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
         size = relative(steps[0], y)
         near = upright[0] & (size < reach)
         blocked = ~near & ~upright[1]
-        h = jnp.where(blocked, h / 4, h)
+        h = jnp.where(blocked, _CUT * h, h)
 
         use = jnp.where(near, 0, 1)
         step, factors = jax.tree.map(lambda x: x[use], (steps, pair))
@@ -159,9 +176,9 @@ class PseudoTransient(AbstractSteadyRootFinder):
         step = following - y
 
         # Rounding in F can hold the last steps a little above the tolerance.
-        settled = newton & ~good & (state.size <= 10 * scale.rtol)
+        settled = newton & ~good & (state.size <= _SETTLED * scale.rtol)
         converged = near & (size <= scale.rtol) | settled
-        too_short = ~near & (relative(steps[1], y) < 4 * jnp.finfo(y.dtype).eps)
+        too_short = ~near & (relative(steps[1], y) < _SHORTEST_ULPS * jnp.finfo(y.dtype).eps)
         stuck = too_short & (~good | blocked) | ~jnp.isfinite(h) | (state.first & ~here.finite)
         status: Any = STATUS.where(here.finite, STATUS.diverged, STATUS.not_finite)
         status = STATUS.where(here.finite & ~inside, STATUS.left_bounds, status)
@@ -188,10 +205,3 @@ class PseudoTransient(AbstractSteadyRootFinder):
             status=status,
         )
         return here.unravel(following), new, here.aux
-
-
-def _inside(y: Array, lower: Any, upper: Any, scale: Scale) -> Bool[Array, ""]:
-    """Whether `y` is in the box, as wide as it is for a trajectory at usual tolerances, so that
-    the end of one can start a search."""
-    slack = lambda b: 1e3 * (scale.atol + scale.rtol * jnp.where(jnp.isfinite(b), jnp.abs(b), 0))
-    return jnp.all((y >= lower - slack(lower)) & (y <= upper + slack(upper)))
