@@ -1,6 +1,7 @@
 """What the lanes of a `vmap`, and the devices of a `shard_map`, have in common."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,7 +24,13 @@ def differing(*trees: PyTree) -> frozenset[str]:
     """The axes of a mesh along which an array of `trees` differs between the devices of a
     `shard_map`."""
     arrays = filter(eqx.is_array, jtu.tree_leaves(trees))
-    return frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+    return frozenset().union(*map(_axes_of, arrays))
+
+
+def _axes_of(x: Array) -> frozenset[str]:
+    kind: Any = jax.typeof(x)
+    is_new = hasattr(kind, "manual_axis_type")  # from jax 0.10 on
+    return kind.manual_axis_type.varying if is_new else kind.vma
 
 
 def spread(tree: PyTree, *like: PyTree) -> PyTree:
