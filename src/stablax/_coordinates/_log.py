@@ -6,8 +6,6 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._linalg import as_jacobian
-from .._static import Split, Static
 from .._types import VF, typechecked
 from ._base import AbstractCoordinates, not_below, positive_sizes
 
@@ -33,8 +31,6 @@ class LogField(AbstractCoordinates):
     - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
     """
 
-    _field: Split
-    size: Static
     shifted: bool = eqx.field(static=True)
 
     @typechecked
@@ -46,20 +42,18 @@ class LogField(AbstractCoordinates):
         guard: Guard | None = None,
         jacobian: Any = None,
     ):
-        self._field = Split(field, "field")
-        self.size = positive_sizes(1.0 if offset is None else offset, "offset")
         self.shifted = offset is not None
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        size = positive_sizes(1.0 if offset is None else offset, "offset")
+        super().__init__(field, size, guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         return xp.log1p(y / size) if self.shifted else xp.log(y)
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * jnp.expm1(u) if self.shifted else jnp.exp(u)
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return jnp.exp(-u) / size if self.shifted else jnp.exp(-u)
 
-    def _representable(self, u):
+    def representable(self, u):
         return not_below(u)

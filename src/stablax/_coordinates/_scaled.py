@@ -5,8 +5,6 @@ from typing import Any, final
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._linalg import as_jacobian
-from .._static import Split, Static
 from .._types import VF, typechecked
 from ._base import AbstractCoordinates, positive_sizes
 
@@ -28,24 +26,18 @@ class ScaledField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    _field: Split
-    size: Static
-
     @typechecked
     def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
-        self._field = Split(field, "field")
-        self.size = positive_sizes(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        super().__init__(field, positive_sizes(scale, "scale"), guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         return y / size
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * u
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return jnp.asarray(1 / size)
 
-    def _representable(self, u):
+    def representable(self, u):
         return u

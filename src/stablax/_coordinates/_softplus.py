@@ -6,8 +6,6 @@ import jax.nn as jnn
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._linalg import as_jacobian
-from .._static import Split, Static
 from .._types import VF, typechecked
 from ._base import AbstractCoordinates, not_below, positive_sizes
 
@@ -29,27 +27,21 @@ class SoftplusField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    _field: Split
-    size: Static
-
     @typechecked
     def __init__(
         self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
     ):
-        self._field = Split(field, "field")
-        self.size = positive_sizes(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        super().__init__(field, positive_sizes(scale, "scale"), guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         z = y / size
         return z + xp.log(-xp.expm1(-z))  # log(expm1(z)) without overflow
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * jnn.softplus(u)
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return (1 + jnp.exp(-u)) / size
 
-    def _representable(self, u):
+    def representable(self, u):
         return not_below(u)
