@@ -135,10 +135,3 @@ def test_no_class_holds_a_partial():
         for cls in filter(inspect.isclass, vars(importlib.import_module(name)).values()):
             held = vars(cls).values() if cls.__module__ == name else ()
             assert not any(isinstance(x, functools.partial) for x in held), cls
-
-
-def test_links_of_the_documents_exist():
-    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
-            if "://" not in link:
-                assert (document.parent / link).exists(), f"{document.name}: {link}"
