@@ -162,3 +162,22 @@ def test_what_a_model_looks_like():
         assert text.count("StiffPID(rtol=0.001") == 1 and "max_steps=100" in text
         plain = repr(Model(decay))
         assert plain.count("\n") < 12 and len(plain) < 400 and "decay" in plain
+
+
+def test_what_a_field_and_a_result_look_like():
+    """Issue 14: what they are made of, not every layer; how it ended, for one and for many."""
+    field = sx.MLPField(2, 8, 1, key=jax.random.key(0))
+    network = "MLPField(network=Network(2 -> 8 -> 2, tanh), output_scale=Frozen([1., 1.]), size=2)"
+    assert repr(field) == network
+    assert repr(sx.LogField(decay)) == "LogField(<function decay>)"
+    assert network in repr(sx.HybridField(decay, field))
+    model = sx.Simulate(decay)
+    one = lambda y: model(y, [1.0], throw=False)
+    seen = []
+    assert repr(one(1.0)) == "Simulation(ts=f64[1], ys=f64[1], result=successful)"
+    assert "2 of 3 successful" in repr(jax.vmap(one)(jnp.array([1.0, jnp.nan, 2.0])))
+    jax.jit(lambda y: seen.append(repr(one(y))))(1.0)
+    assert "Simulation(ts=f64[1]" in seen[0] and "Simulation(" in repr(jax.eval_shape(one, 1.0))
+    assert repr(sx.find_steady_state(lambda t, y, k: 1 - y, jnp.ones(1))) == (
+        "SteadyState(y=f64[1], result=successful)"
+    )

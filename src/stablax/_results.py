@@ -12,6 +12,8 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Bool
 
+from ._static import is_traced
+
 
 class Cause(enum.IntEnum):
     """Why a step was rejected; `none`: it was accepted."""
@@ -201,3 +203,13 @@ def message(result: Any, index: int | None = None) -> str:
     if index is not None:
         result = jax.tree.map(lambda _: np.asarray(index), result)
     return RESULTS[result]
+
+
+def ended(result: RESULTS) -> str:
+    """How it ended, in a few words: of one, or of how many in a batch; where nobody knows yet, the
+    shape of the answer."""
+    numbers = jax.tree.leaves(result)
+    if is_traced(numbers) or not all(map(eqx.is_array, numbers)) or not numbers:
+        return eqx.tree_pformat(numbers)
+    good = np.asarray(is_okay(result))
+    return name_of(result) if good.ndim == 0 else f"{good.sum()} of {good.size} successful"

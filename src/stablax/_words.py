@@ -2,8 +2,11 @@
 
 import difflib
 import reprlib
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import equinox as eqx
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -22,6 +25,21 @@ def short(x: Any) -> str:
     except ValueError:  # an integer of more digits than Python writes
         text = f"{type(x).__name__} of thousands of digits"
     return clipped(" ".join(text.split()))
+
+
+def called(name: str, parts: Iterable[str], width: int = 100) -> str:
+    """`name(part, part)`, on one line if it fits in `width`."""
+    parts = list(parts)
+    on_one_line = f"{name}({', '.join(parts)})"
+    if len(on_one_line) <= width and "\n" not in on_one_line:
+        return on_one_line
+    return f"{name}(\n{textwrap.indent(f',{chr(10)}'.join(parts), '  ')}\n)"
+
+
+def shown(x: Any) -> str:
+    """An object as a part of the `repr` of another: arrays by their shapes, functions by their
+    names."""
+    return repr(x) if isinstance(x, eqx.Module) else eqx.tree_pformat(x)
 
 
 def quoted(names: Sequence[str]) -> str:

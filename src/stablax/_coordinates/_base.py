@@ -15,7 +15,7 @@ from .._linalg import as_jacobian
 from .._states import as_state, broadcast_prefix, same_shape_and_dtype
 from .._static import Frozen, Split, Static, is_traced, real_array
 from .._types import VF, YLike, typechecked
-from .._words import short
+from .._words import called, short, shown
 
 
 class AbstractCoordinates(GuardedField):
@@ -177,6 +177,13 @@ class AbstractCoordinates(GuardedField):
         speed = fn(t, inside, args)
         same_shape_and_dtype(speed, inside, f"The field inside `{type(self).__name__}`")
         return jtu.tree_map(jnp.multiply, speed, self._map(self.slope_leaf, u))
+
+    def __repr__(self) -> str:
+        sizes = jtu.tree_map(np.ndarray.tolist, self._size.tree)
+        parts = [shown(self.field)] + ([] if sizes == 1.0 else [f"size={sizes}"])
+        if self.guard != self._translated_guard():
+            parts.append(f"guard={self.guard}")
+        return called(type(self).__name__, parts)
 
     @property
     def field(self) -> Any:

@@ -16,7 +16,7 @@ from .._reactions import ReactionField
 from .._states import same_shape_and_dtype
 from .._static import Frozen, Split, real_array
 from .._types import VF, typechecked
-from .._words import short
+from .._words import called, short, shown
 
 
 @final
@@ -109,6 +109,12 @@ class HybridField(GuardedField):
         multiplies = self.mode == "multiplicative_rates"
         rates = rates * jnp.exp(change) if multiplies else rates + change
         return jnp.asarray(network.stoichiometry.value, y.dtype) @ rates
+
+    def __repr__(self) -> str:
+        parts = [shown(self.known), shown(self.learned), f"mode={self.mode!r}"]
+        parts += [] if self.gate is None else [f"gate={shown(self.gate)}"]
+        parts += [] if self.conserved is None else [f"conserve={self.conserved}"]
+        return called("HybridField", parts)
 
     @property
     def known(self) -> Any:

@@ -4,13 +4,13 @@ import abc
 import dataclasses
 import inspect
 import math
-import textwrap
 from typing import Any, Literal, TypedDict, final
 
 import diffrax
 import equinox as eqx
 
 from .._types import Explained
+from .._words import called, shown
 from ._adjoint import DiscreteAdjoint
 
 
@@ -115,13 +115,9 @@ def represent(model: Any, field: Any, arguments: dict[str, Any]) -> str:
     defaults = {
         name: p.default for k in kinds for name, p in inspect.signature(k).parameters.items()
     }
-    parts = [repr(field) if isinstance(field, eqx.Module) else eqx.tree_pformat(field)]
+    parts = [shown(field)]
     for name, value in arguments.items():
         if isinstance(value, diffrax.NoProgressMeter) or value == defaults[name]:
             continue
         parts.append(f"{name}={value!r}")
-    on_one_line = f"{type(model).__name__}({', '.join(parts)})"
-    if len(on_one_line) <= 100 and "\n" not in on_one_line:
-        return on_one_line
-    body = textwrap.indent(",\n".join(parts), "  ")
-    return f"{type(model).__name__}(\n{body}\n)"
+    return called(type(model).__name__, parts)

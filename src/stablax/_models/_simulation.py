@@ -6,8 +6,9 @@ import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._control import GuardCounts, StepLog
-from .._results import RESULTS
+from .._results import RESULTS, ended
 from .._steady import SteadyState
+from .._words import called
 
 
 class GuardSummary(eqx.Module):
@@ -78,3 +79,8 @@ class Simulation(eqx.Module):
     guard: GuardSummary
     steps: StepLog | None
     about: About
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={eqx.tree_pformat(getattr(self, name))}" for name in ("ts", "ys")]
+        parts += [] if self.steady is None else [f"steady={self.steady!r}"]
+        return called("Simulation", [*parts, f"result={ended(self.result)}"])

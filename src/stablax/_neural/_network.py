@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._types import Args
-from .._words import short
+from .._words import short, shown
 from ._sized import check_least
 
 
@@ -80,3 +80,8 @@ class Network(eqx.Module):
         for layer in hidden:
             x = self.activation(layer(x))
         return last(x)
+
+    def __repr__(self) -> str:
+        sizes = [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]
+        name = getattr(self.activation, "__name__", shown(self.activation))
+        return f"Network({' -> '.join(map(str, sizes))}, {name})"

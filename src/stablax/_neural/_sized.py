@@ -1,6 +1,7 @@
 """What fields of a fixed number of components share: the state as one vector, and checks."""
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, final
@@ -14,11 +15,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._fields import GuardedField
+from .._fields import Guard, GuardedField
 from .._states import as_state, same_shape_and_dtype
 from .._static import Frozen, real_array
 from .._types import Args, Y
-from .._words import short
+from .._words import called, short, shown
 
 
 class AbstractSizedField(GuardedField):
@@ -42,6 +43,12 @@ class AbstractSizedField(GuardedField):
     def vector(self, y: Y) -> Float[Array, " size"]:
         """The components of the state as one vector."""
         return self._flat(y)[0]
+
+    def __repr__(self) -> str:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
+        usual = {"guard": Guard(), "jacobian": None}
+        parts = (f"{n}={shown(x)}" for n, x in fields.items() if n not in usual or x != usual[n])
+        return called(type(self).__name__, parts)
 
     def _flat(self, y: Y) -> tuple[Array, Callable]:
         y = as_state(y, "y")

@@ -6,7 +6,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._results import RESULTS, STATUS
+from .._results import RESULTS, STATUS, ended
+from .._words import called
 
 
 class SteadyState(eqx.Module):
@@ -42,6 +43,10 @@ class SteadyState(eqx.Module):
     component: Int[Array, ""]
     stable: Bool[Array, ""] | None
     stages: tuple[str, ...] = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        y, result = eqx.tree_pformat(self.y), ended(self.result)
+        return called("SteadyState", [f"y={y}", f"result={result}"])
 
     @property
     def method_name(self) -> Any:
