@@ -5,6 +5,7 @@ import pkgutil
 import re
 import runpy
 from collections import Counter
+from inspect import ismodule
 
 import pytest
 from helpers import ROOT
@@ -18,8 +19,7 @@ EXAMPLES = sorted(path.stem for path in (DOCS / "examples").glob("[!_]*.py"))
 
 
 def public_names() -> set[str]:
-    names = {f"stablax.{name}" for name in dir(sx) if not name.startswith("_")}
-    names -= {"stablax.plot", "stablax.problems"}
+    names = {f"stablax.{n}" for n, x in vars(sx).items() if n[0] != "_" and not ismodule(x)}
     names |= {f"stablax.plot.{name}" for name in sx.plot.__all__}
     return names | {f"stablax.problems.{x}" for x in dir(problems) if not x.startswith("_")}
 

@@ -1,9 +1,26 @@
-"""stablax: stable neural-ODE model components for JAX."""
+"""stablax: stable neural-ODE model components for JAX.
+
+Everything is in this namespace. `__all__`, and so `dir`, holds what one starts from, and modules in
+which all the rest is found by what it is about: `fields`, `reactions`, `models`, `phases`,
+`steady_states`, `solvers`, `jacobians`, `results`, `diagnosis`, `plot`, `problems`.
+"""
 
 import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from . import plot as plot
+from . import (
+    diagnosis as diagnosis,
+    fields as fields,
+    jacobians as jacobians,
+    models as models,
+    phases as phases,
+    plot as plot,
+    reactions as reactions,
+    results as results,
+    solvers as solvers,
+    steady_states as steady_states,
+)
 from ._control import (
     GuardCounts as GuardCounts,
     StepLog as StepLog,
@@ -121,7 +138,32 @@ from ._training import (
     partition as partition,
 )
 
+if _TYPE_CHECKING:
+    from . import problems as problems
+
 __version__ = _version("stablax")
+
+__all__ = [
+    # fields
+    "Guard", "GuardedField", "Guarded", "MLPField", "ReactionField", "HybridField", "LogField",
+    "ScaledNeuralField", "Scales", "Frozen",
+    # models
+    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Stepping",
+    "simulate_batch", "with_options", "find_steady_state", "conserved_quantities", "WarmStart",
+    # how they are solved
+    "StiffPID", "Rodas5P", "Rodas4", "kvaerno5", "FiniteSteps", "DiscreteAdjoint",
+    # what came of it
+    "RESULTS", "is_successful", "explain", "diagnose", "check_gradient", "stiffness",
+    # training
+    "partition", "masked_mean",
+    # modules, with all the rest
+    "fields", "reactions", "models", "phases", "steady_states", "solvers", "jacobians", "results",
+    "diagnosis", "plot", "problems",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
 
 
 def __getattr__(name: str):
