@@ -50,6 +50,7 @@ from ._fields import (
     rate_constant as rate_constant,
 )
 from ._linalg import (
+    AbstractJacobian as AbstractJacobian,
     Banded as Banded,
     Dense as Dense,
     MatrixFree as MatrixFree,
@@ -82,11 +83,13 @@ from ._results import (
     Cause as Cause,
 )
 from ._solvers import (
+    AbstractRosenbrock as AbstractRosenbrock,
     FiniteSteps as FiniteSteps,
     PatientChord as PatientChord,
     Rodas4 as Rodas4,
     Rodas5P as Rodas5P,
     Rosenbrock23 as Rosenbrock23,
+    RosenbrockTableau as RosenbrockTableau,
     kencarp4 as kencarp4,
     kvaerno3 as kvaerno3,
     kvaerno5 as kvaerno5,

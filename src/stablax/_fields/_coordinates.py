@@ -23,8 +23,26 @@ from ._guarded import GuardedField, bare
 
 class AbstractCoordinates(GuardedField):
     """A field in other coordinates: u = to(y), du/dt = f(t, from_(u), args) du/dy, with an
-    increasing function of each component. Abstract; see [`LogField`][], [`SoftplusField`][] and
-    [`ScaledField`][].
+    increasing function of each component. Abstract: [`LogField`][], [`SoftplusField`][] and
+    [`ScaledField`][] are some, and a subclass that writes `to_leaf`, `from_leaf`, `slope_leaf` and
+    `representable` is another.
+
+    ```python
+    class LogitField(sx.AbstractCoordinates):  # u = log(y / (s - y)), for 0 < y < s
+        def to_leaf(self, y, size, xp):
+            return xp.log(y / (size - y))
+
+        def from_leaf(self, u, size):
+            return size * jax.nn.sigmoid(u)
+
+        def slope_leaf(self, u, size):
+            return (2 + jnp.exp(u) + jnp.exp(-u)) / size
+
+        def representable(self, u):
+            return jnp.clip(u, -700, 700)
+
+    field = LogitField(field, size=1.0)
+    ```
 
     The state of such a field is u: in `y0`, `ys`, guards and tolerances. `to` and `from_` convert
     states, trajectories and batches.
@@ -43,26 +61,78 @@ class AbstractCoordinates(GuardedField):
         where conserved quantities are linear: what that field declares is kept, rows given as
         `conserved=` are rows of its state, and so are `rtol` and `atol` of the search. `y0`,
         `guess` and the state found are in the new coordinates.
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `size`: s > 0 in the units of y, which `to_leaf`, `from_leaf` and `slope_leaf` are given: a
+        number, an array that broadcasts to a leaf of the state, or a PyTree of them (a prefix of
+        the state).
+    - `guard`: in the new coordinates; by default that of `field`, translated.
+    - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
+
+    A subclass with an `__init__` of its own sets its own fields, which are static, and then calls
+    `super().__init__(field, size, guard=guard, jacobian=jacobian)`.
     """
 
-    _field: eqx.AbstractVar[Split]
-    size: eqx.AbstractVar[Static]  # numbers, a prefix of the state
+    _field: Split
+    _size: Static
+
+    @typechecked
+    def __init__(
+        self, field: VF, size: Any = 1.0, *, guard: Guard | None = None, jacobian: Any = None
+    ):
+        self._field = Split(field, "field")
+        self._size = Static(_positive(size, "size"), "size")
+        self.guard = self._translated_guard() if guard is None else guard
+        self.jacobian = as_jacobian(jacobian)
 
     @abc.abstractmethod
-    def _to(self, y: Any, size: np.ndarray, xp: ModuleType) -> Any:
-        """u for one leaf of a state; `xp` is numpy or jax.numpy."""
+    def to_leaf(self, y: Any, size: np.ndarray, xp: ModuleType) -> Any:
+        """The coordinate u.
+
+        **Arguments:**
+
+        - `y`: one array of a state, or the bounds of one, which may be infinite or outside of what
+            has a coordinate: then nan or an infinity is right.
+        - `size`: that of each component.
+        - `xp`: the module to compute with, numpy or jax.numpy.
+        """
 
     @abc.abstractmethod
-    def _from(self, u: Array, size: np.ndarray) -> Any:
-        """y for one leaf of a state."""
+    def from_leaf(self, u: Array, size: np.ndarray) -> Any:
+        """y, the inverse of `to_leaf`.
+
+        **Arguments:**
+
+        - `u`: one array of a state in the new coordinates.
+        - `size`: that of each component.
+        """
 
     @abc.abstractmethod
-    def _slope(self, u: Array, size: np.ndarray) -> Any:
-        """du/dy for one leaf of a state."""
+    def slope_leaf(self, u: Array, size: np.ndarray) -> Any:
+        """du/dy.
+
+        **Arguments:**
+
+        - `u`: one array of a state in the new coordinates.
+        - `size`: that of each component.
+        """
 
     @abc.abstractmethod
-    def _representable(self, u: Array) -> Array:
-        """u, or the least u whose y and du/dy are numbers."""
+    def representable(self, u: Array) -> Array:
+        """`u` itself where y and du/dy are numbers of full precision there, else the nearest value
+        where they are.
+
+        **Arguments:**
+
+        - `u`: one array of a state in the new coordinates.
+        """
+
+    @property
+    def size(self) -> Any:
+        """The sizes, as arrays of numpy."""
+        return self._size.tree
 
     @typechecked
     def to(self, y: YLike) -> PyTree[Array]:
@@ -78,7 +148,7 @@ class AbstractCoordinates(GuardedField):
         0; where `y` is traced, the coordinate is not finite.
         """
         y = as_state(y, "y")
-        u = self._map(lambda leaf, size: self._to(leaf, size, jnp), y)
+        u = self._map(lambda leaf, size: self.to_leaf(leaf, size, jnp), y)
         if not is_traced(u):
             for (path, a), b in zip(
                 jtu.tree_flatten_with_path(y)[0], jtu.tree_leaves(u), strict=True
@@ -101,15 +171,15 @@ class AbstractCoordinates(GuardedField):
 
         **Returns:** y, of the same structure and shapes.
         """
-        return self._map(self._from, as_state(u, "u"))
+        return self._map(self.from_leaf, as_state(u, "u"))
 
     def vector_field(self, t, y, args):
-        u = jtu.tree_map(self._representable, y)
+        u = jtu.tree_map(self.representable, y)
         guard, fn = bare(self.field)
         inside = _moved_into(guard, self.from_(u))
         speed = fn(t, inside, args)
         same_shape_and_dtype(speed, inside, f"The field inside `{type(self).__name__}`")
-        return jtu.tree_map(jnp.multiply, speed, self._map(self._slope, u))
+        return jtu.tree_map(jnp.multiply, speed, self._map(self.slope_leaf, u))
 
     @property
     def field(self) -> Any:
@@ -123,11 +193,11 @@ class AbstractCoordinates(GuardedField):
 
     def _map(self, fn, tree: PyTree[Array]) -> PyTree[Array]:
         leaves, treedef = jtu.tree_flatten(tree)
-        sizes = broadcast_prefix(self.size.tree, tree)
+        sizes = broadcast_prefix(self._size.tree, tree)
         if sizes is None:
             raise ValueError(
                 f"The sizes of this `{type(self).__name__}` have the structure "
-                f"{jtu.tree_structure(self.size.tree)}, the state has {treedef}."
+                f"{jtu.tree_structure(self._size.tree)}, the state has {treedef}."
             )
         fitted = [
             np.broadcast_to(size.astype(leaf.dtype), leaf.shape)
@@ -148,7 +218,7 @@ class AbstractCoordinates(GuardedField):
     def _bounds(self, bounds: PyTree, name: str) -> PyTree:
         if bounds is None:
             return None
-        sizes, aligned = self.size.tree, broadcast_prefix(self.size.tree, bounds)
+        sizes, aligned = self._size.tree, broadcast_prefix(self._size.tree, bounds)
         if aligned is None:
             # Bounds for the whole state, and a size for each of its parts.
             full = broadcast_prefix(bounds, sizes)
@@ -164,7 +234,7 @@ class AbstractCoordinates(GuardedField):
         def translate(bound, size):
             with np.errstate(all="ignore"):
                 bound, size = np.broadcast_arrays(bound, size)
-                moved = self._to(bound, size, np)
+                moved = self.to_leaf(bound, size, np)
             if name == "upper" and np.any(np.isnan(moved) | (moved == -np.inf)):
                 raise ValueError(
                     f"An upper bound of the field inside is {np.min(bound):g}: a "
@@ -193,14 +263,14 @@ def innermost(field: VF, y: PyTree) -> tuple[VF, PyTree]:
     return field, y
 
 
-def _positive(sizes: Any, name: str) -> Static:
+def _positive(sizes: Any, name: str) -> PyTree[np.ndarray]:
     def leaf(path, x):
         value = real_array(x, f"{name}{jtu.keystr(path)}")
         if not (np.isfinite(value) & (value > 0)).all():
             raise ValueError(f"`{name}` must be positive and finite, got {short(x)}.")
         return value
 
-    return Static(jtu.tree_map_with_path(leaf, sizes), name)
+    return jtu.tree_map_with_path(leaf, sizes)
 
 
 def _not_below(u: Array) -> Array:
@@ -230,8 +300,6 @@ class LogField(AbstractCoordinates):
     - `jacobian`: as in [`GuardedField`][], of du/dt; by default dense.
     """
 
-    _field: Split
-    size: Static
     shifted: bool = eqx.field(static=True)
 
     @typechecked
@@ -243,22 +311,20 @@ class LogField(AbstractCoordinates):
         guard: Guard | None = None,
         jacobian: Any = None,
     ):
-        self._field = Split(field, "field")
-        self.size = _positive(1.0 if offset is None else offset, "offset")
         self.shifted = offset is not None
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        size = _positive(1.0 if offset is None else offset, "offset")
+        super().__init__(field, size, guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         return xp.log1p(y / size) if self.shifted else xp.log(y)
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * jnp.expm1(u) if self.shifted else jnp.exp(u)
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return jnp.exp(-u) / size if self.shifted else jnp.exp(-u)
 
-    def _representable(self, u):
+    def representable(self, u):
         return _not_below(u)
 
 
@@ -279,29 +345,23 @@ class SoftplusField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    _field: Split
-    size: Static
-
     @typechecked
     def __init__(
         self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
     ):
-        self._field = Split(field, "field")
-        self.size = _positive(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        super().__init__(field, _positive(scale, "scale"), guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         z = y / size
         return z + xp.log(-xp.expm1(-z))  # log(expm1(z)) without overflow
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * jnn.softplus(u)
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return (1 + jnp.exp(-u)) / size
 
-    def _representable(self, u):
+    def representable(self, u):
         return _not_below(u)
 
 
@@ -322,24 +382,18 @@ class ScaledField(AbstractCoordinates):
     - `guard`, `jacobian`: as in [`LogField`][].
     """
 
-    _field: Split
-    size: Static
-
     @typechecked
     def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
-        self._field = Split(field, "field")
-        self.size = _positive(scale, "scale")
-        self.guard = self._translated_guard() if guard is None else guard
-        self.jacobian = as_jacobian(jacobian)
+        super().__init__(field, _positive(scale, "scale"), guard=guard, jacobian=jacobian)
 
-    def _to(self, y, size, xp):
+    def to_leaf(self, y, size, xp):
         return y / size
 
-    def _from(self, u, size):
+    def from_leaf(self, u, size):
         return size * u
 
-    def _slope(self, u, size):
+    def slope_leaf(self, u, size):
         return jnp.asarray(1 / size)
 
-    def _representable(self, u):
+    def representable(self, u):
         return u

@@ -12,15 +12,47 @@ FlatField = Callable[[Float[Array, " n"]], Float[Array, " n"]]
 
 
 class AbstractJacobian(eqx.Module):
-    """How the Jacobian J of a field is computed, stored and solved with: its structure.
+    """How the Jacobian J of a field is computed, stored and solved with: its structure. Abstract:
+    [`Dense`][], [`Banded`][], [`Sparse`][] and [`MatrixFree`][] are some, and a subclass that
+    writes all of the methods below is another.
 
-    A value object: no PyTree leaves, equal by content. States are flat here, `(n,)`; a PyTree
-    state is ravelled in the order of its leaves.
+    ```python
+    class Diagonal(sx.AbstractJacobian):  # for components that do not see each other
+        def linearise(self, fn, y):
+            return jax.jvp(fn, (y,), (jnp.ones_like(y),))
+
+        def as_matrix(self, stored):
+            return jnp.diag(stored)
+
+        def scale(self, stored, factor):
+            return factor * stored
+
+        def multiply(self, stored, x):
+            return stored * x
+
+        def factorise(self, shift, stored):
+            return shift - stored
+
+        def apply(self, factors, b, *, transpose):
+            return b / factors
+
+        def is_singular(self, factors):
+            return ~jnp.all(jnp.isfinite(1 / factors))
+
+        def check(self, size):
+            pass
+    ```
+
+    A value object: its fields are static, so that it has no PyTree leaves and is equal by content.
+    States are flat here, `(n,)`; a PyTree state is ravelled in the order of its leaves. What is
+    stored and the factors are arrays, or PyTrees of them, of the structure's choice. All methods
+    but `check` are called under `jit`, `vmap` and derivatives.
     """
 
     @abc.abstractmethod
     def linearise(self, fn: FlatField, y: Array) -> tuple[Array, PyTree]:
-        """`fn(y)`, and J at `y` as this structure stores it. Differentiable."""
+        """`fn(y)`, and J at `y` as this structure stores it. It is differentiated, in both modes:
+        use JAX's `jvp`, `linearize` or `jacfwd`."""
 
     @abc.abstractmethod
     def as_matrix(self, stored: PyTree) -> Float[Array, "n n"]:

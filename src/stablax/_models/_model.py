@@ -3,19 +3,37 @@
 import abc
 import dataclasses
 import inspect
-from typing import Any
+from typing import Any, Unpack
 
 import equinox as eqx
 
 from .._fields import as_guarded
 from .._static import Split, Static
-from ._options import ResolvedOptions, SolveOptions, represent
+from .._types import VF, chosen, takes, typechecked
+from ._options import ResolvedOptions, SolveArguments, SolveOptions, represent
 from ._resolve import resolve
 from ._simulation import Simulation
 
 
 class AbstractModel(eqx.Module):
-    """A field and the options of its solve, to be called with a state and times.
+    """A field and the options of its solve, to be called with a state and times. Abstract: subclass
+    it and write `__call__` and `arguments`.
+
+    ```python
+    class AfterBurnIn(sx.AbstractModel):
+        burn_in: float = eqx.field(static=True)
+
+        def __init__(self, field, burn_in, **options):
+            super().__init__(field, **options)
+            self.burn_in = burn_in
+
+        def arguments(self):
+            return dict(burn_in=self.burn_in, **self.options.arguments())
+
+        def __call__(self, y0, ts, *, args=None, throw=True):
+            model = sx.Simulate(self.field, **self.options.arguments())
+            return model(y0, ts, t0=-self.burn_in, args=args, throw=throw)
+    ```
 
     Its PyTree leaves are exactly the floating-point arrays of the field. [`simulate_batch`][],
     [`with_options`][] and [`diagnose`][] take any.
@@ -25,10 +43,20 @@ class AbstractModel(eqx.Module):
     functions above ask for. What it takes besides is its own affair; where it takes `t0` (the time
     of `y0`, else 0), `args` (what is passed to the field) or `stepping` (a [`Stepping`][]), they
     mean what they do in [`Simulate`][].
+
+    **Arguments:**
+
+    - `field`: any callable `f(t, y, args)`, guarded or not.
+    - `options`: those of [`Simulate`][], by name.
     """
 
-    _field: eqx.AbstractVar[Split]
-    _options: eqx.AbstractVar[Static]
+    _field: Split
+    _options: Static
+
+    @typechecked
+    @takes(SolveOptions)
+    def __init__(self, field: VF, **options: Unpack[SolveArguments]):
+        self._field, self._options = _held(field, chosen(SolveOptions, options))
 
     @property
     def field(self) -> Any:
@@ -46,7 +74,8 @@ class AbstractModel(eqx.Module):
 
     @abc.abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """What it was made of, besides the field, by name."""
+        """What it was made of, besides the field, by name; `self.options.arguments()` are the
+        options."""
 
     def __repr__(self) -> str:
         return represent(self, self.field, self.arguments())
@@ -63,7 +92,7 @@ class AbstractModel(eqx.Module):
         return eqx.tree_at(
             lambda m: (m._field, m._options),
             self,
-            held(field, options),
+            _held(field, options),
             is_leaf=lambda x: isinstance(x, Static),
         )
 
@@ -88,7 +117,7 @@ def signature_of(model: AbstractModel, asks: str) -> inspect.Signature:
     return signature
 
 
-def held(field: Any, options: SolveOptions) -> tuple[Split, Static]:
+def _held(field: Any, options: SolveOptions) -> tuple[Split, Static]:
     """As a model holds them."""
     resolved = resolve(options, field)
     return Split(field, "field"), Static(resolved, "options")

@@ -7,10 +7,10 @@ import equinox as eqx
 from .._failure import inputs_with_finite_derivative
 from .._states import as_state, state_dtype
 from .._static import Split, Static
-from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, takes, typechecked
 from ._call import check_call, explain_forward_mode
 from ._explain import raise_on_failure
-from ._model import AbstractModel, held
+from ._model import AbstractModel
 from ._options import SolveArguments, SolveOptions
 from ._simulation import Simulation
 from ._solve import integrate
@@ -68,13 +68,10 @@ class Simulate(AbstractModel):
     `ValueError` for a value out of range.
     """
 
-    _field: Split
-    _options: Static
-
     @typechecked
     @takes(SolveOptions)
     def __init__(self, field: VF, **options: Unpack[SolveArguments]):
-        self._field, self._options = held(field, chosen(SolveOptions, options))
+        super().__init__(field, **options)
 
     def arguments(self):
         return self.options.arguments()

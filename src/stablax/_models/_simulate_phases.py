@@ -8,11 +8,11 @@ from jaxtyping import Array
 
 from .._results import RESULTS, message
 from .._states import as_state, state_dtype
-from .._static import Split, Static, is_traced
+from .._static import Static, is_traced
 from .._steady import SteadyOptions
 from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
-from ._model import AbstractModel, held
+from ._model import AbstractModel
 from ._options import SolveOptions, fields_of
 from ._phase import as_stacks, ends_given, joined
 from ._run_phases import ends_of, phases_fit, plans_of, solve_phases
@@ -60,8 +60,6 @@ class SimulatePhases(AbstractModel):
     **Raises:** as [`Simulate`][]; `ValueError` for options of a steady state without `steady=True`.
     """
 
-    _field: Split
-    _options: Static
     _boundary: Static
     _steady: Static
 
@@ -78,7 +76,7 @@ class SimulatePhases(AbstractModel):
         if not steady:
             search = {name: options.get(name) for name in SearchArguments.__annotations__}
             _refuse(search, "add `steady=True`")
-        self._field, self._options = held(field, chosen(SolveOptions, options))
+        super().__init__(field, **fields_of(chosen(SolveOptions, options)))
         self._boundary = Static(boundary)
         self._steady = Static(chosen(SearchOptions, options) if steady else None)
 

@@ -3,11 +3,11 @@
 from typing import Any, Unpack, final
 
 from .._states import as_state, state_dtype
-from .._static import Split, Static
+from .._static import Static
 from .._steady import SteadyOptions
 from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
-from ._model import AbstractModel, held
+from ._model import AbstractModel
 from ._options import SolveOptions, fields_of
 from ._phase import Phase, as_stacks, joined
 from ._run_phases import solve_phases
@@ -40,14 +40,12 @@ class SteadyThenSimulate(AbstractModel):
         `max_steps` and `stability` there.
     """
 
-    _field: Split
-    _options: Static
     _steady: Static
 
     @typechecked
     @takes(SolveOptions, SearchOptions)
     def __init__(self, field: VF, **options: Unpack[SteadyArguments]):
-        self._field, self._options = held(field, chosen(SolveOptions, options))
+        super().__init__(field, **fields_of(chosen(SolveOptions, options)))
         self._steady = Static(chosen(SearchOptions, options))
 
     @property

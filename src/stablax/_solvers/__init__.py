@@ -12,4 +12,5 @@ from ._rosenbrock import (
     family_of as family_of,
     is_implicit as is_implicit,
 )
+from ._tableaus import RosenbrockTableau as RosenbrockTableau
 from ._wrapped import AbstractWrapped as AbstractWrapped

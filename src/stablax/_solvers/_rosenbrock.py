@@ -1,7 +1,6 @@
 """Rosenbrock methods: linearly implicit, one Jacobian and one factorisation a step, no inner
 iteration."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, final
 
 import diffrax
@@ -19,12 +18,11 @@ from .._states import all_finite
 from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
 from ._rosenbrock_step import Step, at_start, repeat_step, step_of, take_step
-from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, Tableau
-
-_Interpolation = Callable[..., diffrax.AbstractLocalInterpolation]
+from ._tableaus import RODAS4, RODAS5P, ROSENBROCK23, RosenbrockTableau
 
 
-class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
+@final
+class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
     """The dense output of a Rosenbrock step: continuous, and exact at both ends."""
 
     t0: Any
@@ -32,7 +30,7 @@ class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
     y0: PyTree[Array]
     y1: PyTree[Array]
     stages: PyTree[Array]
-    coefficients: eqx.AbstractClassVar[tuple[tuple[float, ...], ...]]
+    tableau: RosenbrockTableau = eqx.field(static=True)
 
     def evaluate(self, t0, t1=None, left=True):
         if t1 is not None:
@@ -41,7 +39,7 @@ class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
         theta = jnp.where(span == 0, 0, (t0 - self.t0) / jnp.where(span == 0, 1, span))
 
         def at(y0, y1, stages):
-            weights = jnp.asarray(self.coefficients, y0.dtype)
+            weights = jnp.asarray(self.tableau.H, y0.dtype)
             part = theta.astype(y0.dtype)
             inner = jnp.zeros(weights.shape[1], y0.dtype)
             for row in reversed(weights):
@@ -53,16 +51,44 @@ class AbstractRosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
         return jtu.tree_map(at, self.y0, self.y1, self.stages)
 
 
+@final
+class _Interpolates(eqx.Module):
+    """What makes the dense output of a step. A value, as a class would be."""
+
+    tableau: RosenbrockTableau = eqx.field(static=True)
+
+    def __call__(self, **step: Any) -> RosenbrockInterpolation:
+        return RosenbrockInterpolation(tableau=self.tableau, **step)
+
+
 class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
-    """A Rosenbrock method: differs from the others in its tableau only."""
+    """A Rosenbrock method, which differs from the others in its tableau only. Abstract: a subclass
+    that says which is a solver, with the two parts of the error estimate, the gradients and the
+    protection of [`Rodas5P`][].
+
+    ```python
+    class ROS3P(sx.AbstractRosenbrock):
+        tableau = sx.RosenbrockTableau.published(...)
+
+    model = sx.Simulate(field, solver=ROS3P())
+    ```
+
+    **Arguments:**
+
+    - `jacobian`: as in [`Rodas5P`][].
+    """
 
     term_structure: ClassVar = diffrax.ODETerm
-    tableau: eqx.AbstractClassVar[Tableau]
-    interpolation_cls: eqx.AbstractClassVar[_Interpolation]
-    jacobian: eqx.AbstractVar[AbstractJacobian | None]
+    tableau: eqx.AbstractClassVar[RosenbrockTableau]
+    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
+
+    @property
+    def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Interpolates(self.tableau)
 
     @property
     def structure(self) -> AbstractJacobian:
+        """That of the Jacobian: `jacobian`, or else dense."""
         return Dense() if self.jacobian is None else self.jacobian
 
     def order(self, terms):
@@ -129,11 +155,6 @@ def is_implicit(solver: diffrax.AbstractSolver) -> bool:
 
 
 @final
-class _Rodas5PInterpolation(AbstractRosenbrockInterpolation):
-    coefficients: ClassVar = RODAS5P.H
-
-
-@final
 class Rodas5P(AbstractRosenbrock):
     """Rodas5P (Steinebach 2023, BIT Numer. Math. 63, 27): order 5(4), L-stable, stiffly accurate,
     made to keep its order on stiff problems. The default of stablax's models, and the method to
@@ -166,14 +187,7 @@ class Rodas5P(AbstractRosenbrock):
     fit the state.
     """
 
-    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
-    tableau: ClassVar[Tableau] = RODAS5P
-    interpolation_cls: ClassVar[_Interpolation] = _Rodas5PInterpolation
-
-
-@final
-class _Rodas4Interpolation(AbstractRosenbrockInterpolation):
-    coefficients: ClassVar = RODAS4.H
+    tableau: ClassVar[RosenbrockTableau] = RODAS5P
 
 
 @final
@@ -186,14 +200,7 @@ class Rodas4(AbstractRosenbrock):
     `jacobian`, as [`Rodas5P`][].
     """
 
-    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
-    tableau: ClassVar[Tableau] = RODAS4
-    interpolation_cls: ClassVar[_Interpolation] = _Rodas4Interpolation
-
-
-@final
-class _Rosenbrock23Interpolation(AbstractRosenbrockInterpolation):
-    coefficients: ClassVar = ROSENBROCK23.H
+    tableau: ClassVar[RosenbrockTableau] = RODAS4
 
 
 @final
@@ -206,6 +213,4 @@ class Rosenbrock23(AbstractRosenbrock):
     `jacobian`, as [`Rodas5P`][].
     """
 
-    jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
-    tableau: ClassVar[Tableau] = ROSENBROCK23
-    interpolation_cls: ClassVar[_Interpolation] = _Rosenbrock23Interpolation
+    tableau: ClassVar[RosenbrockTableau] = ROSENBROCK23

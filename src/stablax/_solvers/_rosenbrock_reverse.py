@@ -37,11 +37,11 @@ from ._rosenbrock_step import (
     unrolls,
     weighted,
 )
-from ._tableaus import Tableau
+from ._tableaus import RosenbrockTableau
 
 
 def replay_step(
-    tableau: Tableau,
+    tableau: RosenbrockTableau,
     structure: AbstractJacobian,
     system: Callable,
     moving,
@@ -91,7 +91,7 @@ def replay_step(
     return dense, pull
 
 
-def _products(tableau: Tableau, structure: AbstractJacobian, step: Step, start, u):
+def _products(tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start, u):
     """h J u_i at the start, with as few columns of h J as there are."""
     if start.size > tableau.stages and step.jacobian is None:
         multiply = jax.linearize(functools.partial(step.value, step.t0), start)[1]
@@ -105,7 +105,7 @@ def _products(tableau: Tableau, structure: AbstractJacobian, step: Step, start, 
 # products m and the cotangent of the start by way of f(Y_i).
 
 
-def _replay_unrolled(tableau: Tableau, slope: Callable, at_start: AtStart, held: Held):
+def _replay_unrolled(tableau: RosenbrockTableau, slope: Callable, at_start: AtStart, held: Held):
     points, pulls = [], []
 
     def linearised(c, point):
@@ -133,7 +133,7 @@ def _replay_unrolled(tableau: Tableau, slope: Callable, at_start: AtStart, held:
     return u, jnp.stack(points), transpose
 
 
-def _replay_scanned(tableau: Tableau, slope: Callable, at_start: AtStart, held: Held):
+def _replay_scanned(tableau: RosenbrockTableau, slope: Callable, at_start: AtStart, held: Held):
     dtype = at_start.start.dtype
     u = scanned(tableau, slope, at_start, held)
     A, C = padded(tableau.A, dtype), padded(tableau.C, dtype)

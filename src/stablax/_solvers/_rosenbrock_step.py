@@ -16,7 +16,7 @@ from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
 from .._precision import full_precision, product
 from .._states import finite_or_zero, stop
-from ._tableaus import Tableau
+from ._tableaus import RosenbrockTableau
 
 # Up to this size the stages are unrolled: on jax 0.10 1.2x to 2.3x faster than a loop over the
 # stages, forward and in a gradient, and 0.3 s to 3 s slower to compile (HIRES, POLLU, a neural ODE
@@ -79,7 +79,9 @@ class Step(eqx.Module):
     def known(self, structure: AbstractJacobian, t, flat: Array) -> Known:
         return Known(*self.linearise(structure, t, flat), self.drift(t, flat))
 
-    def factored(self, tableau: Tableau, structure: AbstractJacobian, stored: PyTree) -> Factored:
+    def factored(
+        self, tableau: RosenbrockTableau, structure: AbstractJacobian, stored: PyTree
+    ) -> Factored:
         """I / gamma - h J."""
         shift = jnp.asarray(1 / tableau.gamma, self.dtype)
         return Factored(structure, shift, structure.scale(stored, self.size))
@@ -117,21 +119,21 @@ class AtStart(eqx.Module):
 
 
 def at_start_of(
-    tableau: Tableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
+    tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
 ) -> AtStart:
     factored = step.factored(tableau, structure, known.stored)
     drift = step.size * (step.size * known.drift)
     return AtStart(start, step.size * known.value, factored, drift)
 
 
-def end_of(tableau: Tableau, at_start: AtStart, u: Array) -> Array:
+def end_of(tableau: RosenbrockTableau, at_start: AtStart, u: Array) -> Array:
     flat1 = at_start.start + _combine(tableau.b, u)
     # A smaller step brings the matrix closer to the identity.
     return jnp.where(at_start.factored.is_singular(), jnp.nan, flat1)
 
 
 def take_step(
-    tableau: Tableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
+    tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
 ) -> tuple[tuple[Array, Array, Array], Known]:
     """**Returns:** the new state, the error estimate, and the stages u with a leading axis; and
     what is known of the field at the end, which has no derivative."""
@@ -151,7 +153,14 @@ Held = tuple[Array, PyTree[Array]] | None
 
 
 def repeat_step(
-    tableau: Tableau, structure: AbstractJacobian, terms, args, t0, t1, y0, held: Held = None
+    tableau: RosenbrockTableau,
+    structure: AbstractJacobian,
+    terms,
+    args,
+    t0,
+    t1,
+    y0,
+    held: Held = None,
 ):
     """A step without its error estimate: the new state, and the dense output's `y0`, `y1` and
     `stages`."""
@@ -164,7 +173,7 @@ def repeat_step(
 
 
 def second_look(
-    tableau: Tableau,
+    tableau: RosenbrockTableau,
     structure: AbstractJacobian,
     step: Step,
     at_start: AtStart,
@@ -239,12 +248,12 @@ def unrolls(size: int) -> bool:
     return size <= _UNROLLED and not fast_loop
 
 
-def stages_of(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def stages_of(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
     solve = unrolled if unrolls(at_start.start.size) else scanned
     return solve(tableau, slope, at_start, held)
 
 
-def unrolled(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def unrolled(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
     u = []
     for A, C, c, d in zip(tableau.A, tableau.C, tableau.c, tableau.d, strict=True):
         right = at_start.slope if not u else slope(c, at_start.start + _combine(A, u))
@@ -267,7 +276,7 @@ def padded(rows, dtype) -> Array:
     return jnp.asarray([(*row, *[0.0] * (len(rows) - len(row))) for row in rows], dtype)
 
 
-def scanned(tableau: Tableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def scanned(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
     start, dtype = at_start.start, at_start.start.dtype
     count = tableau.stages
     rows = (

@@ -1,25 +1,39 @@
-"""The coefficients of the Rosenbrock methods.
-
-In the form without products of the Jacobian (Hairer and Wanner 1996, IV.7), scaled by the step:
-
-    (I / gamma - h J) u_i = h f(t0 + c_i h, y0 + sum_j A_ij u_j) + sum_j C_ij u_j + d_i h^2 df/dt
-    y1 = y0 + sum_i b_i u_i,   error = sum_i e_i u_i
-    y(theta) = (1 - theta) y0 + theta (y1 + (1 - theta) (q_1 + theta (q_2 + theta q_3)))
-    q_m = sum_i H_mi u_i
-"""
+"""The coefficients of the Rosenbrock methods."""
 
 import dataclasses
+from typing import Any, final
 
 import numpy as np
 
+from .._words import short
+
 Rows = tuple[tuple[float, ...], ...]
 
+_TRUE = 1e-8  # to what the conditions have to hold: some coefficients are published to 12 digits
 
+
+@final
 @dataclasses.dataclass(frozen=True)
-class Tableau:
-    """Coefficients; strictly lower triangular rows of `A` and `C` are given without zeros.
+class RosenbrockTableau:
+    """The coefficients of a Rosenbrock method, in the form without products of the Jacobian (Hairer
+    and Wanner 1996, Solving ODEs II, IV.7), scaled by the step size h:
 
-    `order` is that of the solution; the error estimate is O(h^error_order).
+        (I / gamma - h J) u_i = h f(t0 + c_i h, y0 + sum_j A_ij u_j) + sum_j C_ij u_j
+                                + d_i h^2 df/dt
+        y1 = y0 + sum_i b_i u_i,   error = sum_i e_i u_i
+        y(theta) = (1 - theta) y0 + theta (y1 + (1 - theta) (q_1 + theta (q_2 + theta q_3)))
+        q_m = sum_i H_mi u_i
+
+    Most papers have another form, which `RosenbrockTableau.published` takes.
+
+    **Arguments:**
+
+    - `order`: that of the solution.
+    - `error_order`: the error estimate is O(h^error_order): one above the lower of the two orders.
+    - `gamma`: the diagonal coefficient, one for all stages.
+    - `A`, `C`: strictly lower triangular, as tuples of rows without the zeros: `((), (a21,), ...)`.
+    - `c`, `d`, `b`, `e`: one number for each stage.
+    - `H`: rows of the dense output, one number for each stage.
     """
 
     order: int
@@ -33,19 +47,145 @@ class Tableau:
     e: tuple[float, ...]
     H: Rows
 
+    @classmethod
+    def published(
+        cls,
+        *,
+        order: int,
+        error_order: int,
+        alpha: Any,
+        gamma: Any,
+        b: Any,
+        embedded: Any,
+        dense: Any = None,
+    ) -> "RosenbrockTableau":
+        """From coefficients as papers have them:
+
+            k_i = h f(t0 + alpha_i h, y0 + sum_j alpha_ij k_j) + h J sum_j gamma_ij k_j
+                  + gamma_i h^2 df/dt,   y1 = y0 + sum_i b_i k_i
+
+        **Arguments:**
+
+        - `order`, `error_order`: as of the class.
+        - `alpha`: the coefficients alpha_ij, a matrix that is zero on and above the diagonal.
+        - `gamma`: the coefficients gamma_ij, a matrix that is zero above the diagonal and has one
+            number on it.
+        - `b`, `embedded`: the weights of the solution and of the one that it is compared with.
+        - `dense`: rows of weights q_m of a dense output, as in the form above, of the k_i. By
+            default that of the highest order up to 4 for which there is one, with the smallest
+            weights.
+
+        **Raises:** `ValueError` for matrices of another shape, and for coefficients that do not
+        fulfil the conditions of their order (those up to 4 are looked at), with the first that they
+        do not.
+        """
+        alpha, gamma, b, embedded = (np.asarray(x, float) for x in (alpha, gamma, b, embedded))
+        _check_shapes(alpha, gamma, b, embedded)
+        conditions = _conditions(alpha, alpha + gamma)
+        _check_order(conditions, b, order, "b")
+        _check_order(conditions, embedded, error_order - 1, "embedded")
+        to_k = np.linalg.inv(gamma)  # k = to_k @ u
+        rows = _dense_output(conditions, order) if dense is None else np.atleast_2d(dense)
+
+        def below_diagonal(matrix):
+            return tuple(_floats(row[:i]) for i, row in enumerate(matrix))
+
+        return cls(
+            order=order,
+            error_order=error_order,
+            gamma=float(gamma[0, 0]),
+            A=below_diagonal(alpha @ to_k),
+            C=below_diagonal(np.diag(1 / np.diag(gamma)) - to_k),
+            c=_floats(alpha.sum(axis=1)),
+            d=_floats(gamma.sum(axis=1)),
+            b=_floats(b @ to_k),
+            e=_floats((b - embedded) @ to_k),
+            H=tuple(_floats(row @ to_k) for row in rows),
+        )
+
     @property
     def stages(self) -> int:
+        """How many."""
         return len(self.b)
 
     @property
     def end_slope(self) -> tuple[float, ...]:
         """h y' of the dense output at the end of the step is the sum of these times u_i."""
-        return tuple(float(x) for x in np.asarray(self.b) - np.sum(self.H, axis=0))
+        return _floats(np.asarray(self.b) - np.sum(self.H, axis=0))
+
+
+def _floats(row: Any) -> tuple[float, ...]:
+    return tuple(float(x) for x in row)
+
+
+def _check_shapes(alpha: np.ndarray, gamma: np.ndarray, b: np.ndarray, embedded: np.ndarray):
+    square = (b.size, b.size)
+    for name, x, shape in (
+        ("b", b, (b.size,)),
+        ("embedded", embedded, (b.size,)),
+        ("alpha", alpha, square),
+        ("gamma", gamma, square),
+    ):
+        if x.shape != shape:
+            raise ValueError(f"`{name}` has shape {x.shape}; with {b.size} stages it is {shape}.")
+    for name, x, above in (("alpha", alpha, 0), ("gamma", gamma, 1)):
+        if np.triu(x, above).any():
+            where = "on and above" if above == 0 else "above"
+            raise ValueError(f"`{name}` must be zero {where} the diagonal, got {short(x)}.")
+    diagonal = np.diag(gamma)
+    if not (diagonal[0] > 0 and (diagonal == diagonal[0]).all()):
+        raise ValueError(
+            f"`gamma` must have one number above 0 on its diagonal, got {short(diagonal)}."
+        )
+
+
+def _conditions(alpha: np.ndarray, beta: np.ndarray) -> tuple[tuple[int, np.ndarray, int], ...]:
+    """Order r, Phi and 1 / s of each condition sum_i b_i Phi_i = 1 / s (Hairer and Wanner 1996,
+    IV.7, table 7.1)."""
+    one = np.ones(len(alpha))
+    a, slope = alpha @ one, beta @ one
+    return (
+        (1, one, 1),
+        (2, slope, 2),
+        (3, a**2, 3),
+        (3, beta @ slope, 6),
+        (4, a**3, 4),
+        (4, a * (alpha @ slope), 8),
+        (4, beta @ a**2, 12),
+        (4, beta @ beta @ slope, 24),
+    )
+
+
+def _check_order(conditions, weights: np.ndarray, order: int, name: str) -> None:
+    for r, phi, s in conditions:
+        if r <= order and abs(weights @ phi - 1 / s) > _TRUE:
+            raise ValueError(
+                f"With these coefficients `{name}` is not of order {order}: a sum that is 1/{s} "
+                f"for order {r} is {weights @ phi:.10g}. Look at `alpha`, `gamma` and `{name}`."
+            )
+
+
+def _dense_output(conditions, order: int) -> np.ndarray:
+    """Rows q_m such that the weights theta b + theta (1 - theta) (q_1 + theta q_2 + ...) fulfil the
+    conditions of the order at every theta, where they are theta^r / s. With those of b that is
+
+        q_m . Phi = -1 / s for m < r,   0 for m >= r
+    """
+    for wanted in range(min(order, 4), 1, -1):
+        fulfilled = [(r, phi, s) for r, phi, s in conditions if r <= wanted]
+        phis = np.stack([phi for _, phi, _ in fulfilled])
+        right = np.array(
+            [[-1 / s if m < r else 0 for r, _, s in fulfilled] for m in range(1, wanted)]
+        )
+        rows = right @ np.linalg.pinv(phis, rcond=_TRUE).T
+        if np.max(np.abs(rows @ phis.T - right)) < _TRUE:
+            return rows
+    return np.zeros((1, conditions[0][1].size))
 
 
 # G. Steinebach, Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks within
 # the Julia Differential Equations package, BIT Numerical Mathematics 63, 27 (2023).
-RODAS5P = Tableau(
+RODAS5P = RosenbrockTableau(
     order=5,
     error_order=5,
     gamma=0.21193756319429014,
@@ -178,7 +318,7 @@ RODAS5P = Tableau(
 
 # E. Hairer and G. Wanner, Solving Ordinary Differential Equations II, 2nd ed., Springer (1996),
 # code RODAS.
-RODAS4 = Tableau(
+RODAS4 = RosenbrockTableau(
     order=4,
     error_order=4,
     gamma=0.25,
@@ -229,37 +369,24 @@ RODAS4 = Tableau(
 )
 
 
-def _rosenbrock23() -> Tableau:
+def _rosenbrock23() -> RosenbrockTableau:
     """L. F. Shampine and M. W. Reichelt, The MATLAB ODE suite, SIAM J. Sci. Comput. 18, 1 (1997),
-    ode23s, brought to the form above.
+    ode23s, as a Rosenbrock method.
 
     There W = I - h d J, W k1 = F0 + h d T, W (k2 - k1) = F1 - k1,
-    W k3 = F2 - e32 (k2 - F1) - 2 (k1 - F0) + h d T. In the general form of a Rosenbrock method,
-    k_i = f(y0 + h sum_j alpha_ij k_j) + h J sum_j beta_ij k_j + ..., with F0 and F1 eliminated.
+    W k3 = F2 - e32 (k2 - F1) - 2 (k1 - F0) + h d T, with F0 and F1 eliminated.
     """
     d = 1 / (2 + np.sqrt(2))
     e32 = 6 + np.sqrt(2)
-    alpha = np.array([[0, 0, 0], [0.5, 0, 0], [0, 1, 0]])
-    beta = np.array([[d, 0, 0], [-d, d, 0], [(e32 - 2) * d, -e32 * d, d]])
-    to_k = np.linalg.inv(beta)  # h k = to_k @ u
-
-    def below_diagonal(matrix):
-        return tuple(tuple(float(x) for x in row[:i]) for i, row in enumerate(matrix))
-
-    def weights(k):
-        return tuple(float(x) for x in np.asarray(k) @ to_k)
-
-    return Tableau(
+    b = np.array([0, 1, 0])
+    return RosenbrockTableau.published(
         order=2,
         error_order=3,
-        gamma=float(d),
-        A=below_diagonal(alpha @ to_k),
-        C=below_diagonal(np.diag(1 / np.diag(beta)) - to_k),
-        c=tuple(float(x) for x in alpha.sum(axis=1)),
-        d=tuple(float(x) for x in beta.sum(axis=1)),
-        b=weights([0, 1, 0]),
-        e=weights([1 / 6, -1 / 3, 1 / 6]),
-        H=(weights(np.array([1, -1, 0]) / (1 - 2 * d)),),
+        alpha=[[0, 0, 0], [0.5, 0, 0], [0, 1, 0]],
+        gamma=[[d, 0, 0], [-d, d, 0], [(e32 - 2) * d, -e32 * d, d]],
+        b=b,
+        embedded=b - np.array([1 / 6, -1 / 3, 1 / 6]),
+        dense=np.array([1, -1, 0]) / (1 - 2 * d),
     )
 
 
