@@ -1,8 +1,6 @@
 """Models of one's own: subclasses of `AbstractModel`, with a call that takes less than those of
 stablax."""
 
-from typing import Any
-
 import diffrax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +12,10 @@ TS = np.array([0.5, 1.0])
 
 
 class Inside(sx.AbstractModel):
-    """Holds a model of stablax, and what it is called with."""
-
-    _field: Any
-    _options: Any
+    """Solves by a model of stablax."""
 
     def __init__(self, field):
-        model = sx.Simulate(field, solver=diffrax.Bosh3())
-        self._field, self._options = model._field, model._options
+        super().__init__(field, solver=diffrax.Bosh3())
 
     def arguments(self):
         return self.options.arguments()
