@@ -20,6 +20,10 @@ if os.environ.get("STABLAX_TEST_COMPILER") != "user":
     missing = [f"--{flag}={value}" for flag, value in _FLAGS.items() if flag not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *missing])
 
+# XLA takes as many threads as this says. With two, a program that calls LAPACK for batches can
+# wait for ever (seen with jaxlib 0.10.2: `cond` and `eigvalsh` of 10,000 matrices).
+os.environ.setdefault("NPROC", "1")
+
 # A trace makes many objects and little garbage.
 gc.set_threshold(20_000, 20, 20)
 
