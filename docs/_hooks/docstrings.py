@@ -24,7 +24,7 @@ class Docstrings(griffe.Extension):
         objects = list(_objects(pkg))
         # What is public is linked by its public name; else a class by where it is.
         paths = {x.name: x.path for x in objects if x.is_class}
-        paths |= {name: f"{pkg.path}.{name}" for name in pkg.exports or pkg.members}
+        paths |= {name: f"{pkg.path}.{name}" for name in pkg.members if not name.startswith("_")}
         paths[pkg.name] = pkg.path
         for x in objects:
             if x.docstring:
