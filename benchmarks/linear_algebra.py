@@ -22,7 +22,7 @@ def main():
 
     import stablax as sx
     from stablax import _linalg
-    from stablax._linalg import _dense
+    from stablax._linalg import _lu
 
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -52,7 +52,7 @@ def main():
 
             return jax.lax.fori_loop(0, repeats, step, y)
 
-        _dense._ELIMINATED, _dense._INVERTED = limits
+        _lu._ELIMINATED, _lu._INVERTED = limits
         began = clock()
         compiled = jax.jit(jax.vmap(run)).lower(y0).compile()
         seconds = clock() - began

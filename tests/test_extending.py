@@ -111,8 +111,29 @@ def test_third_party_coordinates_are_values():
 # --- structures of the Jacobian
 
 
+class RankOne(sx.AbstractFactorisation):
+    """The formula of Sherman and Morrison."""
+
+    def factorise(self, jacobian, shift, stored):
+        inverse = 1 / (shift - stored["d"])
+        return inverse, stored["u"], 1 - jnp.mean(inverse * stored["u"])
+
+    def apply(self, factors, b, *, transpose):
+        inverse, u, rest = factors
+        x = inverse * b
+        if transpose:
+            return x + inverse * jnp.mean(u * x) / rest
+        return x + inverse * u * jnp.mean(x) / rest
+
+    def is_singular(self, factors):
+        inverse, _, rest = factors
+        return ~(jnp.all(jnp.isfinite(inverse)) & (jnp.abs(rest) > 1e-14))
+
+
 class MeanField(sx.AbstractJacobian):
     """J = diag(d) + u (1, ..., 1) / n, stored as a dict."""
+
+    factorisation: ClassVar = RankOne()
 
     def check(self, size):
         if size < 2:
@@ -132,21 +153,6 @@ class MeanField(sx.AbstractJacobian):
 
     def multiply(self, stored, x):
         return stored["d"] * x + stored["u"] * jnp.mean(x)
-
-    def factorise(self, shift, stored):
-        inverse = 1 / (shift - stored["d"])
-        return inverse, stored["u"], 1 - jnp.mean(inverse * stored["u"])
-
-    def apply(self, factors, b, *, transpose):
-        inverse, u, rest = factors
-        x = inverse * b
-        if transpose:
-            return x + inverse * jnp.mean(u * x) / rest
-        return x + inverse * u * jnp.mean(x) / rest
-
-    def is_singular(self, factors):
-        inverse, _, rest = factors
-        return ~(jnp.all(jnp.isfinite(inverse)) & (jnp.abs(rest) > 1e-14))
 
 
 def crowd(t, y, k):

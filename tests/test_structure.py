@@ -118,7 +118,8 @@ def test_the_public_names_of_the_design():
     ReactionField AbstractRateLaw MassAction MichaelisMenten Hill
     NeuralRate HybridField LogField SoftplusField ScaledField
     SimulatePhases Phase AbstractDose AddDose ScaleDose SetDose
-    AbstractModel AbstractCoordinates AbstractJacobian AbstractRosenbrock RosenbrockTableau
+    AbstractModel AbstractCoordinates AbstractJacobian AbstractFactorisation DenseLU
+    AbstractRosenbrock RosenbrockTableau
     DoseFunction Scales ScaledNeuralField DampedField ContractingField
     LyapunovField GradientFlowField PortHamiltonianField AntisymmetricField QuasiPositiveField"""
     assert set(expected.split()) <= set(PUBLIC)

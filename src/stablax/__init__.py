@@ -51,9 +51,11 @@ from ._fields import (
 )
 from ._hybrids import HybridField as HybridField
 from ._linalg import (
+    AbstractFactorisation as AbstractFactorisation,
     AbstractJacobian as AbstractJacobian,
     Banded as Banded,
     Dense as Dense,
+    DenseLU as DenseLU,
     MatrixFree as MatrixFree,
     Sparse as Sparse,
 )

@@ -4,9 +4,11 @@ from ._fields import (
     check_jacobian as check_jacobian,
 )
 from ._linalg import (
+    AbstractFactorisation as AbstractFactorisation,
     AbstractJacobian as AbstractJacobian,
     Banded as Banded,
     Dense as Dense,
+    DenseLU as DenseLU,
     MatrixFree as MatrixFree,
     Sparse as Sparse,
 )

@@ -64,6 +64,13 @@ def test_a_jacobian_by_hand_is_the_one_that_is_used():
     assert hand.calls > 0
 
 
+def test_a_jacobian_by_hand_is_never_passed_over():
+    """A structure has one way to be asked, which does not fall back on automatic differentiation
+    where it cannot evaluate what was written."""
+    with pytest.raises(TypeError, match="does not know"):
+        sx.Dense(by_hand).linearise(lambda y: -y, START)
+
+
 def test_the_steady_state_search_uses_what_the_field_declares():
     hand = Counted(by_hand)
     found = [

@@ -92,14 +92,15 @@ def test_agrees_with_the_full_matrix(name, dtype):
     @jax.jit
     def run(shift, rates, y):
         value, stored = structure.linearise(field(rates), y)
-        factors = structure.factorise(shift, stored)
+        lu = structure.factorisation
+        factors = lu.factorise(structure, shift, stored)
         return (
             value,
             structure.as_matrix(stored),
             structure.multiply(stored, y),
-            structure.apply(factors, y, transpose=False),
-            structure.apply(factors, y, transpose=True),
-            structure.is_singular(factors),
+            lu.apply(factors, y, transpose=False),
+            lu.apply(factors, y, transpose=True),
+            lu.is_singular(factors),
         )
 
     shift = jnp.asarray(4, dtype)
@@ -171,13 +172,13 @@ def test_singular_matrices_are_noticed(lower, upper, size):
 
     @jax.jit
     def singular(shift, stored):
-        factors = structure.factorise(shift, stored)
-        return structure.is_singular(factors), [
-            structure.apply(factors, jnp.ones(size), transpose=transpose)
-            for transpose in (False, True)
+        lu = structure.factorisation
+        factors = lu.factorise(structure, shift, stored)
+        return lu.is_singular(factors), [
+            lu.apply(factors, jnp.ones(size), transpose=transpose) for transpose in (False, True)
         ]
 
-    if not structure.is_dense(size):  # an LU only sees pivots that are exactly 0
+    if not structure.factorisation.is_dense(size):  # an LU only sees pivots that are exactly 0
         assert singular(jnp.array(0.0), stored)[0]
     for args in ((jnp.array(0.0), zero), (jnp.array(1.0), stored.at[1, size - 1].set(jnp.nan))):
         is_singular, solutions = singular(*args)
@@ -196,7 +197,7 @@ def test_diffusion_without_ends_is_noticed():
     )
     structure = Banded(1, 1)
     _, stored = structure.linearise(neumann, jnp.ones(size))
-    singular = jax.jit(lambda shift: structure.is_singular(structure.factorise(shift, stored)))
+    singular = jax.jit(lambda shift: Factored(structure, shift, stored).is_singular())
     assert singular(jnp.array(0.0))
     assert not singular(jnp.array(1e-9))
 
@@ -217,9 +218,10 @@ def test_solves_are_accurate_without_dominance(bands, size, seed):
 
     @jax.jit
     def run(stored, b):
-        factors = structure.factorise(jnp.array(0.1), stored)
-        return structure.is_singular(factors), [
-            structure.apply(factors, b, transpose=transpose) for transpose in (False, True)
+        lu = structure.factorisation
+        factors = lu.factorise(structure, jnp.array(0.1), stored)
+        return lu.is_singular(factors), [
+            lu.apply(factors, b, transpose=transpose) for transpose in (False, True)
         ]
 
     is_singular, solutions = run(stored, b)
@@ -236,9 +238,7 @@ def test_stiff_diffusion_keeps_its_digits():
     laplacian = 1e10 * (np.eye(size, k=1) + np.eye(size, k=-1) - 2 * np.eye(size))
     _, stored = structure.linearise(lambda y: jnp.asarray(laplacian) @ y, jnp.ones(size))
     b = np.random.default_rng(0).normal(size=size)
-    x = structure.apply(
-        structure.factorise(jnp.array(1.0), stored), jnp.asarray(b), transpose=False
-    )
+    x = Factored(structure, jnp.array(1.0), stored).solve_frozen(jnp.asarray(b))
     close(x, np.linalg.solve(np.eye(size) - laplacian, b), 1e-10)
 
 
@@ -255,8 +255,8 @@ def test_the_units_of_a_right_hand_side_do_not_matter_to_an_iteration():
     _, rates, y = problem("matrix-free")
     structure = MatrixFree()
     _, stored = structure.linearise(field(rates), y)
-    factors = structure.factorise(jnp.array(20.0), stored)
-    solve = jax.jit(lambda b: structure.apply(factors, b, transpose=False))
+    factored = Factored(structure, jnp.array(20.0), stored)
+    solve = jax.jit(lambda b: factored.solve_frozen(b))
     close(1e20 * solve(1e-20 * y), solve(y), 1e-7)
     assert (solve(0 * y) == 0).all()
 
@@ -284,6 +284,7 @@ def test_columns_that_share_no_row_are_computed_together():
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: Dense(),
         lambda: Banded(1, 2),
         lambda: Sparse(band(9, 1, 1)),
         lambda: MatrixFree(lx.GMRES(1e-6, 1e-6)),
@@ -295,6 +296,8 @@ def test_is_a_value(make):
     assert isinstance(a, AbstractJacobian)
     assert a == b and hash(a) == hash(b)
     assert jax.tree.leaves(a) == []
+    assert a.factorisation == b.factorisation and hash(a.factorisation) == hash(b.factorisation)
+    assert jax.tree.leaves(a.factorisation) == []
     traces = []
 
     @eqx.filter_jit
@@ -325,7 +328,7 @@ def test_ways_to_write_a_pattern():
     assert Sparse(full) != Sparse(full.T)
     zeros = Sparse(np.zeros((4, 4)))
     _, stored = zeros.linearise(lambda y: jnp.ones(4), jnp.ones(4))
-    x = zeros.apply(zeros.factorise(jnp.array(2.0), stored), jnp.ones(4), transpose=False)
+    x = Factored(zeros, jnp.array(2.0), stored).solve_frozen(jnp.ones(4))
     close(x, 0.5 * np.ones(4))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._linalg import Dense, as_jacobian, linearise
+from .._linalg import Dense, FlatField, as_jacobian
 from .._states import as_args, as_state, state_dtype
 from .._types import VF, Args, ScalarLike, YLike, typechecked
 from ._declared import declared_jacobian, names_of
@@ -49,8 +49,11 @@ def check_jacobian(
     args = as_args(args, state_dtype(y))
     flat, unravel = ravel_pytree(y)
     given.check(flat.size)
-    fn = lambda x: ravel_pytree(field(t, unravel(x), args))[0]
-    _, stored = linearise(given, fn, flat, lambda by_hand: by_hand(t, y, args))
+    fn = FlatField(
+        lambda x: ravel_pytree(field(t, unravel(x), args))[0],
+        lambda by_hand, x: by_hand(t, unravel(x), args),
+    )
+    _, stored = given.linearise(fn, flat)
     ours = np.asarray(given.as_matrix(stored))
     exact = np.asarray(jax.jacfwd(fn)(flat))
     rows = np.max(np.abs(exact), axis=1, keepdims=True)

@@ -10,7 +10,7 @@ import lineax as lx
 
 from .._static import Static
 from .._words import short
-from ._jacobian import AbstractJacobian
+from ._base import AbstractFactorisation, AbstractJacobian
 
 # To which GMRES solves, relative: well below what a stage needs, well above rounding.
 _TOLERANCE = {64: 1e-8, 32: 1e-5}
@@ -70,7 +70,18 @@ class MatrixFree(AbstractJacobian):
     def multiply(self, stored, x):
         return stored.push(x)
 
-    def factorise(self, shift, stored):
+    @property
+    def factorisation(self) -> "Iterative":
+        return Iterative(self._solver)
+
+
+@final
+class Iterative(AbstractFactorisation):
+    """No factorisation: each solve is an iteration with products. Of [`MatrixFree`][]."""
+
+    solver: Static | None = eqx.field(static=True)
+
+    def factorise(self, jacobian, shift, stored):
         return shift, stored
 
     def apply(self, factors, b, *, transpose):
@@ -85,7 +96,7 @@ class MatrixFree(AbstractJacobian):
             operator = lx.FunctionLinearOperator(lambda x: pull(x)[0], like)
         else:
             operator = lx.FunctionLinearOperator(product, like)
-        solver = self._default(b.dtype) if self.solver is None else self.solver
+        solver = _default(b.dtype) if self.solver is None else self.solver.tree
         # With a right-hand side of size one, an absolute tolerance has no units.
         size = jnp.max(jnp.abs(b))
         size = jnp.where(size > 0, size, 1)
@@ -97,10 +108,10 @@ class MatrixFree(AbstractJacobian):
         # What only a solve can tell is nan in its solution.
         return ~jnp.isfinite(factors[0])
 
-    @staticmethod
-    def _default(dtype: Any) -> lx.AbstractLinearSolver:
-        tolerance = _TOLERANCE[64 if jnp.finfo(dtype).bits > 32 else 32]
-        return lx.GMRES(rtol=tolerance, atol=tolerance)
+
+def _default(dtype: Any) -> lx.AbstractLinearSolver:
+    tolerance = _TOLERANCE[64 if jnp.finfo(dtype).bits > 32 else 32]
+    return lx.GMRES(rtol=tolerance, atol=tolerance)
 
 
 def _scaled(push, factor, x):

@@ -14,8 +14,9 @@ from .._lanes import spread
 from .._static import is_traced
 from .._words import short
 from ._banded import Banded
-from ._dense import Dense
-from ._jacobian import AbstractJacobian
+from ._banded_lu import BandedLU
+from ._base import AbstractFactorisation, AbstractJacobian
+from ._lu import DenseLU
 
 
 class _Pattern:
@@ -156,7 +157,7 @@ class Sparse(AbstractJacobian):
     computed together (see `colours`). To factorise, components are reordered so that the
     entries lie in a band (reverse Cuthill-McKee; see `bands`), which is solved as by
     [`Banded`][], in O(n b^2) for b diagonals on its wider side; if it is nearly as wide as the
-    matrix, as by [`Dense`][], in O(n^3).
+    matrix, as a full one ([`DenseLU`][]), in O(n^3).
 
     **Arguments:**
 
@@ -222,24 +223,36 @@ class Sparse(AbstractJacobian):
     def scale(self, stored, factor):
         return factor * stored
 
-    def factorise(self, shift, stored):
+    @property
+    def factorisation(self) -> "ReorderedLU":
+        return ReorderedLU(self.pattern)
+
+
+@final
+class ReorderedLU(AbstractFactorisation):
+    """Of a [`Sparse`][] matrix with its components reordered: `BandedLU`, or [`DenseLU`][]."""
+
+    pattern: _Pattern = eqx.field(static=True)
+
+    def factorise(self, jacobian, shift, stored):
         if self._is_dense:
-            return Dense().factorise(shift, self.as_matrix(stored))
+            return DenseLU().factorise(jacobian, shift, stored)
         entries = jnp.concatenate([stored, jnp.zeros_like(stored, shape=(1,))])
-        return self._banded.factorise(shift, entries[self.pattern.band()])
+        band = Banded(self.pattern.lower, self.pattern.upper)
+        return self._banded.factorise(band, shift, entries[self.pattern.band()])
 
     def apply(self, factors, b, *, transpose):
         if self._is_dense:
-            return Dense().apply(factors, b, transpose=transpose)
+            return DenseLU().apply(factors, b, transpose=transpose)
         x = self._banded.apply(factors, b[self.pattern.order], transpose=transpose)
         return x[self.pattern.place]
 
     def is_singular(self, factors):
-        return (Dense() if self._is_dense else self._banded).is_singular(factors)
+        return (DenseLU() if self._is_dense else self._banded).is_singular(factors)
 
     @property
-    def _banded(self) -> Banded:
-        return Banded(*self.bands)
+    def _banded(self) -> BandedLU:
+        return BandedLU(self.pattern.lower, self.pattern.upper)
 
     @property
     def _is_dense(self) -> bool:

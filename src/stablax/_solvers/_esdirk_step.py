@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._lanes import any_lane, spread
-from .._linalg import Dense
+from .._linalg import Dense, DenseLU
 from .._states import select, stop
 from .._types import Args
 from ._patient_chord import PatientChord
@@ -254,8 +254,8 @@ def _iterate(
 
 def _solve_linear(push: Callable[[Array], Array], b: Array) -> Array:
     matrix = jax.vmap(push, out_axes=1)(spread(jnp.eye(b.size, dtype=b.dtype), b))
-    factors = Dense().factorise(jnp.zeros((), b.dtype), -matrix)
-    return Dense().apply(factors, b, transpose=False)
+    factors = DenseLU().factorise(Dense(), jnp.zeros((), b.dtype), -matrix)
+    return DenseLU().apply(factors, b, transpose=False)
 
 
 def _weigh(weights: Array, slopes: Array) -> Array:

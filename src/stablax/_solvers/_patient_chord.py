@@ -12,7 +12,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._linalg import Dense
+from .._linalg import Dense, DenseLU
 from .._states import bounds_in
 
 # `kappa` of the tolerance is at least so many units in the last place of the state.
@@ -115,14 +115,14 @@ class PatientChord(optx.AbstractRootFinder):
 
         jacobian = lax.stop_gradient(jax.jacfwd(residual)(flat))
         # Errors of this factorisation slow the iteration, but do not move the root.
-        factors = Dense().factorise(jnp.zeros((), flat.dtype), -jacobian)
+        factors = DenseLU().factorise(Dense(), jnp.zeros((), flat.dtype), -jacobian)
         far = jnp.array(jnp.inf, flat.dtype)
         return _State(factors, far, far, jnp.array(True), jnp.array(0))
 
     def step(self, fn, y, args, options, state: _State, tags):
         residual, aux = fn(y, args)
         flat, unravel = ravel_pytree(y)
-        change = Dense().apply(state.factors, ravel_pytree(residual)[0], transpose=False)
+        change = DenseLU().apply(state.factors, ravel_pytree(residual)[0], transpose=False)
         following = flat - change
         if not {"lower", "upper"}.isdisjoint(options):
             following = jnp.clip(following, *bounds_in(options, y))

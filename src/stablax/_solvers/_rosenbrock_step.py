@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from .._captured import capture
 from .._lanes import only_where, spread
-from .._linalg import AbstractJacobian, Dense, Factored, MatrixFree, linearise
+from .._linalg import AbstractJacobian, Dense, Factored, FlatField, MatrixFree
 from .._precision import full_precision, product
 from .._states import finite_or_zero, stop
 from ._tableaus import RosenbrockTableau
@@ -67,12 +67,11 @@ class Step(eqx.Module):
 
     def linearise(self, structure: AbstractJacobian, t, flat: Array) -> tuple[Array, PyTree]:
         """f and J."""
-        value, stored = linearise(
-            structure,
+        fn = FlatField(
             lambda flat: self.value(t, flat),
-            flat,
-            lambda _: self.jacobian(t, self.unravel(flat), self.args),  # pyright: ignore[reportOptionalCall]
+            lambda _, flat: self.jacobian(t, self.unravel(flat), self.args),  # pyright: ignore[reportOptionalCall]
         )
+        value, stored = structure.linearise(fn, flat)
         # Where the field is finite and its derivative is not (a root at zero), nothing is better.
         return value, stored if isinstance(structure, MatrixFree) else finite_or_zero(stored)
 

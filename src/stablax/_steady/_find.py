@@ -22,7 +22,7 @@ from .._failure import (
 )
 from .._fields import as_guarded, declared_jacobian, evaluate_ungated, names_of
 from .._lanes import differing, spread
-from .._linalg import Dense
+from .._linalg import Dense, FlatField
 from .._results import RESULTS, STATUS, is_okay, message
 from .._states import (
     all_finite,
@@ -269,7 +269,10 @@ def steady_state(
     infinite = np.full(flat_y0.size, np.inf, flat_y0.dtype)
     lower, upper = walls if guard.reject else (-infinite, infinite)
     problem = SteadyProblem(
-        field=jtu.Partial(_flat_field, unravel, searched, t_, args_),
+        field=FlatField(
+            jtu.Partial(_flat_field, unravel, searched, t_, args_),
+            jtu.Partial(_jacobian_by_hand, unravel, t_, args_),
+        ),
         start=flat_y0_,
         y0=flat_y0_,
         projector=jnp.zeros((flat_y0.size, flat_y0.size), flat_y0.dtype),
@@ -283,7 +286,6 @@ def steady_state(
         max_steps=spread(options.max_steps, y0),
         detected=conserved == "detect",
         structure=declared_jacobian(guarded) or Dense(),
-        by_hand=jtu.Partial(_jacobian_by_hand, unravel, t_, args_),
         width=width,
     )
     clip = lambda y: ravel_pytree(guard.clip(unravel(y)))[0]

@@ -7,7 +7,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._precision import product
 
 
@@ -60,7 +60,9 @@ def _jvp(primals, tangents):
     y = differentiable(*primals)
     vary = residual.varied(inputs, projector, jacobian, y)
     _, right = eqx.filter_jvp(vary, (inputs,), (tangents[3],))
-    factors = Equilibrated().factorise(jnp.zeros((), y.dtype), lax.stop_gradient(jacobian))
+    factors = EquilibratedLU().factorise(
+        Dense(), jnp.zeros((), y.dtype), lax.stop_gradient(jacobian)
+    )
 
     def matvec(x):
         along = jax.jvp(lambda y: residual(inputs, projector, y), (y,), (x,))[1]
@@ -69,7 +71,7 @@ def _jvp(primals, tangents):
     dy = lax.custom_linear_solve(
         matvec,
         jnp.where(ok, right, 0),
-        lambda _, b: Equilibrated().apply(factors, b, transpose=False),
-        lambda _, b: Equilibrated().apply(factors, b, transpose=True),
+        lambda _, b: EquilibratedLU().apply(factors, b, transpose=False),
+        lambda _, b: EquilibratedLU().apply(factors, b, transpose=True),
     )
     return y, jnp.where(ok, dy, 0)

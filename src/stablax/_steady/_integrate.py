@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .._control import StiffPID, admissible
 from .._fields import Guard
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._loop import Steps, integrate_steps
 from .._results import STATUS, Cause, translated
 from .._solvers import Rodas5P, for_forward_mode, is_implicit, prepare
@@ -102,6 +102,6 @@ def _arrived(problem: SteadyProblem, _, t, y: Array, args) -> tuple[Array, tuple
     """Whether the Newton step is within the tolerance in every component."""
     seen = problem.linearise_field(y)
     value, jacobian = problem.constrained(y, *seen)
-    factors = Equilibrated().factorise(jnp.zeros((), y.dtype), jacobian)
-    step = Equilibrated().apply(factors, value, transpose=False)
+    factors = EquilibratedLU().factorise(Dense(), jnp.zeros((), y.dtype), jacobian)
+    step = EquilibratedLU().apply(factors, value, transpose=False)
     return problem.size(step, y) < problem.rtol, seen

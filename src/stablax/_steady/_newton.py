@@ -9,7 +9,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
 from .._states import bounds_in, select
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
@@ -64,10 +64,10 @@ class Newton(AbstractSteadyRootFinder):
         lower, upper = bounds_in(options, y)
         here = evaluate(fn, y, args, options)
         scale = Scale.of(self, here.y)
-        solve = lambda factors: Equilibrated().apply(factors, here.value, transpose=False)
+        solve = lambda factors: EquilibratedLU().apply(factors, here.value, transpose=False)
         next_size = scale(solve(state.factors), here.y)
         shorter = next_size <= (1 - state.fraction / 4) * state.size
-        factors = Equilibrated().factorise(jnp.zeros((), here.y.dtype), here.jacobian)
+        factors = EquilibratedLU().factorise(Dense(), jnp.zeros((), here.y.dtype), here.jacobian)
         step = solve(factors)
         size = scale(step, here.y)
 
@@ -87,7 +87,7 @@ class Newton(AbstractSteadyRootFinder):
         whole = new.y + new.step
         crosses = jnp.any(whole != jnp.clip(whole, lower, upper))
         status: Any = STATUS.where(crosses, STATUS.left_bounds, STATUS.diverged)
-        singular = here.finite & Equilibrated().is_singular(factors)
+        singular = here.finite & EquilibratedLU().is_singular(factors)
         status = STATUS.where(~accepted & singular, STATUS.singular, status)
         status = STATUS.where(~accepted & ~here.finite, STATUS.not_finite, status)
         status = STATUS.where(converged, STATUS.converged, status)

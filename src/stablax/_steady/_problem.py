@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._fields import Aside
 from .._lanes import spread
-from .._linalg import AbstractJacobian, linearise
+from .._linalg import AbstractJacobian, FlatField
 from .._precision import product
 from .._states import all_finite
 
@@ -57,7 +57,7 @@ class SteadyProblem(eqx.Module):
     - `width`: how many lanes of a batch step at once at most, if not all.
     """
 
-    field: Any
+    field: FlatField
     start: Float[Array, " n"]
     y0: Float[Array, " n"]
     projector: Float[Array, "n n"]
@@ -71,7 +71,6 @@ class SteadyProblem(eqx.Module):
     max_steps: Any
     detected: bool = eqx.field(static=True)  # whether the projector is
     structure: AbstractJacobian = eqx.field(static=True)
-    by_hand: Any  # evaluates a Jacobian written by the user, `by_hand(fn, y)`
     width: int | None = eqx.field(static=True)
 
     def residual(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -96,9 +95,7 @@ class SteadyProblem(eqx.Module):
         zero): then the Jacobian is that next to `y`, inside the guard's bounds."""
 
         def at(y):
-            flux, stored = linearise(
-                self.structure, self.field, y, lambda jacobian: self.by_hand(jacobian, y)
-            )
+            flux, stored = self.structure.linearise(self.field, y)
             return flux, self.structure.as_matrix(stored)
 
         def body(carry):

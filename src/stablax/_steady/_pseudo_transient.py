@@ -10,7 +10,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
 from .._states import bounds_in, select
 from ._problem import in_box
@@ -133,7 +133,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
 
         # Is this step good?
         newton = state.shift == 0
-        apply = lambda factors, b: Equilibrated().apply(factors, b, transpose=False)
+        apply = lambda factors, b: EquilibratedLU().apply(factors, b, transpose=False)
         largest = jnp.maximum(jnp.abs(state.y), jnp.abs(here.y))
         missed = relative(apply(state.factors, value - state.shift * state.step), largest)
         limit = jnp.where(
@@ -160,9 +160,11 @@ class PseudoTransient(AbstractSteadyRootFinder):
             (state.y, state.value, state.jacobian),
         )
         shifts = jnp.stack([jnp.zeros_like(h), 1 / h])
-        pair = jax.vmap(Equilibrated().factorise, in_axes=(0, None))(shifts, jacobian)
+        pair = jax.vmap(EquilibratedLU().factorise, in_axes=(None, 0, None))(
+            Dense(), shifts, jacobian
+        )
         steps = jax.vmap(lambda factors: apply(factors, value))(pair)
-        upright = jax.vmap(Equilibrated().orientation)(pair) > 0
+        upright = jax.vmap(EquilibratedLU().orientation)(pair) > 0
         size = relative(steps[0], y)
         near = upright[0] & (size < reach)
         blocked = ~near & ~upright[1]

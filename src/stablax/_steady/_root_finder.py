@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._lane_loop import lane_loop
 from .._lanes import spread
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS, translated
 from .._states import select
 from ._base import AbstractSteadyMethod, Attempt
@@ -53,7 +53,9 @@ def evaluate(fn: Callable, y: PyTree, args: PyTree, options: dict[str, Any]) -> 
 def no_factors(y: Array) -> PyTree[Array]:
     """What stands in a state before there is a factorisation."""
     matrix = jax.ShapeDtypeStruct((y.size, y.size), y.dtype)
-    like = jax.eval_shape(Equilibrated().factorise, jax.ShapeDtypeStruct((), y.dtype), matrix)
+    like = jax.eval_shape(
+        EquilibratedLU().factorise, Dense(), jax.ShapeDtypeStruct((), y.dtype), matrix
+    )
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._linalg import Equilibrated
+from .._linalg import Dense, EquilibratedLU
 from .._results import RESULTS, STATUS, translated
 from .._states import all_finite
 from ._problem import SteadyProblem
@@ -38,8 +38,8 @@ def judge(
     value, jacobian = problem.constrained(y, flux, of_field)
     finite = all_finite((y, value, jacobian))
     jacobian = jnp.where(finite, jacobian, -jnp.eye(y.size, dtype=y.dtype))
-    linear = Equilibrated()
-    factors = linear.factorise(jnp.zeros((), y.dtype), jacobian)
+    linear = EquilibratedLU()
+    factors = linear.factorise(Dense(), jnp.zeros((), y.dtype), jacobian)
     singular = linear.is_singular(factors)
     step = linear.apply(factors, value, transpose=False)
     residual = problem.size(step, y)
