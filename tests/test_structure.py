@@ -75,6 +75,19 @@ def test_data_flows_one_way(family):
                 assert not (first in LAYERS and deeper), f"{path.name}: {node.module} is private"
 
 
+def test_types_say_what_is_known():
+    """`Any` is for what is forwarded, or a user's own."""
+    annotated, unknown = 0, []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arg) and node.annotation is not None:
+                annotated += 1
+                names = {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)}
+                if "Any" in names:
+                    unknown.append(f"{path.relative_to(SOURCE)}:{node.lineno} {ast.unparse(node)}")
+    assert len(unknown) < 0.03 * annotated, "\n".join(unknown)
+
+
 def _classes():
     for name in MODULES:
         module = importlib.import_module(name)
@@ -141,6 +154,14 @@ def test_what_is_changed_in_a_model_is_what_it_was_made_of():
     (changes,) = get_args(sx.with_options.__annotations__["changes"])
     made_of = inspect.signature(sx.Simulate).parameters.values()
     assert get_type_hints(changes) == {p.name: p.annotation for p in made_of}
+
+
+def test_what_a_stack_of_phases_overrides_is_what_a_phase_does():
+    (options,) = get_args(sx.Phase.repeat.__annotations__["options"])
+    shown = inspect.signature(sx.Phase).parameters.values()
+    assert get_type_hints(options) == {
+        p.name: p.annotation for p in shown if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def test_no_class_holds_a_partial():

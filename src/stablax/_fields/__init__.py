@@ -1,6 +1,6 @@
 from ._activity import GuardActivity as GuardActivity
 from ._aside import Aside as Aside
-from ._check_jacobian import check_jacobian as check_jacobian
+from ._check_jacobian import JacobianLike as JacobianLike, check_jacobian as check_jacobian
 from ._declared import (
     conserved_by as conserved_by,
     declared_conserved as declared_conserved,

@@ -1,16 +1,19 @@
 """Whether a declared structure, or a Jacobian written by hand, is that of the field."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._linalg import Dense, as_jacobian, linearise
+from .._linalg import AbstractJacobian, Dense, as_jacobian, linearise
 from .._states import as_args, as_state, state_dtype
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
 from ._declared import declared_jacobian, names_of
+
+JacobianLike = AbstractJacobian | Callable | None
+"""What a user may give as `jacobian=...`."""
 
 
 @typechecked
@@ -20,7 +23,7 @@ def check_jacobian(
     y: YLike,
     args: Args = None,
     *,
-    jacobian: Any = None,
+    jacobian: Explained[JacobianLike] = None,
     rtol: float = 1e-6,
 ) -> float:
     """Compares a declared structure, or a Jacobian written by hand, with automatic
