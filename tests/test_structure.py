@@ -16,8 +16,8 @@ import stablax as sx
 
 SOURCE = ROOT / "src" / "stablax"
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(SOURCE)], "stablax.") if not m.ispkg)
-BY_SUBJECT = ["diagnosis", "fields", "jacobians", "models", "phases", "reactions", "results"]
-BY_SUBJECT += ["solvers", "steady_states"]
+BY_SUBJECT = """diagnosis fields jacobians models phases reactions results solvers
+steady_states""".split()
 PUBLIC_MODULES = {*BY_SUBJECT, "plot", "problems"}
 PUBLIC = [name for name in vars(sx) if not name.startswith("_") and name not in PUBLIC_MODULES]
 
@@ -57,8 +57,8 @@ def test_no_module_is_too_large_or_imports_what_is_private(name):
 
 
 # A module imports from its own family and from the layers below.
-LAYERS = ["_linalg", "_fields", "_coordinates", "_neural", "_reactions", "_hybrids", "_solvers"]
-LAYERS += ["_control", "_steady", "_models", "_training", "_diagnostics"]
+LAYERS = """_linalg _fields _coordinates _neural _reactions _hybrids _solvers _control _steady
+_models _training _diagnostics""".split()
 # The zoo: what is in it nobody needs who has a field of his own.
 ZOO = ["_neural", "_reactions", "_hybrids"]
 

@@ -54,7 +54,8 @@ class Problem:
     source: str
 
     def __post_init__(self):
-        if self.reference is None and self.name in _STORED:
+        missing = self.reference is None  # pyright: ignore[reportUnnecessaryComparison]
+        if missing and self.name in _STORED:
             object.__setattr__(self, "reference", np.array(_STORED[self.name]["ys"]))
 
     @property
