@@ -327,7 +327,7 @@ def test_every_method_finds_the_steady_state_and_its_sensitivities(method):
 
     def both_modes(k, y0):
         """With one search: a linear map, and its transpose."""
-        y, push, found = jax.linearize(root, k, y0, has_aux=True)
+        _, push, found = jax.linearize(root, k, y0, has_aux=True)
         eye, zero = jnp.eye(2), jnp.zeros((2, 2))
         forward = jax.vmap(push, out_axes=1)(eye, zero), jax.vmap(push, out_axes=1)(zero, eye)
         return (forward, jax.vmap(jax.linear_transpose(push, k, y0))(eye)), found

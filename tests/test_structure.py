@@ -16,8 +16,8 @@ import stablax as sx
 
 SOURCE = ROOT / "src" / "stablax"
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(SOURCE)], "stablax.") if not m.ispkg)
-BY_SUBJECT = ["diagnosis", "fields", "jacobians", "models", "phases", "reactions", "results"]
-BY_SUBJECT += ["solvers", "steady_states"]
+BY_SUBJECT = """diagnosis fields jacobians models phases reactions results solvers
+steady_states""".split()
 PUBLIC_MODULES = {*BY_SUBJECT, "plot", "problems"}
 PUBLIC = [name for name in vars(sx) if not name.startswith("_") and name not in PUBLIC_MODULES]
 
@@ -57,8 +57,8 @@ def test_no_module_is_too_large_or_imports_what_is_private(name):
 
 
 # A module imports from its own family and from the layers below.
-LAYERS = ["_linalg", "_fields", "_coordinates", "_neural", "_reactions", "_hybrids", "_solvers"]
-LAYERS += ["_control", "_steady", "_models", "_training", "_diagnostics"]
+LAYERS = """_linalg _fields _coordinates _neural _reactions _hybrids _solvers _control _steady
+_models _training _diagnostics""".split()
 # The zoo: what is in it nobody needs who has a field of his own.
 ZOO = ["_neural", "_reactions", "_hybrids"]
 
@@ -73,6 +73,19 @@ def test_data_flows_one_way(family):
                 assert first not in above, f"{path.name} imports from {node.module}"
                 assert family in ZOO or first not in ZOO, f"{path.name} knows {node.module}"
                 assert not (first in LAYERS and deeper), f"{path.name}: {node.module} is private"
+
+
+def test_types_say_what_is_known():
+    """`Any` is for what is forwarded, or a user's own."""
+    annotated, unknown = 0, []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.arg) and node.annotation is not None:
+                annotated += 1
+                names = {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)}
+                if "Any" in names:
+                    unknown.append(f"{path.relative_to(SOURCE)}:{node.lineno} {ast.unparse(node)}")
+    assert len(unknown) < 0.03 * annotated, "\n".join(unknown)
 
 
 def _classes():
@@ -142,6 +155,14 @@ def test_what_is_changed_in_a_model_is_what_it_was_made_of():
     (changes,) = get_args(sx.with_options.__annotations__["changes"])
     made_of = inspect.signature(sx.Simulate).parameters.values()
     assert get_type_hints(changes) == {p.name: p.annotation for p in made_of}
+
+
+def test_what_a_stack_of_phases_overrides_is_what_a_phase_does():
+    (options,) = get_args(sx.Phase.repeat.__annotations__["options"])
+    shown = inspect.signature(sx.Phase).parameters.values()
+    assert get_type_hints(options) == {
+        p.name: p.annotation for p in shown if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def test_no_class_holds_a_partial():

@@ -30,10 +30,10 @@ class Captured(eqx.Module):
     captured: list[Array | None]
     constants: _Constants = eqx.field(static=True)
     program: Jaxpr = eqx.field(static=True)
-    takes: tuple[Any, Any] = eqx.field(static=True)
-    gives: tuple[Any, Any] = eqx.field(static=True)
+    takes: tuple[Any, tuple] = eqx.field(static=True)
+    gives: tuple[Any, PyTree] = eqx.field(static=True)
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: PyTree) -> PyTree:
         # What is no array is part of the program.
         leaves, tree = jtu.tree_flatten(eqx.filter(args, eqx.is_array))
         if (tree, _types(leaves)) != self.takes:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -39,7 +39,7 @@ class _Messages(Sequence[str]):
 
 
 def raise_if(
-    tree: _T, failed: Bool[Array, "..."], facts: PyTree[Array], write: Callable[[Any], str]
+    tree: _T, failed: Bool[Array, "..."], facts: PyTree[Array], write: Callable[[PyTree], str]
 ) -> _T:
     """Returns `tree`, or raises a `RuntimeError` with the text `write(facts)` for the first
     failed sample; so does whatever is computed from its derivative. Eagerly and under
@@ -83,7 +83,7 @@ _OUTPUT = (
 )
 
 
-def inputs_with_finite_derivative(**inputs: Any) -> tuple[Any, ...]:
+def inputs_with_finite_derivative(**inputs: PyTree) -> tuple[PyTree, ...]:
     """The inputs. A `RuntimeError` is raised if one of them gets a derivative that is not finite;
     without a derivative nothing of that is in the program."""
     passed = _with_finite_derivative(inputs, _INPUT)

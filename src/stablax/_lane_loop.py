@@ -5,7 +5,6 @@ lane that is done makes room for the next.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -57,7 +56,7 @@ def put(buffers: PyTree[Buffer], place: Int[Array, ""], values: PyTree[Array]) -
     return jtu.tree_map(lambda b, x: b.put(place, x), buffers, values, is_leaf=_is_buffer)
 
 
-def _is_buffer(x: Any) -> bool:
+def _is_buffer(x: object) -> bool:
     return isinstance(x, Buffer)
 
 

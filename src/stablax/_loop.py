@@ -13,12 +13,13 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ._lane_loop import lane_loop, put, take
 from ._lanes import any_lane
 from ._states import select
-from ._types import Args
+from ._types import Args, ScalarLike
 
 # A last step of so many rounding errors would spoil its dense output: the one before takes it.
 _LAST_STEP_ULPS = 50
@@ -32,7 +33,7 @@ class Steps(eqx.Module):
     solver: diffrax.AbstractSolver
     controller: diffrax.AbstractStepSizeController
     meter: diffrax.AbstractProgressMeter
-    max_steps: Int[Array, ""] | int
+    max_steps: Int[Array | np.ndarray, ""] | int
     capacity: int | None = None  # accepted steps that are kept, if any: at least `max_steps`
     # `until(seen, t, y, args)`, asked at the start and at the end of each step: whether the loop
     # ends there, with the result `event_occurred`; and what the next question knows, the first of
@@ -59,7 +60,7 @@ class KeptStep(eqx.Module):
         return KeptStep(t0, t0, y0, dense)
 
 
-def interpolated(solver: diffrax.AbstractSolver, step: KeptStep, t: Any) -> PyTree[Array]:
+def interpolated(solver: diffrax.AbstractSolver, step: KeptStep, t: ScalarLike) -> PyTree[Array]:
     """The dense output of a `step` of `solver` at `t`, in the dtypes of the state: the coefficients
     of diffrax's KenCarp methods are of float64."""
     make: Any = solver.interpolation_cls
@@ -72,7 +73,7 @@ class Written(eqx.Module):
     k, if they are recorded."""
 
     rows: PyTree
-    times: Any
+    times: PyTree
     states: PyTree
 
 
@@ -96,7 +97,7 @@ class _Carry(eqx.Module):
     looked: Bool[Array, ""] | None  # whether `until` was asked of this state
     end: Float[Array, ""]  # of the next step
     known: PyTree  # the solver's state
-    jumped: Any
+    jumped: Bool[ArrayLike, ""]
     meter: PyTree
 
 
@@ -200,7 +201,7 @@ def integrate_steps(
     steps: Steps,
     t0: Float[Array, ""],
     t1: Float[Array, ""],
-    dt0: Float[Array, ""] | None,
+    dt0: Float[Array | np.ndarray, ""] | None,
     y0: PyTree[Array],
     ts: Float[Array, " times"],
     args: Args,

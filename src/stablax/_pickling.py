@@ -38,7 +38,7 @@ class _Alias:
         return _load, self.place
 
 
-def by_name(leaf: Any) -> Any:
+def by_name(leaf: object) -> object:
     """`leaf`; for a function that Python does not find under its own name (a lambda), but its
     module under another, something that is pickled as that."""
     if not isinstance(leaf, types.FunctionType):
@@ -56,7 +56,7 @@ def _reduce_wrapper(fn: Any) -> Any:
     return name if _look_up(fn.__module__, name) is fn else fn.__reduce_ex__(2)
 
 
-def _reduce_marker(marker: Any) -> Any:
+def _reduce_marker(marker: object) -> Any:
     return _load, (__name__, "FROM_CONTROLLER")
 
 

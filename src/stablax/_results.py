@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ._static import is_traced
 
@@ -132,8 +132,9 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
 
 # What can happen, a row each, in the words of a step, a stage, a solve, and a root finder of
 # optimistix; "-" where they have none. What one says in two rows it means as in the first.
-VOCABULARIES: tuple[Any, ...] = (Cause, STATUS, RESULTS, optx.RESULTS)
-TABLE = [
+Vocabulary = type[Cause] | type[eqx.Enumeration]
+VOCABULARIES: tuple[Vocabulary, ...] = (Cause, STATUS, RESULTS, optx.RESULTS)
+TABLE: list[dict[Vocabulary, str]] = [
     dict(zip(VOCABULARIES, row.split(), strict=True))
     for row in """
 -                converged     successful              successful
@@ -150,7 +151,11 @@ stages_unsolved  -             stages_unsolved         -
 
 
 def translated(
-    said: Any, source: Any, target: Any, otherwise: Any, only: tuple[str, ...] | None = None
+    said: Cause | STATUS | optx.RESULTS | Int[Array, ""],
+    source: Vocabulary,
+    target: type[eqx.Enumeration],
+    otherwise: STATUS | optx.RESULTS,
+    only: tuple[str, ...] | None = None,
 ) -> Any:
     """What is `said` in the words of one vocabulary (or of them `only` in these), in those of
     another; `otherwise` where that has none.
@@ -184,7 +189,7 @@ event_not_located stages_unsolved
 """.split()
 
 
-def promoted(result: Any) -> RESULTS:
+def promoted(result: diffrax.RESULTS) -> RESULTS:
     """A member of `diffrax.RESULTS` as one of ours, where those come first and have the same
     numbers. (`RESULTS.promote` looks it up in an array, which fails under `shard_map`.)"""
     structure = jax.tree.structure(RESULTS.successful)
@@ -198,7 +203,7 @@ def name_of(result: diffrax.RESULTS) -> str:
     return numbers[index]
 
 
-def message(result: Any, index: int | None = None) -> str:
+def message(result: RESULTS, index: int | None = None) -> str:
     """The text of a member of `RESULTS`, or of the one whose number is `index`."""
     if index is not None:
         result = jax.tree.map(lambda _: np.asarray(index), result)

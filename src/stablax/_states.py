@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from ._static import is_traced, refuse_masked
 from ._words import short
@@ -35,7 +35,7 @@ def as_state(y: PyTree, name: str) -> PyTree:
     return jtu.tree_unflatten(treedef, arrays)
 
 
-def _as_floating(leaf: Any, name: str) -> Array:
+def _as_floating(leaf: object, name: str) -> Array:
     refuse_masked(leaf, name)
     try:
         dtype = jnp.result_type(leaf)
@@ -132,7 +132,7 @@ def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
     return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
 
 
-def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[Any, Any]:
+def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[ArrayLike, ArrayLike]:
     """The `lower` and `upper` of a root finder's `options` for the flat `y`; +-inf if not given."""
 
     def flat(name, missing):

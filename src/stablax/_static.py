@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,20 +11,21 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from ._pickling import by_name
+from ._types import NumbersLike
 from ._words import short
 
 _T = TypeVar("_T")
 
 
-def is_traced(x: Any) -> bool:
+def is_traced(x: PyTree) -> bool:
     """Whether any leaf of `x` is a tracer (so that Python cannot look at its value)."""
     return any(isinstance(leaf, Tracer) for leaf in jtu.tree_leaves(x))
 
 
-def concrete_array(x: Any, name: str) -> np.ndarray:
+def concrete_array(x: object, name: str) -> np.ndarray:
     """`x` as a read-only numpy array of its own, or an error if `x` is traced."""
     if is_traced(x):
         raise TypeError(
@@ -37,7 +38,7 @@ def concrete_array(x: Any, name: str) -> np.ndarray:
     return value
 
 
-def refuse_masked(x: Any, name: str) -> None:
+def refuse_masked(x: object, name: str) -> None:
     """numpy and jax take the numbers under a mask as if they were none."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
@@ -51,7 +52,7 @@ def is_real(dtype: np.dtype) -> bool:
     return dtype.kind in "iuf" or jnp.issubdtype(dtype, jnp.floating)
 
 
-def real_array(x: Any, name: str) -> np.ndarray:
+def real_array(x: object, name: str) -> np.ndarray:
     """`x` as an array of Python's floats, or an error if it is traced or holds anything else than
     real numbers."""
     value = concrete_array(x, name)
@@ -63,7 +64,7 @@ def real_array(x: Any, name: str) -> np.ndarray:
     return value.astype(float)
 
 
-def real_number(x: Any, name: str) -> float:
+def real_number(x: object, name: str) -> float:
     """`x` as a Python float, or an error as that of `real_array`."""
     value = real_array(x, name)
     if value.shape != ():
@@ -71,7 +72,7 @@ def real_number(x: Any, name: str) -> float:
     return float(value)
 
 
-def _content(leaf: Any, name: str) -> Hashable:
+def _content(leaf: object, name: str) -> Hashable:
     """A hashable key that is equal for leaves of equal content."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
@@ -129,7 +130,7 @@ class Static(Generic[_T]):
         return f"Static({self.tree!r})"
 
 
-def _strong(x: Any) -> jax.Array:
+def _strong(x: ArrayLike) -> jax.Array:
     """`x` as an array that keeps its type under training (a weak type turns strong with the first
     update, which would be a second program)."""
     x = jnp.asarray(x)
@@ -182,7 +183,7 @@ class Frozen:
     - `value`: the array, as a read-only `np.ndarray`.
     """
 
-    def __init__(self, array: Any):
+    def __init__(self, array: NumbersLike):
         self.value = concrete_array(array, "array")
         if not np.issubdtype(self.value.dtype, np.number) and self.value.dtype != bool:
             raise TypeError(

@@ -4,10 +4,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import jax.tree_util as jtu
 import numpy as np
+import numpy.typing as npt
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from jaxtyping import Array, ArrayLike, Float, PyTree, TypeCheckError, jaxtyped
@@ -22,12 +23,14 @@ Args = PyTree[Any]
 VF = Callable[[Any, Any, Any], Any]
 """A vector field `f(t, y, args)`; returns `dy/dt` with the structure, shapes and dtype of `y`."""
 ScalarLike = float | int | Float[ArrayLike, ""]
+NumbersLike = npt.ArrayLike
+"""What numpy makes an array of: a number, (nested) lists of them, an array of numpy's or JAX's."""
 
 _T = TypeVar("_T")
 _EXPLAINED = "explained"
 Explained = Annotated[_T, _EXPLAINED]
 """The type of an argument of which the function itself says what is wrong with any other value:
-`typechecked`, which would say less, lets all through."""
+`typechecked`, which would say less, lets all through. Or of a result that it cannot look at."""
 
 _STATIC_NUMBERS = (int, float, bool, int | None, float | None, bool | None)
 _IN_WORDS = (
@@ -88,7 +91,7 @@ def typechecked(fn: _F) -> _F:
                 raise
             raise ValueError(too_large) from error
 
-    plain = _annotated(shown, lambda hint: hint.__origin__ if _is_explained(hint) else hint)
+    plain = _annotated(shown, lambda hint: get_args(hint)[0] if _is_explained(hint) else hint)
     call.__signature__ = plain  # pyright: ignore[reportAttributeAccessIssue]
     return call  # pyright: ignore[reportReturnType]
 
@@ -111,21 +114,24 @@ def takes(*kinds: type) -> Callable[[_F], _F]:
     return decorate
 
 
-def chosen(kind: type[_T], options: Mapping[str, Any]) -> _T:
+def chosen(kind: type[_T], options: Mapping[str, object]) -> _T:
     """The `kind` (a dataclass) with those of `options` that are its fields."""
     names = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in options.items() if name in names})
 
 
-def _is_explained(hint: Any) -> bool:
+def _is_explained(hint: object) -> bool:
     return _EXPLAINED in getattr(hint, "__metadata__", ())
 
 
-def _annotated(signature: inspect.Signature, change: Callable[[Any], Any]) -> inspect.Signature:
-    """With other annotations of the parameters."""
+def _annotated(
+    signature: inspect.Signature, change: Callable[[object], object]
+) -> inspect.Signature:
+    """With other annotations."""
     parameters = signature.parameters.values()
     return signature.replace(
-        parameters=[p.replace(annotation=change(p.annotation)) for p in parameters]
+        parameters=[p.replace(annotation=change(p.annotation)) for p in parameters],
+        return_annotation=change(signature.return_annotation),
     )
 
 
@@ -152,7 +158,7 @@ def _misfit(name: str, signature: inspect.Signature, args, kwargs, error: TypeEr
     return f"`{name}`: {error}."
 
 
-def _wrongly_typed(signature: inspect.Signature, given: dict[str, Any]) -> str | None:
+def _wrongly_typed(signature: inspect.Signature, given: dict[str, object]) -> str | None:
     """The first argument that is not what its annotation says, in words."""
     for name, value in given.items():
         hint = signature.parameters[name].annotation
@@ -164,14 +170,14 @@ def _wrongly_typed(signature: inspect.Signature, given: dict[str, Any]) -> str |
     return None
 
 
-def _in_words(hint: Any) -> str:
+def _in_words(hint: object) -> str:
     for known, words in _IN_WORDS:
         if hint is known:
             return words
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
-def _too_large(given: dict[str, Any]) -> str | None:
+def _too_large(given: dict[str, object]) -> str | None:
     """Where among the arguments of a function there is an integer beyond all floats."""
     for name, value in given.items():
         for path, leaf in jtu.tree_leaves_with_path(value):

@@ -4,9 +4,9 @@ import difflib
 import reprlib
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import equinox as eqx
+from jaxtyping import PyTree
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -18,7 +18,7 @@ def clipped(text: str, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[: most - end - 5]} ... {text[-end:]}"
 
 
-def short(x: Any) -> str:
+def short(x: object) -> str:
     """`repr(x)` on one line, of bounded length whatever a user has given."""
     try:
         text = _SHORT.repr(x)
@@ -36,7 +36,7 @@ def called(name: str, parts: Iterable[str], width: int = 100) -> str:
     return f"{name}(\n{textwrap.indent(f',{chr(10)}'.join(parts), '  ')}\n)"
 
 
-def shown(x: Any) -> str:
+def shown(x: PyTree) -> str:
     """An object as a part of the `repr` of another: arrays by their shapes, functions by their
     names."""
     return repr(x) if isinstance(x, eqx.Module) else eqx.tree_pformat(x)

@@ -4,18 +4,22 @@ Each draws into the `ax` that it is given, or into a new figure, and returns it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import PyTree
 
 from ._diagnostics import Diagnosis, GradientCheck, Stiffness
 from ._fields import Guard
 from ._models import Simulation
 from ._results import Cause
 from ._steady import SteadyState
-from ._types import typechecked
+from ._types import Explained, NumbersLike, typechecked
 from ._words import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["gradient_check", "spectrum", "steps", "stiffness", "trajectories"]
 
@@ -27,7 +31,7 @@ _COLOURS = {
 }
 
 
-def _axes(ax: Any) -> Any:
+def _axes(ax: "Axes | None") -> "Axes":
     if ax is not None:
         return ax
     try:
@@ -42,19 +46,19 @@ def _with_unit(name: str, unit: str | None) -> str:
     return name if unit is None else f"{name} [{unit}]"
 
 
-def _flat(tree: Any, times: int) -> np.ndarray:
+def _flat(tree: PyTree, times: int) -> np.ndarray:
     leaves = [np.asarray(x).reshape(times, -1) for x in jtu.tree_leaves(tree)]
     return np.concatenate(leaves, axis=1)
 
 
-def _time_scale(ax: Any, ts: np.ndarray) -> None:
+def _time_scale(ax: "Axes", ts: np.ndarray) -> None:
     """A logarithmic axis where most of what happens is early."""
     positive = ts[ts > 0]
     if len(positive) > 2 and ts.min() >= 0 and positive.max() > 20 * np.median(positive):
         _symmetric_log(ax, "x", float(np.quantile(positive, 0.1)), 0.0, 1.5 * positive.max())
 
 
-def _symmetric_log(ax: Any, axis: str, linear: float, low: float, high: float) -> None:
+def _symmetric_log(ax: "Axes", axis: str, linear: float, low: float, high: float) -> None:
     """A logarithmic scale in both directions, with few enough labels to read."""
     getattr(ax, f"set_{axis}scale")("symlog", linthresh=linear)
     getattr(ax, f"set_{axis}lim")(low, high)
@@ -84,8 +88,8 @@ def trajectories(
     components: Sequence[str] | None = None,
     time_unit: str | None = None,
     unit: str | None = None,
-    ax: Any = None,
-) -> Any:
+    ax: Explained["Axes | None"] = None,
+) -> Explained["Axes"]:
     """The saved states over time, with the guard's bounds, what is outside them in red, a cross
     where the guard was first active on an accepted step (for a simulation with
     `telemetry=True`), and a line where the solve stopped.
@@ -145,8 +149,12 @@ def trajectories(
 
 @typechecked
 def steps(
-    simulation: Simulation, *, error: bool = False, time_unit: str | None = None, ax: Any = None
-) -> Any:
+    simulation: Simulation,
+    *,
+    error: bool = False,
+    time_unit: str | None = None,
+    ax: Explained["Axes | None"] = None,
+) -> Explained["Axes"]:
     """The size of every step over time, accepted and rejected (and why), or its error.
 
     **Arguments:**
@@ -200,11 +208,11 @@ def steps(
 @typechecked
 def stiffness(
     profile: Stiffness | Diagnosis,
-    ts: Any = None,
+    ts: Explained[NumbersLike | None] = None,
     *,
     time_unit: str | None = None,
-    ax: Any = None,
-) -> Any:
+    ax: Explained["Axes | None"] = None,
+) -> Explained["Axes"]:
     """The rates of the fastest and the slowest decay over time; between them lies the stiffness.
 
     **Arguments:**
@@ -249,8 +257,12 @@ def _smallest(x: np.ndarray) -> float:
 
 @typechecked
 def spectrum(
-    eigenvalues: Any, *, time_unit: str | None = None, title: str | None = None, ax: Any = None
-) -> Any:
+    eigenvalues: Explained[NumbersLike | Stiffness | Diagnosis],
+    *,
+    time_unit: str | None = None,
+    title: str | None = None,
+    ax: Explained["Axes | None"] = None,
+) -> Explained["Axes"]:
     """The eigenvalues of a Jacobian in the complex plane, on scales that show eleven orders of
     magnitude; the stable half is white.
 
@@ -301,7 +313,9 @@ def spectrum(
 
 
 @typechecked
-def gradient_check(check: GradientCheck, *, ax: Any = None) -> Any:
+def gradient_check(
+    check: GradientCheck, *, ax: Explained["Axes | None"] = None
+) -> Explained["Axes"]:
     """How far central differences are from automatic differentiation, over the step: a V whose
     left arm is the noise of the function and whose right arm is curvature. A wrong gradient is a
     line that stays up.

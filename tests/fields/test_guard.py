@@ -127,7 +127,7 @@ def test_the_call_is_sealed():
             def vector_field(self, t, y, args):
                 return y
 
-            def __call__(self, t, y, args):  # pyright: ignore
+            def __call__(self, t, y, args):  # pyright: ignore[reportIncompatibleMethodOverride]
                 return y
 
     class Mixin(eqx.Module):
@@ -224,4 +224,4 @@ def test_mlp_field():
     with pytest.raises(ValueError, match=r"state of shape \(3,\), got \(2,\)"):
         field(0.0, jnp.ones(2), None)
     with pytest.raises(Exception, match="size"):
-        sx.MLPField("3", 8, 1, key=jax.random.key(0))  # pyright: ignore[reportArgumentType]
+        sx.MLPField("3", 8, 1, key=jax.random.key(0))

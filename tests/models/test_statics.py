@@ -316,8 +316,8 @@ def everything(key) -> Everything:
         name="everything",
         exponent=1.0,
         transform=jnp.tanh,
-        columns=np.array([1, 0]),  # pyright: ignore[reportArgumentType]
-        noise=np.asarray(jr.key_data(jr.key(0))),  # pyright: ignore[reportArgumentType]
+        columns=np.array([1, 0]),
+        noise=np.asarray(jr.key_data(jr.key(0))),
         volumes=sx.Frozen([1.0, 0.5]),
         nested={"offset": jnp.array([0.1, 0.2]), "labels": ("a", "b"), "on": True},
     )
@@ -511,18 +511,18 @@ def test_an_ensemble_solves_as_its_members_do(key):
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
-        (lambda key: sx.MLPField(2.5, 4, 1, key=key), "size"),  # pyright: ignore
-        (lambda key: sx.MLPField(2, 4, 1, key=0), "key"),  # pyright: ignore
+        (lambda key: sx.MLPField(2.5, 4, 1, key=key), "size"),
+        (lambda key: sx.MLPField(2, 4, 1, key=0), "key"),
         (lambda key: sx.MLPField(2, 4, 1, key=jr.split(key)), "key"),
-        (lambda key: sx.MLPField(2, 4, 1, key=key, activation="tanh"), "activation"),  # pyright: ignore
-        (lambda key: sx.MLPField(2, 4, 1, key=key, guard=3.0), "guard"),  # pyright: ignore
-        (lambda key: sx.Simulate(3.0), "field"),  # pyright: ignore
-        (lambda key: sx.Simulate(reactions(), max_steps=1.5), "max_steps"),  # pyright: ignore
-        (lambda key: sx.Simulate(reactions(), dt0="small"), "dt0"),  # pyright: ignore
-        (lambda key: sx.SteadyThenSimulate(reactions(), steady_rtol="low"), "steady_rtol"),  # pyright: ignore
+        (lambda key: sx.MLPField(2, 4, 1, key=key, activation="tanh"), "activation"),
+        (lambda key: sx.MLPField(2, 4, 1, key=key, guard=3.0), "guard"),
+        (lambda key: sx.Simulate(3.0), "field"),
+        (lambda key: sx.Simulate(reactions(), max_steps=1.5), "max_steps"),
+        (lambda key: sx.Simulate(reactions(), dt0="small"), "dt0"),
+        (lambda key: sx.SteadyThenSimulate(reactions(), steady_rtol="low"), "steady_rtol"),
         (lambda key: sx.Simulate(reactions())("y0", jnp.ones(1)), "y0"),
         (lambda key: sx.Simulate(reactions())(jnp.ones(2), jnp.ones(1), t0=jnp.zeros(2)), "t0"),
-        (lambda key: sx.Simulate(reactions())(jnp.ones(2), jnp.ones(1), throw=1), "throw"),  # pyright: ignore
+        (lambda key: sx.Simulate(reactions())(jnp.ones(2), jnp.ones(1), throw=1), "throw"),
         (lambda key: sx.masked_mean(jnp.arange(3), sx.RESULTS.successful), "losses"),
     ],
 )

@@ -19,7 +19,7 @@ def _root_law(y0, a, b, t):
     """y(t) for y' = b - a sqrt(y): with s = sqrt(y), t is an integral over s in closed form."""
     start = b - a * np.sqrt(y0)
     time = lambda w: 2 * (start * np.expm1(-w) + b * w) / a**2
-    w = float(brentq(lambda w: time(w) - t, 0, a**2 * t / b + a + 1, xtol=1e-300, rtol=1e-14))  # pyright: ignore
+    w = float(brentq(lambda w: time(w) - t, 0, a**2 * t / b + a + 1, xtol=1e-300, rtol=1e-14))
     return ((b - start * np.exp(-w)) / a) ** 2
 
 

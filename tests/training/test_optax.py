@@ -480,7 +480,7 @@ def test_every_field_is_a_parameter_tree(field):
     if not bare:
         pytest.skip("a function without parameters")
     optimiser = optimiser_of("MultiSteps(1)")
-    trained, state = optimiser.step(gradient, optimiser.init(model), model)
+    trained, _ = optimiser.step(gradient, optimiser.init(model), model)
     bare, _ = optimiser.step(jax.tree.leaves(gradient), optimiser.init(bare), bare)
     assert_same_leaves(trained, bare)
     assert not same_leaves(trained, model)

@@ -89,7 +89,7 @@ def test_masked_mean_is_the_mean_of_what_succeeded():
 
 
 def test_masked_mean_takes_numpy_arrays():
-    assert sx.masked_mean(np.array([1.0, 2.0, 4.0, 8.0]), results(OK)) == 2.5  # pyright: ignore
+    assert sx.masked_mean(np.array([1.0, 2.0, 4.0, 8.0]), results(OK)) == 2.5
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

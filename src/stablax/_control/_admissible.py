@@ -70,7 +70,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     atol: Any  # the smallest, if there is one for each component
     norm: Callable[[PyTree], Any]
     atols: PyTree | None = None
-    masks: Callable[[Any, Any, PyTree, PyTree], Bool[Array, ""]] | None = None
+    masks: Callable[[Array, Array, PyTree, PyTree], Bool[Array, ""]] | None = None
     implicit: bool = False
     factormax_after_rejection: float | None = None
     watch: Watch | None = None

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jaxtyping import PyTree
+from jaxtyping import ArrayLike, PyTree
 
 from .._fields import Guard
 from .._solvers import family_of
 from .._static import Static, is_traced, real_array, real_number
-from .._types import typechecked
+from .._types import Explained, NumbersLike, ScalarLike, typechecked
 from .._words import short
 from ._admissible import AdmissibleSteps, admissible
 from ._presets import LAWS, PRESETS
@@ -27,14 +27,14 @@ _FLOORS = {"float32": (1e-4, 1e-7), "float16": (1e-1, 1e-3), "bfloat16": (1e-1, 
 _X64 = 'jax.config.update("jax_enable_x64", True)'
 
 
-def _number(x: Any, name: str, least: float = 0.0) -> float:
+def _number(x: object, name: str, least: float = 0.0) -> float:
     value = real_number(x, name)
     if not least < value < np.inf:
         raise ValueError(f"`{name}` must be a number above {least:g} and finite, got {short(x)}.")
     return value
 
 
-def refuse_traced_times(ts: Any, name: str) -> None:
+def refuse_traced_times(ts: object, name: str) -> None:
     if is_traced(ts):
         raise TypeError(
             f"`{name}` is traced, but the times that a controller steps to are static and have no "
@@ -43,7 +43,7 @@ def refuse_traced_times(ts: Any, name: str) -> None:
         )
 
 
-def refuse_no_numbers(atol: Any) -> None:
+def refuse_no_numbers(atol: PyTree) -> None:
     if not jax.tree_util.tree_leaves(atol):
         raise ValueError(
             f"`atol` holds no number, got {short(atol)}. Give one for all components, or an array "
@@ -51,7 +51,7 @@ def refuse_no_numbers(atol: Any) -> None:
         )
 
 
-def _tolerance(atol: Any) -> float | Static:
+def _tolerance(atol: PyTree[ArrayLike] | Static) -> float | Static:
     """One tolerance for all components, or arrays of them."""
     if isinstance(atol, Static):
         return atol
@@ -74,7 +74,7 @@ def _shown(atol: float | Static) -> str:
     return short(atol.tree) if isinstance(atol, Static) else f"{atol:g}"
 
 
-def _times(ts: Any, name: str) -> tuple[float, ...]:
+def _times(ts: NumbersLike | None, name: str) -> tuple[float, ...]:
     if ts is None:
         return ()
     refuse_traced_times(ts, name)
@@ -164,23 +164,23 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     @typechecked
     def __init__(
         self,
-        rtol: Any,
-        atol: Any,
+        rtol: Explained[ScalarLike],
+        atol: Explained[PyTree[ArrayLike] | Static],
         *,
-        pcoeff: Any = 0.0,
-        icoeff: Any = 1.0,
-        dcoeff: Any = 0.0,
-        dtmin: Any = None,
-        dtmax: Any = None,
+        pcoeff: Explained[ScalarLike] = 0.0,
+        icoeff: Explained[ScalarLike] = 1.0,
+        dcoeff: Explained[ScalarLike] = 0.0,
+        dtmin: Explained[ScalarLike | None] = None,
+        dtmax: Explained[ScalarLike | None] = None,
         force_dtmin: bool = False,
-        factormin: Any = 0.2,
-        factormax: Any = 10.0,
-        factormax_after_rejection: Any = None,
-        safety: Any = 0.9,
+        factormin: Explained[ScalarLike] = 0.2,
+        factormax: Explained[ScalarLike] = 10.0,
+        factormax_after_rejection: Explained[ScalarLike | None] = None,
+        safety: Explained[ScalarLike] = 0.9,
         norm: Callable = optx.rms_norm,
-        error_order: Any = None,
-        step_ts: Any = None,
-        jump_ts: Any = None,
+        error_order: Explained[ScalarLike | None] = None,
+        step_ts: Explained[NumbersLike | None] = None,
+        jump_ts: Explained[NumbersLike | None] = None,
         guard: Guard = Guard(),
         explicit: tuple[bool, bool] = (True, True),
     ):
@@ -238,8 +238,8 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     def preset(
         name: str = "balanced",
         *,
-        rtol: Any = None,
-        atol: Any = None,
+        rtol: Explained[ScalarLike | None] = None,
+        atol: Explained[PyTree[ArrayLike] | None] = None,
         solver: diffrax.AbstractSolver | None = None,
         **overrides: Any,
     ) -> "StiffPID":

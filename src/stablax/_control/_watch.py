@@ -2,7 +2,6 @@
 absent from the compiled program."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +9,13 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._results import Cause
 from .._states import select
+from .._types import Args
 
 
 class StepLog(eqx.Module):
@@ -46,7 +47,7 @@ class StepLog(eqx.Module):
         return (places < self.count[..., None]) & (self.cause == Cause.none.value)
 
     @staticmethod
-    def empty(capacity: int, dtype: Any) -> "StepLog":
+    def empty(capacity: int, dtype: DTypeLike) -> "StepLog":
         numbers, indices = jnp.zeros(capacity, dtype), jnp.zeros(capacity, jnp.int32)
         return StepLog(numbers, numbers, numbers, indices, indices, jnp.zeros((), jnp.int32))
 
@@ -96,7 +97,7 @@ class GuardCounts(eqx.Module):
     first_masked: PyTree[Float[Array, "..."]]
 
     @staticmethod
-    def empty(y0: PyTree[Array], dtype: Any) -> "GuardCounts":
+    def empty(y0: PyTree[Array], dtype: DTypeLike) -> "GuardCounts":
         none = jtu.tree_map(lambda y: jnp.zeros(y.shape, jnp.int32), y0)
         never = jtu.tree_map(lambda y: jnp.full(y.shape, jnp.inf, dtype), y0)
         return GuardCounts(none, none, never, never)
@@ -155,16 +156,16 @@ class Watch(eqx.Module):
     """
 
     guard: Guard | None
-    outputs: Callable[[Any, PyTree, Any], PyTree] | None
+    outputs: Callable[[Array, PyTree, Args], PyTree] | None
     capacity: int = eqx.field(static=True)
     prints: bool = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
 
-    def init(self, y0: PyTree[Array], dtype: Any) -> Watched:
+    def init(self, y0: PyTree[Array], dtype: DTypeLike) -> Watched:
         guard = None if self.guard is None else GuardCounts.empty(y0, dtype)
         return Watched(guard, StepLog.empty(self.capacity, dtype) if self.capacity else None)
 
-    def see(self, seen: Watched, step: Step, end: Array, y: PyTree[Array], args: Any) -> Watched:
+    def see(self, seen: Watched, step: Step, end: Array, y: PyTree[Array], args: Args) -> Watched:
         """A step that was tried: `y` is the state at its `end`."""
         step, end, y, args = jtu.tree_map(
             lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, (step, end, y, args)

@@ -8,13 +8,13 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._fields import Guard, GuardedField, bare, declared_conserved, declared_species
-from .._linalg import as_jacobian
+from .._linalg import JacobianLike, as_jacobian
 from .._states import as_state, broadcast_prefix, same_shape_and_dtype
 from .._static import Frozen, Split, Static, is_traced, real_array
-from .._types import VF, YLike, typechecked
+from .._types import VF, Explained, YLike, typechecked
 from .._words import called, short, shown
 
 
@@ -77,7 +77,12 @@ class AbstractCoordinates(GuardedField):
 
     @typechecked
     def __init__(
-        self, field: VF, size: Any = 1.0, *, guard: Guard | None = None, jacobian: Any = None
+        self,
+        field: VF,
+        size: Explained[YLike] = 1.0,
+        *,
+        guard: Guard | None = None,
+        jacobian: Explained[JacobianLike] = None,
     ):
         self._field = Split(field, "field")
         self._size = Static(positive_sizes(size, "size"), "size")
@@ -85,7 +90,7 @@ class AbstractCoordinates(GuardedField):
         self.jacobian = as_jacobian(jacobian)
 
     @abc.abstractmethod
-    def to_leaf(self, y: Any, size: np.ndarray, xp: ModuleType) -> Any:
+    def to_leaf(self, y: Array | np.ndarray, size: np.ndarray, xp: ModuleType) -> Any:
         """The coordinate u.
 
         **Arguments:**
@@ -127,7 +132,7 @@ class AbstractCoordinates(GuardedField):
         """
 
     @property
-    def size(self) -> Any:
+    def size(self) -> PyTree[np.ndarray]:
         """The sizes, as arrays of numpy."""
         return self._size.tree
 
@@ -273,7 +278,7 @@ def innermost(field: VF, y: PyTree) -> tuple[VF, PyTree]:
     return field, y
 
 
-def positive_sizes(sizes: Any, name: str) -> PyTree[np.ndarray]:
+def positive_sizes(sizes: PyTree[ArrayLike], name: str) -> PyTree[np.ndarray]:
     def leaf(path, x):
         value = real_array(x, f"{name}{jtu.keystr(path)}")
         if not (np.isfinite(value) & (value > 0)).all():

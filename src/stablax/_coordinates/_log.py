@@ -1,12 +1,13 @@
 """Logarithms."""
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._types import VF, typechecked
+from .._linalg import JacobianLike
+from .._types import VF, Explained, YLike, typechecked
 from ._base import AbstractCoordinates, not_below, positive_sizes
 
 
@@ -38,9 +39,9 @@ class LogField(AbstractCoordinates):
         self,
         field: VF,
         *,
-        offset: Any = None,
+        offset: Explained[YLike | None] = None,
         guard: Guard | None = None,
-        jacobian: Any = None,
+        jacobian: Explained[JacobianLike] = None,
     ):
         self.shifted = offset is not None
         size = positive_sizes(1.0 if offset is None else offset, "offset")

@@ -1,11 +1,12 @@
 """Other units."""
 
-from typing import Any, final
+from typing import final
 
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._types import VF, typechecked
+from .._linalg import JacobianLike
+from .._types import VF, Explained, YLike, typechecked
 from ._base import AbstractCoordinates, positive_sizes
 
 
@@ -27,7 +28,14 @@ class ScaledField(AbstractCoordinates):
     """
 
     @typechecked
-    def __init__(self, field: VF, scale: Any, *, guard: Guard | None = None, jacobian: Any = None):
+    def __init__(
+        self,
+        field: VF,
+        scale: Explained[YLike],
+        *,
+        guard: Guard | None = None,
+        jacobian: Explained[JacobianLike] = None,
+    ):
         super().__init__(field, positive_sizes(scale, "scale"), guard=guard, jacobian=jacobian)
 
     def to_leaf(self, y, size, xp):

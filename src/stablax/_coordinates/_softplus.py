@@ -1,12 +1,13 @@
 """The inverse of softplus."""
 
-from typing import Any, final
+from typing import final
 
 import jax.nn as jnn
 import jax.numpy as jnp
 
 from .._fields import Guard
-from .._types import VF, typechecked
+from .._linalg import JacobianLike
+from .._types import VF, Explained, YLike, typechecked
 from ._base import AbstractCoordinates, not_below, positive_sizes
 
 
@@ -29,7 +30,12 @@ class SoftplusField(AbstractCoordinates):
 
     @typechecked
     def __init__(
-        self, field: VF, *, scale: Any = 1.0, guard: Guard | None = None, jacobian: Any = None
+        self,
+        field: VF,
+        *,
+        scale: Explained[YLike] = 1.0,
+        guard: Guard | None = None,
+        jacobian: Explained[JacobianLike] = None,
     ):
         super().__init__(field, positive_sizes(scale, "scale"), guard=guard, jacobian=jacobian)
 

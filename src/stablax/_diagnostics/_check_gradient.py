@@ -1,7 +1,6 @@
 """`check_gradient`: automatic differentiation against the truth."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._models import AbstractModel, with_options
 from .._results import RESULTS, name_of
@@ -42,9 +41,9 @@ _UNSETTLED = 10  # times `rtol`: what differs more at a tenth of the tolerance i
 
 @typechecked
 def check_gradient(
-    fn: Callable[..., Any],
+    fn: Callable[..., Array],
     model: PyTree,
-    *inputs: Any,
+    *inputs: PyTree,
     rtol: float | None = None,
     directions: int = 2,
     adjoints: tuple[str, ...] | None = None,

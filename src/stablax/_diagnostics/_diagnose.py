@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
 
 from .._fields import as_guarded
-from .._models import AbstractModel, explain
+from .._models import AbstractModel, Simulation, explain
 from .._results import Cause, is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
@@ -132,7 +133,7 @@ class Diagnosis:
     precision: PrecisionReport
     steady: SteadyReport | None
     finer: FinerReport | None
-    simulation: Any = dataclasses.field(repr=False)
+    simulation: Simulation = dataclasses.field(repr=False)
 
     @property
     def causes(self) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ class Diagnosis:
 
 
 @typechecked
-def diagnose(model: AbstractModel, *inputs: Any, **keywords: Any) -> Diagnosis:
+def diagnose(model: AbstractModel, *inputs: PyTree, **keywords: PyTree) -> Diagnosis:
     """Why a model fails on these inputs, or is slow: solves them, watches every step, looks at the
     field along the trajectory, and says what to change.
 

@@ -1,6 +1,7 @@
 """A second look: the same solve at a tenth of the tolerance, with steps that are short."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, final
 
 import diffrax
@@ -11,13 +12,14 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._control import StiffPID
 from .._models import AbstractModel, Phase, Simulation, with_options
 from .._results import is_okay, name_of
 from .._states import as_args
 from .._static import Static
+from .._types import ScalarLike
 from ._observe import Observation
 
 _PARTS = 100  # of the time span, of which no step is longer than one
@@ -30,10 +32,10 @@ class _ShortSteps(diffrax.AbstractAdaptiveStepSizeController):
     """A controller whose steps are at most 1 % of the time span, for which the fixed `dtmax` of
     another cannot be chosen where the time span is not known."""
 
-    rtol: Any
-    atol: Any
-    norm: Any
-    controller: Any
+    rtol: ScalarLike
+    atol: PyTree
+    norm: Callable[[PyTree], Array]
+    controller: diffrax.AbstractStepSizeController
 
     def wrap(self, direction) -> "_ShortSteps":
         return dataclasses.replace(self, controller=self.controller.wrap(direction))
@@ -54,7 +56,9 @@ class _ShortSteps(diffrax.AbstractAdaptiveStepSizeController):
         return keep, next_t0, next_t1, made_jump, (inner, longest), result
 
 
-def tolerance_of(solves: Any, dtype: np.dtype) -> float | None:
+def tolerance_of(
+    solves: AbstractModel | diffrax.AbstractStepSizeController, dtype: np.dtype
+) -> float | None:
     """`rtol` of a model, or of a controller, for a state of `dtype`, if it has one."""
     controller = solves.options.controller if isinstance(solves, AbstractModel) else solves
     if isinstance(controller, StiffPID) and not controller.explicit[0]:
@@ -102,7 +106,9 @@ def _finer_phases(phases: PyTree, dtype: np.dtype) -> PyTree:
     return jtu.tree_map(change, phases, is_leaf=lambda x: isinstance(x, Phase))
 
 
-def _finer_controller(controller: Any, dtype: np.dtype) -> Any:
+def _finer_controller(
+    controller: diffrax.AbstractStepSizeController, dtype: np.dtype
+) -> "_ShortSteps | None":
     """None if there is no tolerance that could be less."""
     tolerance = tolerance_of(controller, dtype)
     if tolerance is None or tolerance < 100 * float(np.finfo(dtype).eps):
@@ -112,7 +118,7 @@ def _finer_controller(controller: Any, dtype: np.dtype) -> Any:
     return _ShortSteps(rtol=c.rtol, atol=atol, norm=c.norm, controller=c)
 
 
-def _tighter(controller: Any, dtype: np.dtype) -> Any:
+def _tighter(controller: diffrax.AbstractStepSizeController, dtype: np.dtype) -> Any:
     if isinstance(controller, StiffPID):
         controller = controller.for_dtype(dtype)
         fields = {f.name: getattr(controller, f.name) for f in dataclasses.fields(controller)}
@@ -121,8 +127,9 @@ def _tighter(controller: Any, dtype: np.dtype) -> Any:
         tolerances = dict(rtol=controller.rtol * _TIGHTER, atol=atol)
         return StiffPID(**{**fields, **tolerances, "explicit": (True, True)})
     law = lambda c: law(c.controller) if hasattr(c, "controller") else c
-    tolerances = (controller.rtol * _TIGHTER, controller.atol * _TIGHTER)
-    return eqx.tree_at(lambda c: (law(c).rtol, law(c).atol), controller, tolerances)
+    given: Any = controller  # which has an `rtol`
+    tolerances = (given.rtol * _TIGHTER, given.atol * _TIGHTER)
+    return eqx.tree_at(lambda c: (law(c).rtol, law(c).atol), given, tolerances)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _flat(states: PyTree) -> np.ndarray:
     return np.asarray(jax.vmap(lambda y: ravel_pytree(y)[0])(states))
 
 
-def _slopes(model: PyTree, given: dict[str, Any], seen: Observation) -> PyTree:
+def _slopes(model: PyTree, given: dict[str, PyTree], seen: Observation) -> PyTree:
     """The derivative of the states as everything that is differentiated moves by its own size, up
     or down."""
     inputs = {k: v for k, v in given.items() if k in ("y0", "args", "steady_args", "phases")}
@@ -218,7 +225,7 @@ def _slopes(model: PyTree, given: dict[str, Any], seen: Observation) -> PyTree:
 
 
 @eqx.filter_jit
-def _push(tree: PyTree, move: PyTree, rest: dict[str, Any]) -> PyTree:
+def _push(tree: PyTree, move: PyTree, rest: dict[str, PyTree]) -> PyTree:
     params, static = eqx.partition(tree, eqx.is_inexact_array)
 
     def states(params):

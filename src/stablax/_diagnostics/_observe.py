@@ -1,6 +1,7 @@
 """Watches a model solve: what `diagnose` knows."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from .._control import StiffPID
 from .._fields import as_guarded, bare
 from .._models import (
     AbstractModel,
     Phase,
+    ResolvedOptions,
     Simulation,
     Stepping,
     as_stepping,
@@ -29,6 +32,7 @@ from .._models import (
 from .._results import Cause
 from .._states import as_args, as_state, state_dtype
 from .._static import is_traced
+from .._types import Args, NumbersLike
 from ._stiffness import Stiffness, stiffness_along
 
 _QUANTILES = 20  # of the accepted steps, at whose starts the trajectory is looked at
@@ -39,7 +43,7 @@ class Observation:
     """One solve, watched. Arrays are numpy; states are flat, `(times, size)`."""
 
     model: AbstractModel
-    inputs: dict[str, Any]
+    inputs: dict[str, PyTree]
     conditions: "Conditions"
     asked: Simulation  # at times that were asked for
     simulation: Simulation  # at the starts of some steps
@@ -63,14 +67,14 @@ class Observation:
         return self.cause == Cause.none
 
     @property
-    def start(self) -> Any:
+    def start(self) -> Array:
         return start_of(self.inputs)
 
     @property
-    def like(self) -> Any:
+    def like(self) -> PyTree[Array]:
         return self.inputs["y0"]
 
-    def unravel(self, flat: np.ndarray) -> Any:
+    def unravel(self, flat: np.ndarray) -> PyTree[Array]:
         return ravel_pytree(self.like)[1](jnp.asarray(flat, self.dtype))
 
     def state_at(self, t: float) -> np.ndarray:
@@ -83,7 +87,7 @@ class Observation:
         columns = [np.interp(way * t, way * self.times, column) for column in self.states.T]
         return np.stack(columns, axis=-1)
 
-    def field(self, t: Any, flat: np.ndarray) -> np.ndarray:
+    def field(self, t: NumbersLike, flat: np.ndarray) -> np.ndarray:
         """The bare field, for a batch of times and flat states."""
 
         def under(args, t, flat):
@@ -98,15 +102,15 @@ class Conditions:
     """The `args` of each phase, and the times at which they end; of a model without phases, one."""
 
     ends: np.ndarray
-    args: tuple[Any, ...]
+    args: tuple[Args, ...]
 
-    def at(self, t: Any) -> np.ndarray:
+    def at(self, t: NumbersLike) -> np.ndarray:
         """The phase of each time."""
         way = -1.0 if len(self.ends) > 1 and self.ends[-1] < self.ends[0] else 1.0
         places = np.searchsorted(way * self.ends, way * np.asarray(t), side="right")
         return np.minimum(places, len(self.args) - 1)
 
-    def apply(self, fn: Any, t: np.ndarray, states: Any) -> Any:
+    def apply(self, fn: Callable, t: np.ndarray, states: PyTree) -> PyTree[np.ndarray]:
         """`fn(args, t, states)` for times and states with a leading axis, each under its own."""
         places = self.at(t)
         groups = [np.flatnonzero(places == place) for place in np.unique(places)]
@@ -125,7 +129,7 @@ def _bare(field, args, like, ts, flats):
     return jax.vmap(lambda t, y: ravel_pytree(fn(t, unravel(y), args))[0])(ts, flats)
 
 
-def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[str, Any]:
+def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, PyTree]) -> dict[str, PyTree]:
     """The arguments of a call of `model`, by name."""
     keywords = {k: v for k, v in keywords.items() if k != "throw"}
     signature = signature_of(model, "diagnose")
@@ -148,12 +152,14 @@ def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, Any]) -> dict[
     return named
 
 
-def start_of(inputs: dict[str, Any]) -> Any:
+def start_of(inputs: dict[str, PyTree]) -> Array:
     """When a call begins; of a model that has no `t0`, at 0."""
     return inputs.get("t0", jnp.zeros((), state_dtype(inputs["y0"])))
 
 
-def settled(model: AbstractModel, inputs: dict[str, Any]) -> tuple[AbstractModel, dict[str, Any]]:
+def settled(
+    model: AbstractModel, inputs: dict[str, PyTree]
+) -> tuple[AbstractModel, dict[str, PyTree]]:
     """`model`, and `inputs` without `stepping`: with what that says as the options of the model,
     and of the phases that have their own."""
     rest = {name: x for name, x in inputs.items() if name != "stepping"}
@@ -164,7 +170,7 @@ def settled(model: AbstractModel, inputs: dict[str, Any]) -> tuple[AbstractModel
     for options in options_in(model, inputs):  # raises what a call does
         planned(options, model.guard, dtype, stepping)
 
-    def settle(x: Any) -> Any:
+    def settle(x: PyTree) -> PyTree:
         if not isinstance(x, Phase) or not x.overrides.given:
             return x
         return x.overridden(**_settled(options_of(model, x.overrides).tree, stepping))
@@ -175,7 +181,7 @@ def settled(model: AbstractModel, inputs: dict[str, Any]) -> tuple[AbstractModel
     return with_options(model, **_settled(model.options, stepping)), rest
 
 
-def _settled(options: Any, stepping: Stepping) -> dict[str, Any]:
+def _settled(options: ResolvedOptions, stepping: Stepping) -> dict[str, Any]:
     """The `controller` and `max_steps` of `options`, with what `stepping` says instead."""
     names = ("rtol", "atol", "dtmax", "step_ts", "jump_ts", "max_steps")
     changes = {name: x for name in names if (x := getattr(stepping, name)) is not None}
@@ -196,7 +202,7 @@ def _settled(options: Any, stepping: Stepping) -> dict[str, Any]:
     return dict(controller=controller, max_steps=int(most))
 
 
-def conditions_of(inputs: dict[str, Any]) -> Conditions:
+def conditions_of(inputs: dict[str, PyTree]) -> Conditions:
     dtype = state_dtype(inputs["y0"])
     if "phases" not in inputs:
         return Conditions(np.array([np.inf]), (as_args(inputs.get("args"), dtype),))
@@ -211,7 +217,7 @@ def conditions_of(inputs: dict[str, Any]) -> Conditions:
     return Conditions(np.array(ends), tuple(conditions))
 
 
-def observe(model: AbstractModel, inputs: dict[str, Any]) -> Observation:
+def observe(model: AbstractModel, inputs: dict[str, PyTree]) -> Observation:
     """Solves twice with one program: the second time it saves where the first had its steps."""
     watched = with_options(
         model,
@@ -279,7 +285,7 @@ def _some_of(ts: np.ndarray, start: float) -> np.ndarray:
     return np.concatenate([np.full(most - len(ts), start), ts])
 
 
-def _for_each(atol: Any, y0: Any) -> np.ndarray:
+def _for_each(atol: PyTree, y0: PyTree) -> np.ndarray:
     flat = np.asarray(ravel_pytree(y0)[0])
     return np.broadcast_to(np.asarray(ravel_pytree(atol)[0]), flat.shape)
 

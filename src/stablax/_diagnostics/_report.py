@@ -6,7 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Advice:
     code: str
 
 
-def number(x: Any, digits: int = 3) -> str:
+def number(x: SupportsFloat, digits: int = 3) -> str:
     return f"{float(x):.{digits}g}"
 
 
@@ -96,7 +96,7 @@ def _plain(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def as_data(x: Any) -> Any:
+def as_data(x: object) -> Any:
     """A report as dicts, lists, strings and numbers: what `json` takes. What is not finite
     becomes `None`."""
     if dataclasses.is_dataclass(x) and not isinstance(x, type):

@@ -2,7 +2,7 @@
 event, sampled on a fine grid within the steps."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from .._models import with_options
 from .._results import RESULTS, Cause
+from .._types import Args
 from ._observe import Observation
 from ._stiffness import jacobian_at
 from ._suggestion import ended_with
@@ -189,5 +191,5 @@ def missed_events(seen: Observation) -> list[tuple[float, float]]:
 
 
 @eqx.filter_jit
-def _holds(condition: Any, args: Any, ts: np.ndarray, ys: Any) -> Any:
+def _holds(condition: Callable, args: Args, ts: np.ndarray, ys: PyTree) -> Array:
     return jax.vmap(lambda t, y: jnp.asarray(condition(t, y, args)))(jnp.asarray(ts), ys)

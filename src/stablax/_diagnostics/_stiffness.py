@@ -1,7 +1,5 @@
 """How stiff a field is: the rates of its linear part."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ from jaxtyping import Array, Complex, Float
 
 from .._fields import as_guarded, evaluate_ungated
 from .._states import all_finite, as_args, as_state, state_dtype
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._types import VF, Args, Explained, NumbersLike, ScalarLike, Y, YLike, typechecked
 
 
 class Stiffness(eqx.Module):
@@ -56,7 +54,9 @@ def stiffness(field: VF, t: ScalarLike, y: YLike, args: Args = None) -> Stiffnes
 
 
 @typechecked
-def stiffness_along(field: VF, ts: Any, ys: YLike, args: Args = None) -> Stiffness:
+def stiffness_along(
+    field: VF, ts: Explained[NumbersLike], ys: YLike, args: Args = None
+) -> Stiffness:
     """How stiff a field is along a trajectory.
 
     ```python
@@ -90,7 +90,7 @@ def _along(field, ts, ys, args) -> Stiffness:
     return jax.vmap(lambda t, y: _stiffness(field, t, y, args))(ts, ys)
 
 
-def jacobian_at(field: VF, t: Any, y: Any, args: Any) -> Float[Array, "size size"]:
+def jacobian_at(field: VF, t: ScalarLike, y: Y, args: Args) -> Float[Array, "size size"]:
     """df/dy by automatic differentiation, as it is: non-finite where it is not finite."""
     guarded = as_guarded(field)
     flat, unravel = ravel_pytree(y)

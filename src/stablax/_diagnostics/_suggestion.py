@@ -1,7 +1,8 @@
 """What a rule of `diagnose` says, and the lines of code that it is made of."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable
+from typing import SupportsFloat
 
 import diffrax
 import jax.tree_util as jtu
@@ -30,7 +31,7 @@ class Suggestion:
     weight: float
 
 
-def ended_with(seen: Observation, *members: Any) -> bool:
+def ended_with(seen: Observation, *members: diffrax.RESULTS) -> bool:
     result = int(jtu.tree_leaves(seen.simulation.result)[0])
     return result in [int(jtu.tree_leaves(member)[0]) for member in members]
 
@@ -75,5 +76,5 @@ def with_times(seen: Observation, name: str, times: list[float]) -> str:
     return as_times(np.union1d(declared(seen, name), undeclared(seen, name, times)))
 
 
-def as_times(times: Any) -> str:
+def as_times(times: Iterable[SupportsFloat]) -> str:
     return f"({', '.join(number(t, 7) for t in times)},)"

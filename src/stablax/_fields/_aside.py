@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._lanes import spread
 
@@ -44,7 +44,7 @@ class Aside(eqx.Module):
     numbers: Int[Array, "7"]  # in one array: each that a loop carries is a kernel to compile
 
     @staticmethod
-    def start(y: PyTree, done: Any = False) -> "Aside":
+    def start(y: PyTree, done: Bool[ArrayLike, ""] = False) -> "Aside":
         needed = jnp.full(sum(jnp.size(x) for x in jtu.tree_leaves(y)), True)
         return Aside(needed, _Numbers(0, 0, -1, 1, 0, done, done).packed())
 

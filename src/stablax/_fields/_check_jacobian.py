@@ -1,15 +1,13 @@
 """Whether a declared structure, or a Jacobian written by hand, is that of the field."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from .._linalg import Dense, FlatField, as_jacobian
+from .._linalg import Dense, FlatField, JacobianLike, as_jacobian
 from .._states import as_args, as_state, state_dtype
-from .._types import VF, Args, ScalarLike, YLike, typechecked
+from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
 from ._declared import declared_jacobian, names_of
 
 
@@ -20,7 +18,7 @@ def check_jacobian(
     y: YLike,
     args: Args = None,
     *,
-    jacobian: Any = None,
+    jacobian: Explained[JacobianLike] = None,
     rtol: float = 1e-6,
 ) -> float:
     """Compares a declared structure, or a Jacobian written by hand, with automatic

@@ -8,8 +8,6 @@ is too. Nothing may bypass that selection, so whatever the field closes over is 
 input first.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
@@ -20,12 +18,12 @@ from .._captured import capture
 from .._lanes import spread
 from .._states import all_finite, stop
 from .._static import is_traced
-from .._types import VF, Args, Y
+from .._types import VF, Args, ScalarLike, Y
 from ._aside import Aside
 
 
 def gate(
-    fn: VF, t: Any, y: Y, args: Args, lower: PyTree, upper: PyTree, rounding: float = 0.0
+    fn: VF, t: ScalarLike, y: Y, args: Args, lower: PyTree, upper: PyTree, rounding: float = 0.0
 ) -> PyTree:
     """`fn(t, y, args)`, with a derivative that is `fn`'s wherever `fn` and its derivative are
     finite, and finite everywhere else: there it is taken at a point next to `y` inside the
@@ -42,7 +40,7 @@ def gate(
     return _gated(close(fn, t, y, args), t, y, args, lower, upper, rounding)
 
 
-def close(fn: VF, t: Any, y: Y, args: Args) -> VF:
+def close(fn: VF, t: ScalarLike, y: Y, args: Args) -> VF:
     """`fn` without hidden inputs: what it closes over is a leaf of the result."""
     closed = capture(fn, t, y, args)
     known = {id(x) for x in jtu.tree_leaves(fn)}
@@ -53,7 +51,7 @@ def close(fn: VF, t: Any, y: Y, args: Args) -> VF:
     return closed if hidden or staged else fn
 
 
-def derivative_is_finite(fn: VF, t: Any, y: Y, args: Args) -> Bool[Array, ""]:
+def derivative_is_finite(fn: VF, t: ScalarLike, y: Y, args: Args) -> Bool[Array, ""]:
     """Whether `fn` and its derivatives (in the state, and in all that `fn` and `args` hold) are
     finite at `y`."""
     inputs = (close(fn, t, y, args), t, y, args)
@@ -71,7 +69,7 @@ def _gated(closed, t, y, args, lower, upper, rounding):
     return closed(t, y, args)
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 

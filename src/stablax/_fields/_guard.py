@@ -1,22 +1,20 @@
 """`Guard`: the bounds of a field, as a value."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._states import broadcast_prefix, for_each_component
 from .._static import Static, real_array, real_number
 from .._words import short
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
-def _normalise(bounds: Any, name: str) -> PyTree[np.ndarray] | None:
+def _normalise(bounds: PyTree[ArrayLike | None], name: str) -> PyTree[np.ndarray] | None:
     if bounds is None:
         return None
     missing = -np.inf if name == "lower" else np.inf
@@ -86,8 +84,8 @@ class Guard:
 
     def __init__(
         self,
-        lower: Any = None,
-        upper: Any = None,
+        lower: PyTree[ArrayLike | None] = None,
+        upper: PyTree[ArrayLike | None] = None,
         *,
         fill: float | None = None,
         pull: float = 0.0,

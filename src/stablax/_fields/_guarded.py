@@ -16,14 +16,16 @@ from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, as_jacobian
 from .._precision import full_precision
 from .._states import as_state, same_shape_and_dtype, state_dtype, stop
-from .._types import VF, Args, Y
+from .._types import VF, Args, ScalarLike, Y
 from .._words import short
 from ._activity import GuardActivity
 from ._gate import close, derivative_is_finite, gate
 from ._guard import Guard
 
 
-def _evaluate(guard: Guard, fn: VF, what: str, t: Any, y: Y, args: Args, call: Callable) -> PyTree:
+def _evaluate(
+    guard: Guard, fn: VF, what: str, t: ScalarLike, y: Y, args: Args, call: Callable
+) -> PyTree:
     y = as_state(y, "y")
     t = jnp.asarray(t, state_dtype(y))
     clipped = guard.clip(y)
@@ -68,7 +70,7 @@ def _notes(fn: VF, y: Y) -> Iterator[str]:
         )
 
 
-def _check_field(fn: Any) -> None:
+def _check_field(fn: object) -> None:
     if isinstance(fn, type):
         raise TypeError(f"The field is the class `{fn.__name__}`: make one, `{fn.__name__}(...)`.")
     if not callable(fn):
@@ -91,12 +93,12 @@ def _check_field(fn: Any) -> None:
         raise TypeError(text) from None
 
 
-def _check_guard(guard: Any) -> None:
+def _check_guard(guard: object) -> None:
     if not isinstance(guard, Guard):
         raise TypeError(f"`guard` must be a `Guard(lower, upper, ...)`, got {short(guard)}.")
 
 
-def _activity(guard: Guard, fn: VF, t: Any, y: Y, args: Args) -> GuardActivity:
+def _activity(guard: Guard, fn: VF, t: ScalarLike, y: Y, args: Args) -> GuardActivity:
     y = lax.stop_gradient(as_state(y, "y"))
     t = jnp.asarray(t, state_dtype(y))
     lower, upper = guard.bounds(y)
@@ -163,15 +165,15 @@ class GuardedField(eqx.Module):
             )
 
     @abc.abstractmethod
-    def vector_field(self, t: Any, y: Any, args: Any) -> Any:
+    def vector_field(self, t: Any, y: Y, args: Args) -> PyTree:  # `t`: of the type a user writes
         """dy/dt at time `t`, state `y` (inside the bounds) and condition `args`; returns the
         structure, shapes and dtype of `y`."""
 
     @final
-    def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
+    def __call__(self, t: ScalarLike, y: Y, args: Args) -> PyTree:
         return evaluate(self, t, y, args)
 
-    def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
+    def activity(self, t: ScalarLike, y: Y, args: Args = None) -> GuardActivity:
         """Which components are clipped, which outputs are masked, and whether a derivative is
         made safe at `(t, y, args)`. Costs two evaluations of the field."""
         return _activity(self.guard, self.vector_field, t, y, args)
@@ -197,10 +199,10 @@ class Guarded(eqx.Module):
         _check_guard(self.guard)
         _check_field(self.fn)
 
-    def __call__(self, t: Any, y: Y, args: Args) -> PyTree:
+    def __call__(self, t: ScalarLike, y: Y, args: Args) -> PyTree:
         return evaluate(self, t, y, args)
 
-    def activity(self, t: Any, y: Y, args: Args = None) -> GuardActivity:
+    def activity(self, t: ScalarLike, y: Y, args: Args = None) -> GuardActivity:
         """As [`GuardedField.activity`][]."""
         return _activity(self.guard, self.fn, t, y, args)
 
@@ -218,7 +220,7 @@ def bare(field: VF) -> tuple[Guard, VF]:
 
 
 def evaluate(
-    field: GuardedField | Guarded, t: Any, y: Y, args: Args, rounding: float = 0.0
+    field: GuardedField | Guarded, t: ScalarLike, y: Y, args: Args, rounding: float = 0.0
 ) -> PyTree:
     """What calling a guarded field does; `rounding` as in `gate`."""
     call = functools.partial(gate, rounding=rounding)
@@ -226,7 +228,7 @@ def evaluate(
 
 
 def evaluate_ungated(
-    field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree | None = None
+    field: GuardedField | Guarded, t: ScalarLike, y: Y, args: Args, shift: PyTree | None = None
 ) -> PyTree:
     """What calling a guarded field does, with derivatives that are not made safe, for callers
     that are not differentiated or look at what they get. With a `shift`, at the clipped `y` plus
@@ -239,7 +241,7 @@ def evaluate_ungated(
 
 
 def evaluate_aside(
-    field: GuardedField | Guarded, t: Any, y: Y, args: Args, shift: PyTree
+    field: GuardedField | Guarded, t: ScalarLike, y: Y, args: Args, shift: PyTree
 ) -> PyTree:
     """As `evaluate_ungated`, but with the value at the clipped `y`."""
 

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, PyTree
 
 from .._coordinates import AbstractCoordinates
 from .._fields import Guard, GuardedField, bare, declared_conserved, declared_species
-from .._linalg import as_jacobian, row_projector
+from .._linalg import JacobianLike, as_jacobian, row_projector
 from .._reactions import ReactionField
 from .._states import same_shape_and_dtype
 from .._static import Frozen, Split, real_array
-from .._types import VF, typechecked
+from .._types import VF, Explained, NumbersLike, ScalarLike, typechecked
 from .._words import called, short, shown
 
 
@@ -72,10 +72,10 @@ class HybridField(GuardedField):
         learned: VF,
         *,
         mode: Literal["additive", "additive_rates", "multiplicative_rates"] = "additive",
-        gate: Any = None,
-        conserve: Any = False,
+        gate: Explained[ScalarLike | None] = None,
+        conserve: Explained[bool | NumbersLike] = False,
         guard: Guard | None = None,
-        jacobian: Any = None,
+        jacobian: Explained[JacobianLike] = None,
     ):
         if mode != "additive" and not isinstance(known, ReactionField):
             raise TypeError(
@@ -148,7 +148,7 @@ class HybridField(GuardedField):
         return unravel(flat - jnp.asarray(projector, flat.dtype) @ flat)
 
 
-def _number(gate: Any) -> Array:
+def _number(gate: ScalarLike) -> Array:
     gate = jnp.asarray(gate)
     if not jnp.issubdtype(gate.dtype, jnp.floating):
         gate = gate.astype(float)
@@ -157,7 +157,7 @@ def _number(gate: Any) -> Array:
     return jnp.asarray(gate, gate.dtype)  # a Python float is a weak type
 
 
-def _rows(known: VF, mode: str, conserve: Any) -> Frozen | None:
+def _rows(known: VF, mode: str, conserve: bool | NumbersLike) -> Frozen | None:
     declared = declared_conserved(known)
     if isinstance(conserve, bool):
         if conserve and isinstance(known, AbstractCoordinates):

@@ -6,7 +6,11 @@ from ._base import (
     Factored as Factored,
     FlatField as FlatField,
 )
-from ._dense import Dense as Dense, as_jacobian as as_jacobian
+from ._dense import (
+    Dense as Dense,
+    JacobianLike as JacobianLike,
+    as_jacobian as as_jacobian,
+)
 from ._lu import DenseLU as DenseLU, EquilibratedLU as EquilibratedLU
 from ._matrix_free import Iterative as Iterative, MatrixFree as MatrixFree
 from ._null_space import (

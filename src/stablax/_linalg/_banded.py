@@ -2,7 +2,7 @@
 
 import operator
 from functools import reduce
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from ._banded_lu import BandedLU, shifted
 from ._base import AbstractJacobian
 
 
-def _count(value: Any, name: str) -> int:
+def _count(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an integer >= 0, got {short(value)}.")
     if value < 0:

@@ -1,7 +1,7 @@
 """A Jacobian without structure."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import equinox as eqx
 import jax
@@ -67,7 +67,11 @@ class Dense(AbstractJacobian):
         return stored
 
 
-def as_jacobian(given: Any) -> AbstractJacobian | None:
+JacobianLike = AbstractJacobian | Callable | None
+"""What a user may give as `jacobian=...`."""
+
+
+def as_jacobian(given: JacobianLike) -> AbstractJacobian | None:
     """What a user may give as `jacobian=...`."""
     if given is None or isinstance(given, AbstractJacobian):
         return given

@@ -1,12 +1,14 @@
 """A Jacobian that is never formed."""
 
-from typing import Any, final
+from collections.abc import Callable
+from typing import final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+from jax.typing import DTypeLike
 
 from .._static import Static
 from .._words import short
@@ -109,7 +111,7 @@ class Iterative(AbstractFactorisation):
         return ~jnp.isfinite(factors[0])
 
 
-def _default(dtype: Any) -> lx.AbstractLinearSolver:
+def _default(dtype: DTypeLike) -> lx.AbstractLinearSolver:
     tolerance = _TOLERANCE[64 if jnp.finfo(dtype).bits > 32 else 32]
     return lx.GMRES(rtol=tolerance, atol=tolerance)
 
@@ -121,5 +123,5 @@ def _scaled(push, factor, x):
 class _Product(eqx.Module):
     """`x -> J x`, and what x looks like."""
 
-    push: Any
+    push: Callable
     like: jax.ShapeDtypeStruct = eqx.field(static=True)

@@ -7,8 +7,13 @@ from ._dose import (
     ScaleDose as ScaleDose,
     SetDose as SetDose,
 )
-from ._explain import explain as explain, is_successful as is_successful
+from ._explain import (
+    Outcome as Outcome,
+    explain as explain,
+    is_successful as is_successful,
+)
 from ._model import AbstractModel as AbstractModel, signature_of as signature_of
+from ._options import ResolvedOptions as ResolvedOptions
 from ._phase import Phase as Phase
 from ._run_phases import options_in as options_in, options_of as options_of
 from ._simulate import Simulate as Simulate

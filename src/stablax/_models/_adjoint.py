@@ -1,7 +1,7 @@
 """The discrete adjoint: the derivative of a solve, over its accepted steps only."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import diffrax
 import equinox as eqx
@@ -65,7 +65,7 @@ def solve(
     inputs: Inputs,
     run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
     solver: diffrax.AbstractSolver,
-    terms: Callable[[Callable, Any, Any], PyTree],
+    terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree],
     guard: Guard | None,
     width: int | None,
 ) -> Outputs:

@@ -39,9 +39,9 @@ _MODELS = (Simulate, SteadyThenSimulate, SimulatePhases)
 @typechecked
 def simulate_batch(
     model: AbstractModel,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, PyTree],
     *,
-    shared: Mapping[str, Any] | None = None,
+    shared: Mapping[str, PyTree] | None = None,
     batch_size: int | None = None,
     order_by: ArrayLike | Callable | None = None,
     ensemble: bool = False,
@@ -99,7 +99,7 @@ def simulate_batch(
     **Raises:** `ValueError` or `TypeError` for inputs that do not fit, by name; with `throw=True`
     a `RuntimeError` that says which samples failed, and why.
     """
-    common: Mapping[str, Any] = {} if shared is None else shared
+    common: Mapping[str, PyTree] = {} if shared is None else shared
     batch_size = _usual_lanes(mesh) if batch_size is None else batch_size
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -123,8 +123,8 @@ def simulate_batch(
 @eqx.filter_jit
 def _simulate_batch(
     model: AbstractModel,
-    inputs: Mapping[str, Any],
-    shared: Mapping[str, Any],
+    inputs: Mapping[str, PyTree],
+    shared: Mapping[str, PyTree],
     cost: Array | None,
     lanes: int,
     room: int,
@@ -207,7 +207,7 @@ def _usual_lanes(mesh: Mesh | None) -> int:
 _NUMBERS = 2**26
 
 
-def _steps_in_turn(model: AbstractModel, call: Mapping[str, Any]) -> bool:
+def _steps_in_turn(model: AbstractModel, call: Mapping[str, PyTree]) -> bool:
     """Whether a lane of all loops of a call can be exchanged for another."""
     search = getattr(model, "steady_options", None)
     return (
@@ -221,7 +221,7 @@ def _steps_in_turn(model: AbstractModel, call: Mapping[str, Any]) -> bool:
 
 
 def _numbers(
-    model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any], ensemble: bool
+    model: AbstractModel, inputs: Mapping[str, PyTree], shared: Mapping[str, PyTree], ensemble: bool
 ) -> int:
     """How many a sample keeps: of its steps, of its cotangents, and of its Jacobians."""
 
@@ -243,7 +243,7 @@ def _numbers(
 
 
 def _check_names(
-    model: AbstractModel, inputs: Mapping[str, Any], shared: Mapping[str, Any]
+    model: AbstractModel, inputs: Mapping[str, PyTree], shared: Mapping[str, PyTree]
 ) -> None:
     parameters = signature_of(model, "simulate_batch").parameters.values()
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -274,13 +274,13 @@ def _check_names(
             )
 
 
-def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, dict]:
+def _as_arrays(inputs: dict[str, PyTree], shared: dict[str, PyTree]) -> tuple[dict, dict]:
     """Python numbers and numpy arrays as jax arrays, so that a new value is not a new program."""
     where = inputs if "y0" in inputs else shared
     y0 = as_state(where["y0"], "y0")
     dtype = state_dtype(y0)
 
-    def convert(name: str, value: Any) -> Any:
+    def convert(name: str, value: PyTree) -> PyTree:
         if name == "y0":
             return y0
         if name in ("ts", "t0"):
@@ -295,7 +295,9 @@ def _as_arrays(inputs: dict[str, Any], shared: dict[str, Any]) -> tuple[dict, di
     )
 
 
-def _check_values(model: AbstractModel, given: dict[str, Any], inputs: dict[str, Any]) -> None:
+def _check_values(
+    model: AbstractModel, given: dict[str, PyTree], inputs: dict[str, PyTree]
+) -> None:
     """Raises for a `stepping` that the model cannot follow, and for times that the dtype of the
     state does not tell apart. In the model, where they are traced, there is no error to raise."""
     dtype = state_dtype(as_state(given["y0"], "y0"))
@@ -352,7 +354,7 @@ def _check_mesh(mesh: Mesh | None, samples: int) -> None:
         )
 
 
-def _number_of_samples(inputs: dict[str, Any], ensemble: AbstractModel | None) -> int:
+def _number_of_samples(inputs: dict[str, PyTree], ensemble: AbstractModel | None) -> int:
     """The size of the leading axis of all arrays."""
     sizes: dict[str, int] = {}
     for path, leaf in jtu.tree_flatten_with_path((ensemble, inputs))[0]:
@@ -392,7 +394,10 @@ def _number_of_samples(inputs: dict[str, Any], ensemble: AbstractModel | None) -
 
 
 def _cost(
-    order_by: Any, inputs: dict[str, Any], shared: dict[str, Any], samples: int
+    order_by: ArrayLike | Callable | None,
+    inputs: dict[str, PyTree],
+    shared: dict[str, PyTree],
+    samples: int,
 ) -> Array | None:
     """What each sample is expected to cost."""
     if order_by is None:

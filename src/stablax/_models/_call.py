@@ -1,7 +1,6 @@
 """What all models ask of a call."""
 
 import contextlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from .._fields import Guard, as_guarded
 from .._results import RESULTS, message
 from .._states import as_args, as_state, for_each_component, state_dtype
 from .._static import Static, is_traced
-from .._types import VF, Args
+from .._types import VF, Args, NumbersLike, ScalarLike, YLike
 from ._stepping import Pace, Stepping, own_rtol
 from ._times import Times, as_times, rows_are_ordered, told_apart
 
@@ -24,9 +23,9 @@ def check_call(
     field: VF,
     options: Static,
     pace: Pace,
-    y0: Any,
-    ts: Any,
-    t0: Any,
+    y0: YLike,
+    ts: NumbersLike,
+    t0: ScalarLike,
     args: Args,
     stepping: Stepping | None,
     ends: Times | None = None,
@@ -45,7 +44,7 @@ def check_call(
     if not is_traced(times) and not rows_are_ordered(*times):
         raise ValueError(
             f"{message(RESULTS.bad_times)} Got t0 = {float(times[0]):g} and ts = "
-            f"{np.array2string(times[1], threshold=8)}."
+            f"{np.array2string(np.asarray(times[1]), threshold=8)}."
         )
     ts, t0 = jnp.asarray(ts, dtype), jnp.asarray(t0, dtype)
     guard = as_guarded(field).guard
@@ -54,10 +53,9 @@ def check_call(
         for_each_component(stepping.atol, y0, "`stepping.atol`")  # raises if it does not fit
     given |= given_times(options, stepping, dtype)
     start = told_apart(start, given, ends, lambda: tolerance_of(options, pace, guard, dtype))
-    t0 = start if is_traced(start) else t0
     if not is_traced(y0):
         _check_start(guard, pace.controller, y0)
-    return y0, ts, t0, as_args(args, dtype)
+    return y0, ts, start if is_traced(start) else t0, as_args(args, dtype)
 
 
 def given_times(options: Static, stepping: Stepping | None, dtype: np.dtype) -> dict[str, Times]:

@@ -2,17 +2,17 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._states import same_shape_and_dtype
 from .._static import Split, Static, concrete_array, is_traced, refuse_masked
-from .._types import Args, typechecked
+from .._types import Args, Explained, YLike, typechecked
 from .._words import short
 
 
@@ -48,7 +48,7 @@ class AddDose(AbstractDose):
     amount: PyTree[Array]
 
     @typechecked
-    def __init__(self, amount: Any):
+    def __init__(self, amount: Explained[YLike]):
         self.amount = _as_arrays(amount, "amount")
 
     def __call__(self, t, y, args):
@@ -80,7 +80,7 @@ class ScaleDose(AbstractDose):
     factor: PyTree[Array]
 
     @typechecked
-    def __init__(self, factor: Any):
+    def __init__(self, factor: Explained[YLike]):
         self.factor = _as_arrays(factor, "factor")
 
     def __call__(self, t, y, args):
@@ -107,7 +107,11 @@ class SetDose(AbstractDose):
     _where: Static
 
     @typechecked
-    def __init__(self, value: Any, where: Any = None):
+    def __init__(
+        self,
+        value: Explained[YLike],
+        where: Explained[PyTree[Bool[ArrayLike, "..."]] | None] = None,
+    ):
         self.value = _as_arrays(value, "value")
         masks = jtu.tree_map_with_path(
             lambda path, x: _as_mask(x, f"where{jtu.keystr(path)}"), where
@@ -158,7 +162,7 @@ class DoseFunction(AbstractDose):
         self._fn = Split(fn, "fn")
 
     @property
-    def fn(self) -> Any:
+    def fn(self) -> Callable:
         """The function, as it was given."""
         return self._fn.tree
 
@@ -169,14 +173,18 @@ class DoseFunction(AbstractDose):
         return out
 
 
-def as_dose(dose: Any) -> AbstractDose | None:
+DoseLike = AbstractDose | Callable | YLike | None
+"""What a user may give as the `dose` of a phase."""
+
+
+def as_dose(dose: DoseLike) -> AbstractDose | None:
     """A dose as one: a function is applied, arrays are added."""
     if dose is None or isinstance(dose, AbstractDose):
         return dose
     return DoseFunction(dose) if callable(dose) else AddDose(dose)
 
 
-def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
+def _as_arrays(tree: PyTree[ArrayLike], name: str) -> PyTree[Array]:
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
         refuse_masked(x, where)
@@ -198,14 +206,14 @@ def _as_arrays(tree: Any, name: str) -> PyTree[Array]:
     return arrays
 
 
-def _as_mask(x: Any, name: str) -> np.ndarray:
+def _as_mask(x: object, name: str) -> np.ndarray:
     mask = concrete_array(x, name)
     if mask.dtype != bool:
         raise TypeError(f"`{name}` must be booleans, got {short(x)}.")
     return mask
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 

@@ -36,13 +36,13 @@ class EventOf(eqx.Module):
     - `real`: which of its conditions are numbers, that can be solved for; the others are booleans.
     """
 
-    root_finder: Any
+    root_finder: optx.AbstractRootFinder | None
     directions: tuple[bool | None, ...] = eqx.field(static=True)
     conditions: list[Captured]
     way: Array
     real: tuple[bool, ...] = eqx.field(static=True)
 
-    def __init__(self, event: diffrax.Event, settings: dict[str, Any], way, t, y, args):
+    def __init__(self, event: diffrax.Event, settings: dict[str, PyTree], way, t, y, args):
         self.root_finder, self.way = event.root_finder, way
         self.directions = tuple(jtu.tree_leaves(event.direction, is_leaf=lambda x: x is None))
         functions = jtu.tree_leaves(event.cond_fn, is_leaf=callable)

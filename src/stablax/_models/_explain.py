@@ -8,19 +8,22 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._failure import output_with_finite_derivative, raise_if
 from .._results import RESULTS, is_okay, message, promoted
 from .._states import component_names
 from .._static import is_traced
 from .._steady import SteadyState, explain_steady, steady_facts
-from .._types import typechecked
+from .._types import Explained, typechecked
 from ._simulation import About, Simulation
 from ._times import last_asked
 
+Outcome = Simulation | SteadyState | diffrax.Solution | diffrax.RESULTS
+"""What says how a solve ended."""
 
-def _result_of(x: Any) -> RESULTS:
+
+def _result_of(x: object) -> RESULTS:
     result = x.result if isinstance(x, Simulation | SteadyState | diffrax.Solution) else x
     if isinstance(result, RESULTS):
         return result
@@ -32,7 +35,7 @@ def _result_of(x: Any) -> RESULTS:
     )
 
 
-def is_successful(result: Any) -> Bool[Array, "..."]:
+def is_successful(result: Outcome) -> Bool[Array, "..."]:
     """Whether a solve did what it was asked to (ending at the user's own event included).
 
     **Arguments:**
@@ -49,10 +52,10 @@ class _Facts(NamedTuple):
     """What the words need, small enough to carry out of `jit`."""
 
     result: RESULTS
-    stats: dict[str, Any]
-    end: Any  # the last time asked for
-    value: Any  # of the worst component, where the solve stopped
-    steady: Any
+    stats: dict[str, Array]
+    end: Array  # the last time asked for
+    value: Array  # of the worst component, where the solve stopped
+    steady: PyTree
 
 
 def _facts(simulation: Simulation) -> _Facts:
@@ -118,11 +121,11 @@ def _phase(stats) -> str:
     return f" in phase {phase} (the first is 0)," if phase else ""
 
 
-def _index(result: Any) -> int:
+def _index(result: diffrax.RESULTS) -> int:
     return int(jax.tree.leaves(result)[0])
 
 
-def _budget_spent(stats: dict[str, Any], rejected: float, left: float, family: str) -> str:
+def _budget_spent(stats: dict[str, Array], rejected: float, left: float, family: str) -> str:
     """What spends a budget of steps, besides its being small: a share of them was `rejected`, and
     about so many are `left` to do."""
     text = f"The budget of {int(stats['max_steps'])} steps (`max_steps`) is spent before the end"
@@ -146,7 +149,7 @@ def _budget_spent(stats: dict[str, Any], rejected: float, left: float, family: s
 
 
 @typechecked
-def explain(result: Any) -> str:
+def explain(result: Explained[Outcome]) -> str:
     """How a solve ended, in words: what happened, at which time and in which component, and what
     usually helps.
 
@@ -168,7 +171,7 @@ def explain(result: Any) -> str:
     return _paragraphs(failed, result, lambda one: _one(one, _result_of(one)))
 
 
-def _paragraphs(failed: np.ndarray, batch: Any, write: Callable[[Any], str]) -> str:
+def _paragraphs(failed: np.ndarray, batch: PyTree, write: Callable[[PyTree], str]) -> str:
     """One paragraph for each distinct failure of a batch (a result, or the facts about one)."""
     indices = np.asarray(jax.tree.leaves(_result_in(batch))[0]).ravel()
     paragraphs = []
@@ -183,17 +186,17 @@ def _paragraphs(failed: np.ndarray, batch: Any, write: Callable[[Any], str]) -> 
     return "\n".join(paragraphs)
 
 
-def _result_in(batch: Any) -> Any:
+def _result_in(batch: PyTree) -> RESULTS:
     return batch.result if isinstance(batch, _Facts) else _result_of(batch)
 
 
-def _concrete(x: Any) -> Any:
+def _concrete(x: ArrayLike) -> Any:
     if is_traced(x):
         raise TypeError("`explain` needs a concrete result: call it outside `jit` and `vmap`.")
     return x
 
 
-def _one(x: Any, outcome: RESULTS) -> str:
+def _one(x: object, outcome: RESULTS) -> str:
     if isinstance(x, Simulation):
         return _paragraph(_facts(x), x.about)
     if isinstance(x, SteadyState):

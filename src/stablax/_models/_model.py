@@ -7,9 +7,9 @@ from typing import Any, Unpack
 
 import equinox as eqx
 
-from .._fields import as_guarded
+from .._fields import Guard, as_guarded
 from .._static import Split, Static
-from .._types import VF, chosen, takes, typechecked
+from .._types import VF, NumbersLike, YLike, chosen, takes, typechecked
 from ._options import ResolvedOptions, SolveArguments, SolveOptions, represent
 from ._resolve import resolve
 from ._simulation import Simulation
@@ -69,7 +69,7 @@ class AbstractModel(eqx.Module):
         return self._options.tree
 
     @abc.abstractmethod
-    def __call__(self, y0: Any, ts: Any, *args: Any, **keywords: Any) -> Simulation:
+    def __call__(self, y0: YLike, ts: NumbersLike, *args: Any, **keywords: Any) -> Simulation:
         """Solves and saves."""
 
     @abc.abstractmethod
@@ -81,7 +81,7 @@ class AbstractModel(eqx.Module):
         return represent(self, self.field, self.arguments())
 
     @property
-    def guard(self) -> Any:
+    def guard(self) -> Guard:
         """That of the field."""
         return as_guarded(self.field).guard
 
@@ -117,7 +117,7 @@ def signature_of(model: AbstractModel, asks: str) -> inspect.Signature:
     return signature
 
 
-def _held(field: Any, options: SolveOptions) -> tuple[Split, Static]:
+def _held(field: VF, options: SolveOptions) -> tuple[Split, Static]:
     """As a model holds them."""
     resolved = resolve(options, field)
     return Split(field, "field"), Static(resolved, "options")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, final
 import diffrax
 import equinox as eqx
 
-from .._types import Explained
+from .._types import VF, Explained
 from .._words import called, shown
 from ._adjoint import DiscreteAdjoint
 
@@ -103,12 +103,12 @@ class ResolvedOptions(AbstractSolveOptions):
         return self.given.arguments()
 
 
-def fields_of(options: Any) -> dict[str, Any]:
+def fields_of(options: eqx.Module) -> dict[str, Any]:
     """The fields of a dataclass."""
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
-def represent(model: Any, field: Any, arguments: dict[str, Any]) -> str:
+def represent(model: eqx.Module, field: VF, arguments: dict[str, object]) -> str:
     """A model as it is made: its field, and those of its `arguments` that are not the default."""
     # A model of one's own need not take all that it has.
     kinds = (SolveOptions, type(model))

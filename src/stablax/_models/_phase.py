@@ -1,7 +1,7 @@
 """`Phase`: a stretch of time under one condition, and schedules of them."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import diffrax
 import equinox as eqx
@@ -12,11 +12,20 @@ from jaxtyping import Array, PyTree
 
 from .._states import as_args
 from .._static import Static, is_traced
-from .._types import Args, Explained, ScalarLike, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
 from .._words import short
-from ._dose import AbstractDose, AddDose, ScaleDose, as_dose
+from ._dose import AbstractDose, AddDose, DoseLike, ScaleDose, as_dose
 from ._stepping import Pace, joint_plan
 from ._times import Times, as_times, numpy_of
+
+
+class PhaseArguments(TypedDict, total=False):
+    """`Overrides` for editors and type checkers."""
+
+    solver: diffrax.AbstractSolver | None
+    controller: diffrax.AbstractStepSizeController | None
+    max_steps: int | None
+    dt0: float | None
 
 
 class Overrides(eqx.Module):
@@ -83,9 +92,9 @@ class Phase(eqx.Module):
     @typechecked
     def __init__(
         self,
-        t1: Any,
+        t1: Explained[NumbersLike],
         args: Args = None,
-        dose: Any = None,
+        dose: Explained[DoseLike] = None,
         *,
         solver: Explained[diffrax.AbstractSolver | None] = None,
         controller: Explained[diffrax.AbstractStepSizeController | None] = None,
@@ -111,7 +120,7 @@ class Phase(eqx.Module):
         """The options that were given for this phase."""
         return self._overrides.tree
 
-    def overridden(self, **options: Any) -> "Phase":
+    def overridden(self, **options: Unpack[PhaseArguments]) -> "Phase":
         """With some of its `overrides` changed."""
         named = {name: getattr(self.overrides, name) for name in Overrides.__dataclass_fields__}
         changed = Static(Overrides(**{**named, **options}), "phase")
@@ -125,8 +134,8 @@ class Phase(eqx.Module):
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,
-        dose: Any = None,
-        **options: Any,
+        dose: Explained[DoseLike] = None,
+        **options: Unpack[PhaseArguments],
     ) -> "Phase":
         """`n` equal phases in a stack: the same dose under the same condition every `period`.
 
@@ -151,11 +160,11 @@ class Phase(eqx.Module):
         return eqx.tree_at(lambda p: (p.t1, p._lost), stacked, ends)
 
 
-def _is_static(x: Any) -> bool:
+def _is_static(x: object) -> bool:
     return isinstance(x, Static)
 
 
-def _as_end(t1: Any) -> tuple[Array, ...]:
+def _as_end(t1: NumbersLike) -> tuple[Array, ...]:
     dtype = jnp.result_type(float)
     return tuple(jnp.asarray(x, dtype) for x in as_times(t1, dtype, "t1")[:2])
 
@@ -196,7 +205,7 @@ class Stack(eqx.Module):
         return Stack(self.t1, arrays, rest, self.overrides, self.first, other.dosed)
 
 
-def as_stacks(phases: Any, dtype: np.dtype) -> tuple[Stack, ...]:
+def as_stacks(phases: Phase | Sequence[Phase], dtype: np.dtype) -> tuple[Stack, ...]:
     """The schedule, a stack for each entry."""
     if isinstance(phases, Phase):
         phases = [phases]
@@ -268,7 +277,7 @@ def _join(legs: list[Leg]) -> Leg:
     return Stack(t1, arrays, first.rest, first.overrides, first.first, first.dosed), plan, pace
 
 
-def ends_given(phases: Any, dtype: np.dtype) -> Times:
+def ends_given(phases: Phase | Sequence[Phase], dtype: np.dtype) -> Times:
     """When the phases end, in the dtype of the state; of phases that [`as_stacks`][] has seen."""
     phases = [phases] if isinstance(phases, Phase) else phases
     given = [(phase.t1, phase._lost) for phase in phases]

@@ -4,7 +4,6 @@ direction."""
 import abc
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -52,7 +51,7 @@ class Steps(eqx.Module):
     moves: Inputs
     trace: Trace
     solver: diffrax.AbstractSolver
-    terms: Callable[[Callable, Any, Any], PyTree]
+    terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree]
     guard: Guard | None
     width: int | None
     dense: PyTree[Array] | None
@@ -122,8 +121,8 @@ class Steps(eqx.Module):
 class _Record(eqx.Module):
     """Arrays, or in a loop [`Buffer`][]s of them."""
 
-    ts: Any
-    times: Any
+    ts: PyTree
+    times: PyTree
     states: PyTree
 
 
@@ -158,7 +157,7 @@ class _AbstractPass(eqx.Module):
         """Which step of the solve is step `i` of the pass."""
 
     @abc.abstractmethod
-    def take(self, k: Array, at: Any, aside: tuple, reads: Any, writes: Any) -> tuple:
+    def take(self, k: Array, at: PyTree, aside: tuple, reads: PyTree, writes: PyTree) -> tuple:
         """Step `k`: the new `at`, what it wrote, and what a step that is taken aside holds."""
 
 
@@ -310,18 +309,18 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
 class _Progress(eqx.Module):
     """How far a pass has come: `at`, with what was written."""
 
-    at: Any
+    at: PyTree
     written: PyTree[Array]
     # After how many steps, how many to take next, and after how many it is not finite, as far as
     # that is known. In one array, as the numbers of `aside`.
     numbers: Int[Array, "3"]
     aside: Aside
-    held: Any  # of the next step
+    held: PyTree  # of the next step
 
 
 def step_by_step(
-    over: _AbstractPass, start: Any, reads: PyTree[Array], writes: PyTree[Array]
-) -> tuple[Any, PyTree[Array]]:
+    over: _AbstractPass, start: PyTree, reads: PyTree[Array], writes: PyTree[Array]
+) -> tuple[PyTree, PyTree[Array]]:
     """What a pass over all steps leaves, from `start`; and `writes`.
 
     What is not finite stays so to the end of a pass. So it is looked for there, and not in each
@@ -409,7 +408,7 @@ def _just_before(start: Array, end: Array) -> Array:
     return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * size
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 

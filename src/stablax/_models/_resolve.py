@@ -1,7 +1,6 @@
 """The options of a model, as they are used: with the defaults that depend on others, checked."""
 
 import dataclasses
-from typing import Any
 
 import diffrax
 
@@ -39,7 +38,7 @@ def is_imex(solver: diffrax.AbstractSolver) -> bool:
     return isinstance(solver, diffrax.KenCarp3 | diffrax.KenCarp4 | diffrax.KenCarp5 | diffrax.Sil3)
 
 
-def _refuse_class(name: str, value: Any) -> None:
+def _refuse_class(name: str, value: object) -> None:
     if isinstance(value, type):
         made = f"{value.__name__}(...)"
         raise TypeError(f"`{name}` is the class `{value.__name__}`: make one, `{made}`.")

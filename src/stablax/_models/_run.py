@@ -28,7 +28,7 @@ from ._verdict import verdict
 class _Field(eqx.Module):
     closed: Callable
     shift: PyTree | None
-    end: Any
+    end: tuple[Array, Array] | None
 
     def __call__(self, t, y, args):
         if self.end is not None:
@@ -58,7 +58,7 @@ def terms_of(
     solver: diffrax.AbstractSolver,
     field: Callable,
     shift: PyTree | None = None,
-    end: Any = None,
+    end: tuple[Array, Array] | None = None,
     way: Array | None = None,
 ) -> PyTree[diffrax.AbstractTerm]:
     """The terms of a `field(t, y, args, shift)` (by default zeros). With `end`, the end of a step
@@ -81,7 +81,7 @@ class Ended(eqx.Module):
     t: Array
     record: StepRecord
     watched: Watched | None
-    stats: dict[str, Any]
+    stats: dict[str, Array]
     result: RESULTS
 
 
@@ -158,7 +158,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
     t0, t1, ts = inputs.t0 * way, inputs.t1 * way, inputs.ts * way
     solved, written = integrate_steps(steps, t0, t1, pace.dt0, inputs.y0, ts, inputs.args)
     reached = jnp.arange(ts.size) < solved.row
-    stats = dict(
+    stats: dict[str, Any] = dict(
         num_steps=solved.tried,
         num_accepted_steps=solved.accepted,
         num_rejected_steps=solved.tried - solved.accepted,

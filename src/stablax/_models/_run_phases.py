@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
@@ -49,7 +48,7 @@ class _Outcome(eqx.Module):
 
     ran: Bool[Array, ""]
     result: RESULTS
-    stats: dict[str, Any]
+    stats: dict[str, Array]
     guard: GuardSummary
     steps: StepLog | None
 
@@ -73,13 +72,13 @@ def options_of(model: AbstractModel, overrides: Overrides) -> Static:
     return Static(dataclasses.replace(own, width=model.options.width), "options")
 
 
-def options_in(model: AbstractModel, call: Mapping[str, Any]) -> list[Static]:
+def options_in(model: AbstractModel, call: Mapping[str, PyTree]) -> list[Static]:
     """Those with which a call of `model` solves: of each of its phases, or its own."""
     own = [options_of(model, phase.overrides) for phase in phases_in(call)]
     return own or [model._options]
 
 
-def phases_in(call: Mapping[str, Any]) -> list[Phase]:
+def phases_in(call: Mapping[str, PyTree]) -> list[Phase]:
     """Those among the arguments of a call."""
     is_phase = lambda x: isinstance(x, Phase)
     return list(filter(is_phase, jtu.tree_leaves(call.get("phases"), is_leaf=is_phase)))
@@ -202,7 +201,7 @@ def run_phases(
     return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 

@@ -1,13 +1,13 @@
 """`Simulate`: the dynamics alone."""
 
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 import equinox as eqx
 
 from .._failure import inputs_with_finite_derivative
 from .._states import as_state, state_dtype
 from .._static import Split, Static
-from .._types import VF, Args, Explained, ScalarLike, YLike, takes, typechecked
+from .._types import VF, Args, Explained, NumbersLike, ScalarLike, YLike, takes, typechecked
 from ._call import check_call, explain_forward_mode
 from ._explain import raise_on_failure
 from ._model import AbstractModel
@@ -80,7 +80,7 @@ class Simulate(AbstractModel):
     def __call__(
         self,
         y0: YLike,
-        ts: Any,
+        ts: Explained[NumbersLike],
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,

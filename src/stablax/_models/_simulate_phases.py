@@ -1,6 +1,7 @@
 """`SimulatePhases`: one condition after the other, with doses between them."""
 
-from typing import Any, Literal, Unpack, final
+from collections.abc import Mapping, Sequence
+from typing import Literal, Unpack, final
 
 import jax
 import numpy as np
@@ -9,12 +10,12 @@ from jaxtyping import Array
 from .._results import RESULTS, message
 from .._states import as_state, state_dtype
 from .._static import Static, is_traced
-from .._steady import SteadyOptions
-from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
+from .._steady import ConservedLike, GuessLike, SteadyOptions
+from .._types import VF, Args, Explained, NumbersLike, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel
 from ._options import SolveOptions, fields_of
-from ._phase import as_stacks, ends_given, joined
+from ._phase import Phase, as_stacks, ends_given, joined
 from ._run_phases import ends_of, phases_fit, plans_of, solve_phases
 from ._search import SearchArguments, SearchOptions, SteadyArguments
 from ._simulation import Simulation
@@ -97,13 +98,13 @@ class SimulatePhases(AbstractModel):
     def __call__(
         self,
         y0: YLike,
-        ts: Any,
-        phases: Any,
+        ts: Explained[NumbersLike],
+        phases: Explained[Phase | Sequence[Phase]],
         *,
         t0: ScalarLike = 0.0,
         steady_args: Args = None,
-        conserved: Any = None,
-        guess: Any = None,
+        conserved: Explained[ConservedLike] = None,
+        guess: Explained[GuessLike] = None,
         stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:
@@ -164,7 +165,7 @@ class SimulatePhases(AbstractModel):
         return solve_phases(self, start, ts, t0, legs=legs, before=before, throw=throw)
 
 
-def _refuse(given: dict[str, Any], remedy: str) -> None:
+def _refuse(given: Mapping[str, object], remedy: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"`{name}` is for a start from a steady state: {remedy}.")

@@ -1,7 +1,5 @@
 """What a model returns."""
 
-from typing import Any
-
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -75,7 +73,7 @@ class Simulation(eqx.Module):
     t1: Float[Array, ""]
     steady: SteadyState | None
     result: RESULTS
-    stats: dict[str, Any]
+    stats: dict[str, Array]
     guard: GuardSummary
     steps: StepLog | None
     about: About

@@ -2,13 +2,16 @@
 
 import abc
 import dataclasses
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
 from .._states import as_args, state_dtype
+from .._static import Frozen
 from .._steady import (
+    ConservedLike,
+    GuessLike,
     SteadyOptions,
     SteadyState,
     WarmStart,
@@ -59,7 +62,7 @@ class SteadyStart(AbstractStart):
     y0: PyTree[Array]
     args: Args
     search: SteadyOptions
-    conserved: Any
+    conserved: Frozen | str | None
     guess: WarmStart | None
 
     @staticmethod
@@ -69,8 +72,8 @@ class SteadyStart(AbstractStart):
         field: VF,
         y0: PyTree[Array],
         args: Args,
-        conserved: Any,
-        guess: Any,
+        conserved: ConservedLike,
+        guess: GuessLike,
     ) -> "SteadyStart":
         """From the arguments of a call, checked."""
         dtype = state_dtype(y0)

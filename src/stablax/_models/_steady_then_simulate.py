@@ -1,11 +1,11 @@
 """`SteadyThenSimulate`: equilibrate under one condition, simulate under the next."""
 
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 from .._states import as_state, state_dtype
 from .._static import Static
-from .._steady import SteadyOptions
-from .._types import VF, Args, Explained, ScalarLike, YLike, chosen, takes, typechecked
+from .._steady import ConservedLike, GuessLike, SteadyOptions
+from .._types import VF, Args, Explained, NumbersLike, ScalarLike, YLike, chosen, takes, typechecked
 from ._call import check_call
 from ._model import AbstractModel
 from ._options import SolveOptions, fields_of
@@ -60,13 +60,13 @@ class SteadyThenSimulate(AbstractModel):
     def __call__(
         self,
         y0: YLike,
-        ts: Any,
+        ts: Explained[NumbersLike],
         *,
         t0: ScalarLike = 0.0,
         args: Args = None,
         steady_args: Args = None,
-        conserved: Any = None,
-        guess: Any = None,
+        conserved: Explained[ConservedLike] = None,
+        guess: Explained[GuessLike] = None,
         stepping: Explained[Stepping | None] = None,
         throw: bool = True,
     ) -> Simulation:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._control import (
     AdmissibleSteps,
@@ -23,13 +23,13 @@ from .._control import (
 from .._fields import Guard
 from .._solvers import is_implicit
 from .._static import Static, is_traced, real_array
-from .._types import typechecked
+from .._types import Explained, NumbersLike, typechecked
 from .._words import short
 from ._adjoint import DiscreteAdjoint
 from ._options import ResolvedOptions
 
 
-def _positive(x: Any, name: str) -> Any:
+def _positive(x: object, name: str) -> Array | np.ndarray | None:
     if x is None:
         return None
     if is_traced(x):
@@ -40,7 +40,7 @@ def _positive(x: Any, name: str) -> Any:
     return value
 
 
-def _count(x: Any) -> Any:
+def _count(x: object) -> Any:
     if x is None or is_traced(x):
         return x
     value = real_array(x, "max_steps")
@@ -50,7 +50,7 @@ def _count(x: Any) -> Any:
     return value.astype(int)
 
 
-def _given_times(ts: Any, name: str) -> Any:
+def _given_times(ts: NumbersLike | None, name: str) -> Array | np.ndarray | None:
     if ts is None:
         return None
     if is_traced(ts):
@@ -90,23 +90,23 @@ class Stepping(eqx.Module):
     when a model is called, for what its controller or its adjoint has not.
     """
 
-    rtol: Any = None
-    atol: Any = None
-    dtmax: Any = None
-    max_steps: Any = None
-    step_ts: Any = None
-    jump_ts: Any = None
+    rtol: Array | np.ndarray | None = None
+    atol: PyTree[Array | np.ndarray] | None = None
+    dtmax: Array | np.ndarray | None = None
+    max_steps: Array | np.ndarray | None = None
+    step_ts: Array | np.ndarray | None = None
+    jump_ts: Array | np.ndarray | None = None
 
     @typechecked
     def __init__(
         self,
         *,
-        rtol: Any = None,
-        atol: Any = None,
-        dtmax: Any = None,
-        max_steps: Any = None,
-        step_ts: Any = None,
-        jump_ts: Any = None,
+        rtol: Explained[ArrayLike | None] = None,
+        atol: Explained[PyTree[ArrayLike] | None] = None,
+        dtmax: Explained[ArrayLike | None] = None,
+        max_steps: Explained[ArrayLike | None] = None,
+        step_ts: Explained[NumbersLike | None] = None,
+        jump_ts: Explained[NumbersLike | None] = None,
     ):
         self.rtol = _positive(rtol, "rtol")
         if atol is not None:
@@ -120,13 +120,13 @@ class Stepping(eqx.Module):
         self.jump_ts = _given_times(jump_ts, "jump_ts")
 
     @property
-    def given_times(self) -> dict[str, Any]:
+    def given_times(self) -> dict[str, Array | np.ndarray]:
         """Those that there are, by name."""
         named = dict(step_ts=self.step_ts, jump_ts=self.jump_ts)
         return {name: ts for name, ts in named.items() if ts is not None}
 
 
-def as_stepping(stepping: Any) -> Stepping | None:
+def as_stepping(stepping: object) -> Stepping | None:
     if stepping is None or isinstance(stepping, Stepping):
         return stepping
     raise TypeError(
@@ -166,14 +166,16 @@ class Pace(eqx.Module):
 
     arrays: PyTree[Array]
     rest: Static
-    max_steps: Any
-    dt0: Any
+    max_steps: Array | np.ndarray
+    dt0: Array | np.ndarray | None
 
     @property
     def controller(self) -> AdmissibleSteps:
         return eqx.combine(self.arrays, self.rest.tree)
 
-    def replace(self, controller: AdmissibleSteps, max_steps: Any = None) -> "Pace":
+    def replace(
+        self, controller: AdmissibleSteps, max_steps: Array | np.ndarray | None = None
+    ) -> "Pace":
         arrays, rest = eqx.partition(controller, eqx.is_array)
         max_steps = self.max_steps if max_steps is None else max_steps
         return Pace(arrays, Static(rest, "controller"), max_steps, self.dt0)
@@ -231,9 +233,10 @@ def steps_of(
     return admissible(controller, guard, dtype, implicit, limit, atols)
 
 
-def _law(controller: Any) -> Any:
+def _law(controller: diffrax.AbstractStepSizeController) -> Any:
     """The innermost controller."""
-    return _law(controller.controller) if hasattr(controller, "controller") else controller
+    inner = getattr(controller, "controller", None)
+    return controller if inner is None else _law(inner)
 
 
 def _changed(controller: AdmissibleSteps, **changes: Any) -> AdmissibleSteps:
@@ -289,8 +292,8 @@ def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pac
             f"`stepping.{next(iter(times))}` needs an adaptive controller, such as `StiffPID`; the "
             f"model has a {type(law).__name__}."
         )
-    if "rtol" in changes and not is_traced(stepping.rtol):
-        check_reach(float(stepping.rtol), dtype, "stepping.rtol")
+    if "rtol" in changes and not is_traced(changes["rtol"]):
+        check_reach(float(changes["rtol"]), dtype, "stepping.rtol")
     as_number = lambda x: (jnp if is_traced(x) else np).asarray(x, dtype)
     controller = _changed(controller, **{name: as_number(x) for name, x in changes.items()})
     if "dtmax" in changes and not is_traced(stepping.dtmax):
@@ -309,11 +312,11 @@ def _check_dtmax(law: diffrax.PIDController) -> None:
         )
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
-def _max_steps(plan: Plan, pace: Pace, given: Any) -> Any:
+def _max_steps(plan: Plan, pace: Pace, given: Array | np.ndarray | None) -> Any:
     if given is None:
         return None
     if not plan.on_own_loop:
@@ -332,17 +335,17 @@ def _max_steps(plan: Plan, pace: Pace, given: Any) -> Any:
 
 
 def _with_times(
-    controller: AdmissibleSteps, times: dict[str, Any], dtype: np.dtype
+    controller: AdmissibleSteps, times: dict[str, Array | np.ndarray], dtype: np.dtype
 ) -> AdmissibleSteps:
-    def sort(ts: Any) -> Any:
+    def sort(ts: Array | np.ndarray) -> Any:
         xp: Any = jnp if is_traced(ts) else np
         return xp.sort(xp.where(xp.isfinite(ts), ts, xp.inf).astype(dtype))
 
-    times = {name: sort(ts) for name, ts in times.items()}
+    ordered: dict[str, Any] = {name: sort(ts) for name, ts in times.items()}
     inner: Any = controller.controller
     if isinstance(inner, diffrax.ClipStepSizeController):
-        places = lambda c: [getattr(c, name) for name in times]
-        clipped = eqx.tree_at(places, inner, list(times.values()), is_leaf=_is_none)
+        places = lambda c: [getattr(c, name) for name in ordered]
+        clipped = eqx.tree_at(places, inner, list(ordered.values()), is_leaf=_is_none)
     else:
-        clipped = diffrax.ClipStepSizeController(inner, **times)
+        clipped = diffrax.ClipStepSizeController(inner, **ordered)
     return eqx.tree_at(lambda c: c.controller, controller, clipped)

@@ -1,6 +1,7 @@
 """Times in the dtype of the state, and whether that still tells them apart."""
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,11 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from .._static import is_real, is_traced, refuse_masked
+from .._types import NumbersLike
 from .._words import short
 
 # Times that lie closer than so many units of their relative tolerance, or of rounding, are one. To
@@ -27,13 +31,13 @@ class Times(NamedTuple):
     """Times in the dtype of the state, and what that has taken off those that were given. Numpy
     arrays, where they are known."""
 
-    rounded: Any
-    lost: Any
+    rounded: Array | np.ndarray
+    lost: Array | np.ndarray
     blur: float  # of the given ones, relative
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what is not finite has its own errors
-def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
+def as_times(given: NumbersLike, dtype: np.dtype, name: str) -> Times:
     """`given` in `dtype`, or a `TypeError` that calls them `name`."""
     refuse_masked(given, name)
     if is_traced(given):
@@ -60,14 +64,14 @@ def as_times(given: Any, dtype: np.dtype, name: str) -> Times:
     return Times(rounded, np.where(np.isfinite(near), given.astype(float) - near, 0.0), _EQUAL)
 
 
-def last_asked(ts: Any) -> Any:
+def last_asked(ts: Array | np.ndarray) -> Any:
     """The last of `ts`, shape `(..., times)`, that is finite: those behind it are not asked for."""
     xp = numpy_of(ts)
     count = xp.sum(xp.isfinite(ts), axis=-1, keepdims=True)
     return xp.take_along_axis(ts, xp.maximum(count - 1, 0), axis=-1)[..., 0]
 
 
-def rows_are_ordered(t0: Any, ts: Any) -> Any:
+def rows_are_ordered(t0: Array | np.ndarray, ts: Array | np.ndarray) -> Any:
     """As `times_are_ordered`, of times of which the last, but not all, may be nan or inf."""
     xp = numpy_of(ts)
     asked = xp.isfinite(ts)
@@ -76,7 +80,7 @@ def rows_are_ordered(t0: Any, ts: Any) -> Any:
 
 
 @np.errstate(invalid="ignore")  # inf - inf
-def times_are_ordered(t0: Any, ts: Any) -> Any:
+def times_are_ordered(t0: Array | np.ndarray, ts: Array | np.ndarray) -> Any:
     """Whether the times are finite and go in one direction."""
     xp = numpy_of(ts)
     times = xp.concatenate([t0[None], ts])
@@ -84,12 +88,12 @@ def times_are_ordered(t0: Any, ts: Any) -> Any:
     return xp.all(xp.isfinite(times)) & (xp.all(steps >= 0) | xp.all(steps <= 0))
 
 
-def numpy_of(arrays: Any) -> Any:
+def numpy_of(arrays: PyTree) -> ModuleType:
     """jax's, or for arrays that are all numpy's their own, which is faster."""
     return jnp if any(isinstance(x, jax.Array) for x in jtu.tree_leaves(arrays)) else np
 
 
-def _digits(dtype: Any) -> int:
+def _digits(dtype: DTypeLike) -> int:
     is_integer = jnp.issubdtype(dtype, jnp.integer)
     return jnp.iinfo(dtype).bits if is_integer else jnp.finfo(dtype).nmant + 1
 
@@ -134,14 +138,14 @@ class _Span(NamedTuple):
     """Times that pass from `start` to `stop`: as given, in the dtype, and whether that is wrong."""
 
     name: str
-    start: Any
-    given: Any
-    kept: Any
-    wrong: Any
+    start: Array | np.ndarray
+    given: Array | np.ndarray
+    kept: Array | np.ndarray
+    wrong: Array | np.ndarray
 
 
 def _spans(
-    t0: Times, times: dict[str, Times], ends: Times | None, most: float, xp: Any
+    t0: Times, times: dict[str, Times], ends: Times | None, most: float, xp: ModuleType
 ) -> Iterator[_Span]:
     last = last_asked((times["ts"] if ends is None else ends).rounded)[..., None]
     way = xp.sign(last - t0.rounded)
@@ -167,7 +171,7 @@ def _spans(
         yield span(name, Times(starts.rounded[phase], starts.lost[phase], t0.blur), stop)
 
 
-def _words(span: _Span, dtype: Any) -> str:
+def _words(span: _Span, dtype: np.dtype) -> str:
     place = tuple(int(i[0]) for i in np.nonzero(span.wrong))
     start, given, kept = (
         float(np.broadcast_to(x, span.wrong.shape)[place])
@@ -181,7 +185,7 @@ def _words(span: _Span, dtype: Any) -> str:
     )
 
 
-def _remedy(dtype: Any) -> str:
+def _remedy(dtype: np.dtype) -> str:
     finer = "" if dtype == np.float64 else ", or use a float64 `y0`"
     return (
         "Count time from the start: `t0=0.0`, `ts - t0`, and so the ends of phases (a field that "

@@ -1,10 +1,9 @@
 """How a solve ended, in stablax's words."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import ArrayLike, Bool
 
 from .._control import AdmissibleSteps, StepRecord
 from .._results import RESULTS, Cause, is_okay, translated
@@ -28,7 +27,7 @@ def verdict(controller: AdmissibleSteps, y0, record, ended: RESULTS) -> RESULTS:
     return result
 
 
-def _in_our_words(ended: RESULTS, record: StepRecord, resolved: Any) -> RESULTS:
+def _in_our_words(ended: RESULTS, record: StepRecord, resolved: Bool[ArrayLike, ""]) -> RESULTS:
     """diffrax's result, with `dt_min_reached` replaced by the cause of the last rejection."""
     spent = ended == RESULTS.max_steps_reached
     underflow = ended == RESULTS.dt_min_reached

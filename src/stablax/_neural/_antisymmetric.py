@@ -1,6 +1,6 @@
 """An antisymmetric layer with damping."""
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, Y, typechecked
+from .._types import Args, ScalarLike, Y, typechecked
 from ._network import external_inputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
@@ -73,17 +73,19 @@ class AntisymmetricField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         return above_zero(self.raw_speed) * jnp.tanh(self._drive(t, x, args))
 
-    def _drive(self, t: Any, x: Array, args: Args) -> Array:
+    def _drive(self, t: ScalarLike, x: Array, args: Args) -> Array:
         out = self.weight @ x - self.weight.T @ x - self.damping * x + self.bias
         if self.external is None:
             return out
         inputs = external_inputs(t, args, self.time, self.args_size, x.dtype)
         return out + self.external(inputs)
 
-    def lyapunov(self, y: Y, args: Args = None, *, t: Any = 0.0) -> Float[Array, ""]:
+    def lyapunov(self, y: Y, args: Args = None, *, t: ScalarLike = 0.0) -> Float[Array, ""]:
         """V(y) >= 0, which falls along every solution while `args` and `t`, as far as they are
         inputs, do not change."""
         drive = self._drive(t, self.vector(y), args)

@@ -1,7 +1,7 @@
 """A contracting field: all solutions converge to each other."""
 
 import math
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, Y, typechecked
+from .._types import Args, ScalarLike, Y, typechecked
 from ._network import external_inputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
@@ -47,7 +47,7 @@ class _Nonexpansive(eqx.Module):
         self.time = time
         self.args_size = args_size
 
-    def __call__(self, x: Array, t: Any, args: Args) -> Array:
+    def __call__(self, x: Array, t: ScalarLike, args: Args) -> Array:
         shift = 0.0
         if self.external is not None:
             inputs = external_inputs(t, args, self.time, self.args_size, x.dtype)
@@ -130,7 +130,9 @@ class ContractingField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         z = self.to_metric(x)
         turned = self.skew @ z - self.skew.T @ z
         relaxed = above_zero(self.raw_stiffness) * (self.network(z, t, args) - z)

@@ -1,7 +1,7 @@
 """A stable linear part and a bounded network."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._static import Frozen
-from .._types import Args, Y, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, Y, typechecked
 from ._network import Network
 from ._sized import AbstractSizedField, like, positive, positive_vector, square
 
@@ -69,7 +69,7 @@ class DampedField(AbstractSizedField):
         time: bool = False,
         args_size: int = 0,
         rate: float = 0.01,
-        bound: Any = 1.0,
+        bound: Explained[NumbersLike] = 1.0,
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
     ):
@@ -92,7 +92,9 @@ class DampedField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         return self._damp(x - self.center) + like(self.bound, x) * jnp.tanh(
             self.network(x, t, args)
         )

@@ -1,10 +1,11 @@
 """A learned energy."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._network import Network
@@ -27,7 +28,7 @@ class Energy(eqx.Module):
         *,
         key: PRNGKeyArray,
         activation: Callable,
-        dtype: Any,
+        dtype: DTypeLike | None,
     ):
         self.network = Network(size, 1, width, depth, key=key, activation=activation, dtype=dtype)
         self.raw_stiffness = raw_ones(size, dtype)

@@ -1,7 +1,7 @@
 """Downhill in a learned potential."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, Y, typechecked
+from .._types import Args, ScalarLike, Y, typechecked
 from ._energy import Energy
 from ._sized import AbstractSizedField, positive
 
@@ -60,7 +60,9 @@ class GradientFlowField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         slope = jax.grad(self.energy)(x)
         return -(self.mobility @ (self.mobility.T @ slope)) - self.rate * slope
 

@@ -1,7 +1,7 @@
 """A field with one equilibrium, which every solution reaches."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._fields import Guard
 from .._static import Frozen, real_array
-from .._types import Args, Y, YLike, typechecked
+from .._types import Args, ScalarLike, Y, YLike, typechecked
 from ._network import Network
 from ._sized import AbstractSizedField, check_least, like, positive, square
 
@@ -137,7 +137,9 @@ class LyapunovField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         away = x - self._origin(x)
         learned = self._change(self.network, x)
         slope = self._change(lambda x: self.convex.value_and_slope(x)[1], x)
@@ -164,7 +166,7 @@ class LyapunovField(AbstractSizedField):
         return like(given, x) if isinstance(given, Frozen) else given
 
 
-def _given(equilibrium: Any, size: int) -> Frozen:
+def _given(equilibrium: PyTree[ArrayLike], size: int) -> Frozen:
     leaves = [real_array(x, "equilibrium").ravel() for x in jtu.tree_leaves(equilibrium)]
     value = np.concatenate(leaves)
     if value.shape != (size,):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._static import Frozen
-from .._types import Args, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
 from .._words import short
 from ._network import Network
 from ._sized import AbstractSizedField, like, positive_vector
@@ -67,7 +67,7 @@ class MLPField(AbstractSizedField):
         activation: Callable = jnp.tanh,
         time: bool = False,
         args_size: int = 0,
-        output_scale: Any = 1.0,
+        output_scale: Explained[NumbersLike] = 1.0,
         initial_scale: float = 0.01,
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
@@ -92,5 +92,7 @@ class MLPField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         return like(self.output_scale, x) * self.network(x, t, args)

@@ -1,20 +1,23 @@
 """The multilayer perceptron that neural fields are made of."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._types import Args
+from .._types import Args, ScalarLike
 from .._words import short, shown
 from ._sized import check_least
 
 
-def external_inputs(t: Any, args: Args, time: bool, args_size: int, dtype: Any) -> Array:
+def external_inputs(
+    t: ScalarLike | None, args: Args, time: bool, args_size: int, dtype: DTypeLike
+) -> Array:
     """What a network takes besides the state: `t` if `time`, and the `args_size` numbers of
     `args`, in one vector."""
     parts = [jnp.asarray(t, dtype).reshape(1)] if time else []
@@ -55,7 +58,7 @@ class Network(eqx.Module):
         *,
         key: PRNGKeyArray,
         activation: Callable,
-        dtype: Any,
+        dtype: DTypeLike | None,
         initial_scale: float = 1.0,
         time: bool = False,
         args_size: int = 0,
@@ -72,7 +75,9 @@ class Network(eqx.Module):
         self.time = time
         self.args_size = args_size
 
-    def __call__(self, x: Float[Array, " in"], t: Any = None, args: Args = None) -> Array:
+    def __call__(
+        self, x: Float[Array, " in"], t: ScalarLike | None = None, args: Args = None
+    ) -> Array:
         if self.time or self.args_size:
             inputs = external_inputs(t, args, self.time, self.args_size, x.dtype)
             x = jnp.concatenate([x, inputs])

@@ -1,7 +1,7 @@
 """Energy that is moved and lost, never made."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, Y, typechecked
+from .._types import Args, ScalarLike, Y, typechecked
 from ._energy import Energy
 from ._network import Network, external_inputs
 from ._sized import AbstractSizedField, check_least, positive, square
@@ -77,7 +77,9 @@ class PortHamiltonianField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         slope = jax.grad(self.energy)(x)
         exchange, loss = self.structure(x).reshape(2, self.size, self.size)
         out = exchange @ slope - exchange.T @ slope

@@ -1,7 +1,7 @@
 """A field that cannot leave the positive states."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.nn as jnn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, Y, typechecked
+from .._types import Args, ScalarLike, Y, typechecked
 from ._network import Network
 from ._sized import AbstractSizedField
 
@@ -83,12 +83,14 @@ class QuasiPositiveField(AbstractSizedField):
         self.size = size
         self.guard = guard
 
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         production, degradation = self.rates(t, x, args)
         return production - degradation * x
 
     def rates(
-        self, t: Any, y: Y, args: Args
+        self, t: ScalarLike, y: Y, args: Args
     ) -> tuple[Float[Array, " size"], Float[Array, " size"]]:
         """P [state/time] and D [1/time] at the state `y`, all positive, as vectors."""
         outputs = self.network(self.features(self.vector(y)), t, args)

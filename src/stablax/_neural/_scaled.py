@@ -1,6 +1,6 @@
 """Neural fields in scaled form."""
 
-from typing import Any, final
+from typing import final
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._fields import Guard, GuardedField
 from .._static import Static, real_array, real_number
-from .._types import Args, ScalarLike, Y, YLike, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, Y, YLike, typechecked
 from .._words import short
 from ._sized import positive
 
@@ -45,7 +45,7 @@ class Scales:
 
     @classmethod
     @typechecked
-    def fit(cls, ts: Any, ys: YLike, *, axis: int = 0) -> "Scales":
+    def fit(cls, ts: Explained[NumbersLike], ys: YLike, *, axis: int = 0) -> "Scales":
         """The scales of data: `yscale` is the largest |y| of each component (1 for a component
         that is zero throughout), `tscale` the time from the first to the last, as in Kim et al.
         (2021).
@@ -179,7 +179,7 @@ class ScaledNeuralField(GuardedField):
         self.scales = scales
         self.guard = _in_units(network.guard, scales) if guard is None else guard
 
-    def vector_field(self, t: Any, y: Y, args: Args) -> PyTree:
+    def vector_field(self, t: ScalarLike, y: Y, args: Args) -> PyTree:
         yscale, tscale = self.scales._yscale(y, "y"), self.scales.tscale
         scaled = jtu.tree_map(jnp.divide, y, yscale)
         out = self.network.vector_field(t / tscale, scaled, args)

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.nn as jnn
@@ -13,12 +13,13 @@ import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._fields import Guard, GuardedField
 from .._states import as_state, same_shape_and_dtype
 from .._static import Frozen, real_array
-from .._types import Args, Y
+from .._types import Args, NumbersLike, ScalarLike, Y
 from .._words import called, short, shown
 
 
@@ -29,11 +30,13 @@ class AbstractSizedField(GuardedField):
     size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def velocity(self, t: Any, x: Float[Array, " size"], args: Args) -> Float[Array, " size"]:
+    def velocity(
+        self, t: ScalarLike, x: Float[Array, " size"], args: Args
+    ) -> Float[Array, " size"]:
         """dy/dt with the state as one vector `x`."""
 
     @final
-    def vector_field(self, t: Any, y: Y, args: Args) -> PyTree:
+    def vector_field(self, t: ScalarLike, y: Y, args: Args) -> PyTree:
         x, unravel = self._flat(y)
         out = self.velocity(t, x, args)
         same_shape_and_dtype(out, x, f"`{type(self).__name__}`")
@@ -76,7 +79,7 @@ def positive(value: float, name: str) -> float:
     return float(value)
 
 
-def positive_vector(value: Any, size: int, name: str) -> Frozen:
+def positive_vector(value: NumbersLike, size: int, name: str) -> Frozen:
     """A number > 0 for each of `size` components; a single one is for all of them."""
     given = real_array(value, name)
     if given.shape not in ((), (size,)):
@@ -97,7 +100,7 @@ def like(constant: Frozen, x: Array) -> Array:
 _FLOOR = 1e-3
 
 
-def raw_ones(shape: int | tuple[int, ...], dtype: Any) -> Array:
+def raw_ones(shape: int | tuple[int, ...], dtype: DTypeLike | None) -> Array:
     """Parameters for which `above_zero` is 1."""
     return jnp.full(shape, math.log(math.expm1(1 - _FLOOR)), jnp.zeros((), dtype).dtype)
 
@@ -108,7 +111,7 @@ def above_zero(raw: Array) -> Array:
     return jnn.softplus(raw) + _FLOOR
 
 
-def square(key: PRNGKeyArray, size: int, dtype: Any) -> Float[Array, "size size"]:
+def square(key: PRNGKeyArray, size: int, dtype: DTypeLike | None) -> Float[Array, "size size"]:
     """An initial matrix, as that of `eqx.nn.Linear`."""
     limit = 1 / math.sqrt(size)
     dtype = jnp.zeros((), dtype).dtype

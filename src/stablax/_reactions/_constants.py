@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._static import Frozen, is_traced
+from .._types import ScalarLike
 from .._words import short
 
 
@@ -72,7 +73,11 @@ class Gathered(AbstractConstant):
         return z[self.index.value]
 
 
-def rate_constant(value: Any) -> Any:
+ConstantLike = AbstractConstant | Frozen | str | ScalarLike
+"""What a user may give as a constant of a rate law."""
+
+
+def rate_constant(value: ConstantLike) -> Any:
     """Makes `value` a constant of a rate law: the converter of its fields.
 
     ```python
@@ -118,7 +123,7 @@ def rate_constant(value: Any) -> Any:
     return Trained(jnp.log(array))
 
 
-def is_constant(x: Any) -> bool:
+def is_constant(x: object) -> bool:
     return isinstance(x, AbstractConstant)
 
 
@@ -132,7 +137,9 @@ def stack_constants(constants: Sequence[Any], index: Callable[[str], int]) -> Ab
     return Gathered(Frozen(np.array([index(c.name) for c in constants])))
 
 
-def take_constant(constant: Any, i: int, names: Sequence[str]) -> AbstractConstant:
+def take_constant(
+    constant: Trained | Held | Gathered, i: int, names: Sequence[str]
+) -> AbstractConstant:
     """The constant of one reaction again."""
     if isinstance(constant, Trained):
         return Trained(constant.log[..., i])

@@ -11,12 +11,13 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray, PyTree
 
 from .._static import Frozen, Split
-from .._types import typechecked
+from .._types import Explained, typechecked
 from .._words import clipped, short
-from ._constants import Named, rate_constant
+from ._constants import ConstantLike, Named, rate_constant
 from ._reaction import Reaction, decimal
 from ._saturation import arcsinh, power, share
 
@@ -56,7 +57,7 @@ class AbstractRateLaw(eqx.Module):
         """
 
     @abc.abstractmethod
-    def rate(self, x: Any) -> Any:
+    def rate(self, x: PyTree) -> Any:
         """The rate [amount/time], a scalar.
 
         **Arguments:**
@@ -136,7 +137,7 @@ class MassAction(AbstractRateLaw):
     _exponents: tuple[float, ...] = eqx.field(static=True)
 
     @typechecked
-    def __init__(self, k: Any, *, orders: Mapping[str, Any] | None = None):
+    def __init__(self, k: Explained[ConstantLike], *, orders: Mapping[str, Any] | None = None):
         for name, n in (orders or {}).items():
             if not (isinstance(n, Real) and 0 <= float(n) <= _HIGHEST_ORDER):
                 raise ValueError(
@@ -207,7 +208,7 @@ def _power(x, n: float):
     return jnp.where(above, jnp.where(above, x, 1) ** n, small)
 
 
-def _named(name: Any) -> Named | None:
+def _named(name: str | Named | None) -> Named | None:
     if name is None or isinstance(name, Named):
         return name
     if not isinstance(name, str):
@@ -325,12 +326,12 @@ class NeuralRate(AbstractRateLaw):
         of: Sequence[str],
         *,
         key: PRNGKeyArray,
-        scale: Any = Frozen(1.0),
+        scale: Explained[ConstantLike] = Frozen(1.0),
         size: float = 1.0,
         width: int = 8,
         depth: int = 1,
         activation: Callable = jnp.tanh,
-        dtype: Any = None,
+        dtype: Explained[DTypeLike | None] = None,
     ):
         if isinstance(of, str) or not of:
             raise ValueError(

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .._fields import Guard, GuardedField, conserved_by
-from .._linalg import as_jacobian, combination
+from .._linalg import JacobianLike, as_jacobian, combination
 from .._static import Frozen, Split
-from .._types import typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
 from .._words import clipped, closest
 from ._kinetics import RateLaws
 from ._rate_laws import AbstractRateLaw
@@ -95,14 +95,14 @@ class ReactionField(GuardedField):
     @typechecked
     def __init__(
         self,
-        stoichiometry: Any,
+        stoichiometry: Explained[Sequence[str] | NumbersLike],
         rates: Sequence[Any] | Callable,
         *,
         species: Sequence[str] | None = None,
         inputs: Sequence[str] | Mapping[str, Callable] = (),
-        volumes: Any = None,
+        volumes: Explained[Mapping[str, ScalarLike] | NumbersLike | None] = None,
         guard: Guard = Guard(lower=0.0),
-        jacobian: Any = None,
+        jacobian: Explained[JacobianLike] = None,
     ):
         functions = input_functions(inputs)
         if isinstance(stoichiometry, str):
@@ -149,7 +149,7 @@ class ReactionField(GuardedField):
         """What computes the rates: the laws together, or the function that was given."""
         return self._kinetics.tree
 
-    def rates(self, t: Any, y: Any, args: Any) -> Array:
+    def rates(self, t: ScalarLike, y: ArrayLike, args: Args) -> Array:
         """The rate v of each reaction: [state/time], or with `volumes` [amount/time].
 
         **Arguments:**
@@ -244,7 +244,7 @@ class ReactionField(GuardedField):
         return self.species.index(name)
 
     @typechecked
-    def by_name(self, ys: ArrayLike) -> dict[str, Any]:
+    def by_name(self, ys: ArrayLike) -> dict[str, Array]:
         """The species of a state or a trajectory.
 
         **Arguments:**

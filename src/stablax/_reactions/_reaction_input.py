@@ -1,19 +1,20 @@
 """What a reaction network is given: names, inputs, text or a matrix, one law a reaction."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
 from .._static import Frozen, concrete_array, is_traced
+from .._types import NumbersLike, ScalarLike
 from .._words import clipped, closest, quoted, short
 from ._rate_laws import AbstractRateLaw
 from ._reaction import Equation, Reaction, pointed
 
 
-def is_text(stoichiometry: Any) -> bool:
+def is_text(stoichiometry: object) -> TypeGuard[Sequence[str]]:
     return (
         isinstance(stoichiometry, Sequence)
         and len(stoichiometry) > 0
@@ -68,7 +69,7 @@ def input_functions(inputs) -> dict[str, Callable]:
     return dict(inputs)
 
 
-def _check_name(name: Any, what: str) -> None:
+def _check_name(name: object, what: str) -> None:
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"`{what}` must be names of letters, digits and `_`, got {short(name)}.")
 
@@ -114,7 +115,9 @@ def species_of(
     return tuple(found) if species is None else species
 
 
-def one_each(equations, texts, rates: Sequence[Any]) -> list[Any]:
+def one_each(
+    equations, texts, rates: Sequence[AbstractRateLaw | Sequence[AbstractRateLaw]]
+) -> list[Any]:
     """One law for each direction."""
     if len(rates) != len(equations):
         raise ValueError(
@@ -135,7 +138,7 @@ def one_each(equations, texts, rates: Sequence[Any]) -> list[Any]:
     return laws
 
 
-def check_laws(laws: Sequence[Any], count: int) -> None:
+def check_laws(laws: Sequence[object], count: int) -> None:
     if len(laws) != count:
         raise ValueError(f"`rates` has {len(laws)} rate laws for {count} reactions.")
     for i, law in enumerate(laws):
@@ -155,7 +158,7 @@ def matrix_of(reactions: Sequence[Reaction], species: tuple[str, ...]) -> np.nda
     return matrix
 
 
-def _finite(x: Any, name: str) -> np.ndarray:
+def _finite(x: object, name: str) -> np.ndarray:
     """`x` as finite numbers; of shape `()` if it is none."""
     if is_traced(x):
         return concrete_array(x, name)  # raises
@@ -166,7 +169,9 @@ def _finite(x: Any, name: str) -> np.ndarray:
     return numbers if np.isfinite(numbers).all() else np.zeros(())
 
 
-def volumes_of(volumes: Any, species: tuple[str, ...]) -> Frozen | None:
+def volumes_of(
+    volumes: Mapping[str, ScalarLike] | NumbersLike | None, species: tuple[str, ...]
+) -> Frozen | None:
     """The volume in which each species is, in their order."""
     if volumes is None:
         return None
@@ -193,7 +198,7 @@ def volumes_of(volumes: Any, species: tuple[str, ...]) -> Frozen | None:
     return Frozen(numbers)
 
 
-def checked_matrix(stoichiometry: Any) -> np.ndarray:
+def checked_matrix(stoichiometry: object) -> np.ndarray:
     matrix = _finite(stoichiometry, "stoichiometry")
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(

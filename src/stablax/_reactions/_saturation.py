@@ -1,8 +1,6 @@
 """What saturable rates are made of, with exact derivatives of all orders, at zero and far above
 one too: jax's own quotient and power lose them there to 0 * inf, overflow or cancellation."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ _ZERO_ULPS = 8
 
 
 @eqx.filter_custom_jvp
-def share(part: Any, rest: Any) -> Array:
+def share(part: Array, rest: Array) -> Array:
     """part / (part + rest)."""
     return part / (part + rest)
 
@@ -35,7 +33,7 @@ def arcsinh(x: Array) -> Array:
     return jnp.where(far, above, jnp.arcsinh(jnp.where(far, 0, x)))
 
 
-def power(x: Any, scale: Any, n: Any) -> Array:
+def power(x: Array, scale: Array | float, n: Array | float) -> Array:
     """(x / scale)^n for x >= 0 and scale > 0, with n > 0 where x is below `scale`, and n < 0 where
     it is above.
 

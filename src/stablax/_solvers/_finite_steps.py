@@ -1,6 +1,6 @@
 """The step gate: a step that is not finite contributes nothing to a gradient."""
 
-from typing import Any, final
+from typing import final
 
 import diffrax
 import equinox as eqx
@@ -14,7 +14,7 @@ from .._words import short
 from ._wrapped import AbstractWrapped
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 

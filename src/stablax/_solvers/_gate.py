@@ -6,23 +6,23 @@ transpose is too (https://github.com/patrick-kidger/diffrax/issues/368).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jaxtyping import PyTree
 
 from .._captured import capture
 from .._states import all_finite
 
 
-def _is_none(x: Any) -> bool:
+def _is_none(x: object) -> bool:
     return x is None
 
 
-def gated(fn: Callable, inputs: tuple) -> Any:
+def gated(fn: Callable, inputs: tuple) -> PyTree:
     """`fn(*inputs)`. Where a floating-point array of the result is not finite, its derivative is
     zero; elsewhere it is untouched. Costs nothing unless it is differentiated, and then no second
     evaluation."""
@@ -35,7 +35,7 @@ def gated(fn: Callable, inputs: tuple) -> Any:
     return eqx.combine(*gated_step(step, (closed, inputs), None))
 
 
-def gated_step(step: Callable, inputs: tuple, known: Any) -> tuple[Any, Any]:
+def gated_step(step: Callable, inputs: tuple, known: PyTree) -> tuple[PyTree, PyTree]:
     """`step(*inputs, known)`: arrays with a derivative, which is zero where one of them is not
     finite, and what has none. `known` is a value that `step` finds by itself, and with its
     derivative, where it is given None. What `step` closes over bypasses the gate."""

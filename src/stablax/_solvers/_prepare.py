@@ -1,7 +1,5 @@
 """A solver as it is asked for its steps."""
 
-from typing import Any
-
 import diffrax
 import equinox as eqx
 
@@ -26,7 +24,7 @@ def prepare(
     return EsdirkSteps(solver) if has_esdirk_steps(solver) else solver
 
 
-def for_forward_mode(solver: Any) -> Any:
+def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     """diffrax's default loop over the stages of a Runge-Kutta method has reverse mode only."""
     if isinstance(solver, diffrax.AbstractRungeKutta):
         is_none = lambda x: x is None

@@ -1,10 +1,12 @@
 """The coefficients of the Rosenbrock methods."""
 
 import dataclasses
-from typing import Any, final
+from collections.abc import Iterable
+from typing import SupportsFloat, final
 
 import numpy as np
 
+from .._types import NumbersLike
 from .._words import short
 
 Rows = tuple[tuple[float, ...], ...]
@@ -53,11 +55,11 @@ class RosenbrockTableau:
         *,
         order: int,
         error_order: int,
-        alpha: Any,
-        gamma: Any,
-        b: Any,
-        embedded: Any,
-        dense: Any = None,
+        alpha: NumbersLike,
+        gamma: NumbersLike,
+        b: NumbersLike,
+        embedded: NumbersLike,
+        dense: NumbersLike | None = None,
     ) -> "RosenbrockTableau":
         """From coefficients as papers have them:
 
@@ -114,7 +116,7 @@ class RosenbrockTableau:
         return _floats(np.asarray(self.b) - np.sum(self.H, axis=0))
 
 
-def _floats(row: Any) -> tuple[float, ...]:
+def _floats(row: Iterable[SupportsFloat]) -> tuple[float, ...]:
     return tuple(float(x) for x in row)
 
 

@@ -5,7 +5,7 @@ from ._chain import (
     as_chain as as_chain,
     exchanges_lanes as exchanges_lanes,
 )
-from ._conserved import as_conserved as as_conserved
+from ._conserved import ConservedLike as ConservedLike, as_conserved as as_conserved
 from ._detect import (
     ConservedQuantities as ConservedQuantities,
     conserved_quantities as conserved_quantities,
@@ -23,4 +23,8 @@ from ._newton import Newton as Newton
 from ._problem import SteadyProblem as SteadyProblem
 from ._pseudo_transient import PseudoTransient as PseudoTransient
 from ._steady_state import SteadyState as SteadyState
-from ._warm_start import WarmStart as WarmStart, as_guess as as_guess
+from ._warm_start import (
+    GuessLike as GuessLike,
+    WarmStart as WarmStart,
+    as_guess as as_guess,
+)

@@ -1,7 +1,7 @@
 """Methods in turn."""
 
 import functools
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax.lax as lax
@@ -38,7 +38,7 @@ class Chain(eqx.Module):
         `optimistix.Dogleg(rtol, atol)`. By default what [`find_steady_state`][] uses.
     """
 
-    methods: tuple[Any, ...] = (PseudoTransient(), Integrate())
+    methods: tuple[AbstractSteadyMethod | OPTIMISTIX, ...] = (PseudoTransient(), Integrate())
 
     def __check_init__(self):
         given = self.methods
@@ -63,7 +63,7 @@ SteadyMethod = Chain | AbstractSteadyMethod | OPTIMISTIX
 """What may be a search, alone."""
 
 
-def as_chain(method: Any) -> Chain:
+def as_chain(method: SteadyMethod) -> Chain:
     if isinstance(method, Chain):
         return method
     if as_method(method) is None:
@@ -92,7 +92,7 @@ class Found(eqx.Module):
     stage: Array
     warm: Array  # whether it began from the guess
     steps: Array
-    statuses: tuple[Any, ...]
+    statuses: tuple[STATUS, ...]
 
 
 def run_chain(
@@ -188,7 +188,7 @@ def _replace_result(found: Found, result: RESULTS) -> Found:
     return eqx.tree_at(lambda f: f.verdict.result, found, result, is_leaf=_is_result)
 
 
-def _is_result(x: Any) -> bool:
+def _is_result(x: object) -> bool:
     return isinstance(x, RESULTS)
 
 
@@ -196,7 +196,7 @@ def _won(found: Found) -> Bool[Array, ""]:
     return found.verdict.result == RESULTS.successful
 
 
-def _rank(result: Any) -> Array:
+def _rank(result: RESULTS) -> Array:
     """Which of two results says more: a steady state before a reason, a reason before none."""
     rank = jnp.where(result == RESULTS.successful, 0, 2)
     rank = jnp.where(result == RESULTS.ambiguous_steady_state, 1, rank)

@@ -1,6 +1,6 @@
 """Conserved quantities as they are declared: rows L with L f = 0."""
 
-from typing import Any
+from typing import Literal
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,15 +10,19 @@ from jaxtyping import Array, Float
 from .._fields import declared_conserved
 from .._linalg import row_projector
 from .._static import Frozen, real_array
+from .._types import VF, NumbersLike
 from .._words import short
 from ._detect import ConservedQuantities
 
+ConservedLike = ConservedQuantities | Frozen | Literal["detect"] | NumbersLike | None
+"""What a user may give as `conserved=...`."""
 
-def as_conserved(conserved: Any, field: Any = None) -> Frozen | str | None:
+
+def as_conserved(conserved: ConservedLike, field: VF | None = None) -> Frozen | str | None:
     """`conserved` as a static value, so that equal rows share one compilation. Without it, what
     `field` declares."""
     if conserved is None:
-        return declared_conserved(field)
+        return None if field is None else declared_conserved(field)
     if isinstance(conserved, ConservedQuantities):
         return conserved.rows
     if isinstance(conserved, Frozen):

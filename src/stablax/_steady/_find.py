@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 from .._captured import capture, refuse_hidden
 from .._coordinates import AbstractCoordinates, innermost
@@ -36,22 +36,22 @@ from .._states import (
 from .._static import Frozen, Split, is_traced
 from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
 from ._chain import Chain, SteadyMethod, as_chain, run_chain, steps_are_data
-from ._conserved import as_conserved, declared_projector, refuse_rows
+from ._conserved import ConservedLike, as_conserved, declared_projector, refuse_rows
 from ._detect import dead, detected_projector, states_near
 from ._implicit import Residual, differentiable
 from ._problem import SteadyProblem, default_tolerances
 from ._steady_state import SteadyState
 from ._verdict import with_stability
-from ._warm_start import WarmStart, as_guess
+from ._warm_start import GuessLike, WarmStart, as_guess
 
 
 class SteadyOptions(eqx.Module):
     """How to search. Held statically but for the numbers, of which another compiles nothing."""
 
     chain: Chain
-    rtol: Any
-    atol: Any
-    max_steps: Any
+    rtol: ArrayLike | None
+    atol: ArrayLike | None
+    max_steps: int | np.ndarray
     stability: bool | None
 
     def for_dtype(self, dtype: np.dtype) -> "SteadyOptions":
@@ -76,8 +76,8 @@ def find_steady_state(
     *,
     t: ScalarLike = 0.0,
     method: Explained[SteadyMethod] = Chain(),
-    conserved: Any = None,
-    guess: Any = None,
+    conserved: Explained[ConservedLike] = None,
+    guess: Explained[GuessLike] = None,
     rtol: float | None = None,
     atol: float | None = None,
     max_steps: int = 256,
@@ -206,7 +206,7 @@ def explain_steady(facts: SteadyFacts, names: Sequence[str]) -> str:
     return text + "."
 
 
-def _in_words(stages: tuple[str, ...], statuses: Any) -> str:
+def _in_words(stages: tuple[str, ...], statuses: Sequence[STATUS]) -> str:
     """`Newton diverged, PseudoTransient converged`, for concrete statuses; what was not needed is
     left out."""
     told = [STATUS[jax.tree.map(lambda x: np.asarray(int(x)), s)] for s in statuses]

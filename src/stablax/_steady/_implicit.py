@@ -1,6 +1,6 @@
 """The derivative of a steady state: the implicit function theorem."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from .._precision import product
 class Residual(eqx.Module):
     """F as a function of all that its root depends on."""
 
-    flat_field: Any = eqx.field(static=True)
+    flat_field: Callable = eqx.field(static=True)
     detected: bool = eqx.field(static=True)
 
     def __call__(self, inputs, projector, y):

@@ -41,7 +41,7 @@ class Integrate(AbstractSteadyMethod):
     - `horizon`: the longest time to integrate for [time].
     """
 
-    solver: Any = Rodas5P()
+    solver: diffrax.AbstractSolver = Rodas5P()
     rtol: float = eqx.field(static=True, default=1e-5)
     horizon: float = eqx.field(static=True, default=1e15)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
 from .._states import bounds_in, select
+from .._types import ScalarLike
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
 
 _SMALLEST_FRACTION = 0.5**20
@@ -48,9 +49,9 @@ class Newton(AbstractSteadyRootFinder):
     - `norm`: of the step in units of `atol + rtol |y|`; by default the largest component.
     """
 
-    rtol: Any = None
-    atol: Any = None
-    norm: Callable[[PyTree], Any] = optx.max_norm
+    rtol: ScalarLike | None = None
+    atol: ScalarLike | None = None
+    norm: Callable[[PyTree], Array] = optx.max_norm
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> _State:
         flat, _ = ravel_pytree(y)

@@ -6,13 +6,14 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .._fields import Aside
 from .._lanes import spread
 from .._linalg import AbstractJacobian, FlatField
 from .._precision import product
 from .._states import all_finite
+from .._types import ScalarLike
 
 _SLACK = 1e3  # tolerances of a search that a trajectory at usual tolerances may be off
 
@@ -22,13 +23,17 @@ _TOLERANCES = {64: (1e-9, 1e-12), 32: (1e-4, 1e-7)}  # `rtol` and `atol`, by bit
 _ROUNDING, _ROUNDING_DETECTED = 64, 6.4e4
 
 
-def default_tolerances(rtol: Any, atol: Any, dtype: np.dtype) -> tuple[Any, Any]:
+def default_tolerances(
+    rtol: ScalarLike | None, atol: ScalarLike | None, dtype: np.dtype
+) -> tuple[Any, Any]:
     """Tolerances of a steady state for a dtype; given ones are kept."""
     usual = _TOLERANCES[64 if dtype == np.float64 else 32]
     return usual[0] if rtol is None else rtol, usual[1] if atol is None else atol
 
 
-def in_box(y: Array, lower: Any, upper: Any, rtol: Any, atol: Any) -> Bool[Array, ""]:
+def in_box(
+    y: Array, lower: ArrayLike, upper: ArrayLike, rtol: ArrayLike, atol: ArrayLike
+) -> Bool[Array, ""]:
     """Whether `y` is between bounds, as wide as they are for a trajectory at usual tolerances, so
     that the end of one can start a search."""
     slack = lambda b: _SLACK * (atol + rtol * jnp.where(jnp.isfinite(b), jnp.abs(b), 0))
@@ -61,9 +66,10 @@ class SteadyProblem(eqx.Module):
     start: Float[Array, " n"]
     y0: Float[Array, " n"]
     projector: Float[Array, "n n"]
-    lower: Any
-    upper: Any
-    walls: Any  # the bounds of the guard, whether or not a steady state has to be inside
+    lower: Float[Array | np.ndarray, " n"]
+    upper: Float[Array | np.ndarray, " n"]
+    # The bounds of the guard, whether or not a steady state has to be inside.
+    walls: tuple[Float[Array | np.ndarray, " n"], ...]
     guessed: Bool[Array, ""]
     budget: Int[Array, ""]
     rtol: Float[Array, ""]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
 from .._states import bounds_in, select
+from .._types import ScalarLike
 from ._problem import in_box
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
 
@@ -78,9 +79,9 @@ class PseudoTransient(AbstractSteadyRootFinder):
     - `rtol`, `atol`, `norm`: as in [`Newton`][].
     """
 
-    rtol: Any = None
-    atol: Any = None
-    norm: Callable[[PyTree], Any] = optx.max_norm
+    rtol: ScalarLike | None = None
+    atol: ScalarLike | None = None
+    norm: Callable[[PyTree], Array] = optx.max_norm
     nonlinearity: float = eqx.field(static=True, default=0.1)
     reach: float = eqx.field(static=True, default=0.01)
 

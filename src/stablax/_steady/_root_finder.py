@@ -16,6 +16,7 @@ from .._lanes import spread
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS, translated
 from .._states import select
+from .._types import ScalarLike
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem, default_tolerances
 
@@ -26,7 +27,7 @@ class Evaluation(NamedTuple):
     y: Array
     value: Array
     jacobian: Array
-    aux: Any
+    aux: PyTree
     unravel: Callable[[Array], PyTree]
 
     @property
@@ -67,7 +68,7 @@ class Scale(NamedTuple):
     norm: Callable
 
     @staticmethod
-    def of(finder: Any, y: Array) -> "Scale":
+    def of(finder: "AbstractSteadyRootFinder", y: Array) -> "Scale":
         rtol, atol = default_tolerances(finder.rtol, finder.atol, y.dtype)
         return Scale(rtol, atol, finder.norm)
 
@@ -84,7 +85,9 @@ def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
     return finished, optx.RESULTS.where(finished, result, successful)
 
 
-def drive(finder: Any, problem: SteadyProblem, active: Bool[Array, ""]) -> Attempt:
+def drive(
+    finder: "AbstractSteadyRootFinder", problem: SteadyProblem, active: Bool[Array, ""]
+) -> Attempt:
     """Runs a root finder of ours, whose state says whether it is `finished`, its `status`, and
     the last state `y` that it accepted."""
     rtol = problem.rtol if finder.rtol is None else finder.rtol
@@ -130,7 +133,10 @@ def _options_of(problem: SteadyProblem) -> dict[str, Any]:
 
 class AbstractSteadyRootFinder(optx.AbstractRootFinder, AbstractSteadyMethod):
     """A search that is a root finder of optimistix too. Its state has `finished`, `status` and
-    the last accepted state `y`."""
+    the last accepted state `y`. Tolerances that are `None` are those of the problem."""
+
+    rtol: eqx.AbstractVar[ScalarLike | None]
+    atol: eqx.AbstractVar[ScalarLike | None]
 
     def terminate(self, fn, y, args, options, state, tags):
         return as_result(state.finished, state.status)
@@ -149,7 +155,7 @@ OPTIMISTIX = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver | optx.Ab
 class FromOptimistix(AbstractSteadyMethod):
     """Any solver that `optimistix.root_find` takes, as a stage."""
 
-    solver: Any
+    solver: OPTIMISTIX
 
     @property
     def name(self) -> str:
@@ -172,7 +178,7 @@ class FromOptimistix(AbstractSteadyMethod):
         return Attempt(solution.value, status, steps)
 
 
-def as_method(method: Any) -> AbstractSteadyMethod | None:
+def as_method(method: object) -> AbstractSteadyMethod | None:
     """What may be a stage, as one; `None` for anything else."""
     if isinstance(method, AbstractSteadyMethod):
         return method

@@ -1,7 +1,5 @@
 """What a search for a steady state returns."""
 
-from typing import Any
-
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -49,7 +47,7 @@ class SteadyState(eqx.Module):
         return called("SteadyState", [f"y={y}", f"result={result}"])
 
     @property
-    def method_name(self) -> Any:
+    def method_name(self) -> str | np.ndarray:
         """The name of the stage that won (names in an array for a batch)."""
         names = np.asarray(self.stages)[np.asarray(self.method)]
         return str(names) if names.ndim == 0 else names

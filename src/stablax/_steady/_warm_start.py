@@ -1,6 +1,6 @@
 """Starting a search from a state found before."""
 
-from typing import Any, final
+from typing import final
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._results import is_okay
 from .._states import as_state
+from .._types import YLike
 from ._steady_state import SteadyState
 
 
@@ -54,7 +55,7 @@ class WarmStart(eqx.Module):
         self.y = lax.stop_gradient(as_state(y0, "y0"))
         self.known = jnp.array(False)
 
-    def update(self, found: Any) -> "WarmStart":
+    def update(self, found: SteadyState | eqx.Module) -> "WarmStart":
         """With the steady states that were found.
 
         **Arguments:**
@@ -82,19 +83,25 @@ class WarmStart(eqx.Module):
         return eqx.tree_at(lambda m: (m.y, m.known), self, (y, self.known | good))
 
 
-def as_guess(guess: Any, y0: PyTree[Array]) -> WarmStart | None:
+GuessLike = WarmStart | YLike | None
+"""What a user may give as `guess=...`."""
+
+
+def as_guess(guess: GuessLike, y0: PyTree[Array]) -> WarmStart | None:
     """`guess` as a `WarmStart` that fits `y0`, or an error."""
     if guess is None:
         return None
-    if not isinstance(guess, WarmStart):
+    if isinstance(guess, WarmStart):
+        warm = guess
+    else:
         made = WarmStart(as_state(guess, "guess"))
-        guess = eqx.tree_at(lambda m: m.known, made, jnp.array(True))
-    ours, theirs = jax.tree.structure(y0), jax.tree.structure(guess.y)
-    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (y0, guess.y)]
-    if ours != theirs or shapes[0] != shapes[1] or guess.known.shape != ():
+        warm: WarmStart = eqx.tree_at(lambda m: m.known, made, jnp.array(True))
+    ours, theirs = jax.tree.structure(y0), jax.tree.structure(warm.y)
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (y0, warm.y)]
+    if ours != theirs or shapes[0] != shapes[1] or warm.known.shape != ():
         raise ValueError(
             "`guess` must have the structure, shapes and dtype of `y0`: it has "
-            f"{jax.tree.map(jax.typeof, guess.y)}, `y0` has {jax.tree.map(jax.typeof, y0)}."
-            + (" Of a batch, give each sample its own under `vmap`." if guess.known.ndim else "")
+            f"{jax.tree.map(jax.typeof, warm.y)}, `y0` has {jax.tree.map(jax.typeof, y0)}."
+            + (" Of a batch, give each sample its own under `vmap`." if warm.known.ndim else "")
         )
-    return guess
+    return warm

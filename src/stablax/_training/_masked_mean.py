@@ -1,16 +1,16 @@
 """A loss over a batch of which some samples failed."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from .._models import is_successful
+from .._models import Outcome, is_successful
 from .._solvers import gated
-from .._types import typechecked
+from .._types import Explained, typechecked
 
 
 class SampleCounts(eqx.Module):
@@ -30,8 +30,8 @@ class SampleCounts(eqx.Module):
 
 @typechecked
 def masked_mean(
-    losses: Float[ArrayLike, "..."] | Callable[[Any], Any],
-    simulations: Any,
+    losses: Float[ArrayLike, "..."] | Callable[[PyTree], Array],
+    simulations: Explained[Outcome],
     *,
     failed: Literal["omit", "inf"] = "omit",
     has_aux: bool = False,
@@ -91,7 +91,7 @@ def masked_mean(
     return (mean, SampleCounts(successful, ok.size - successful)) if has_aux else mean
 
 
-def _of_each(losses: Callable[[Any], Any], simulations: Any, batch_axes: int) -> Array:
+def _of_each(losses: Callable[[PyTree], Array], simulations: Outcome, batch_axes: int) -> Array:
     def one(simulation):
         loss = jnp.asarray(losses(simulation))
         if loss.ndim != 0:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 import jax
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+
+from .._types import Args, ScalarLike
 
 _STORED = json.loads(files("stablax.problems").joinpath("references.json").read_text())
 
@@ -39,9 +39,9 @@ class Problem:
     """
 
     name: str
-    field: Callable[[Any, jax.Array, Any], jax.Array]
+    field: Callable[[ScalarLike, jax.Array, Args], jax.Array]
     y0: np.ndarray
-    args: PyTree[Any]
+    args: Args
     t0: float = 0.0
     t1: float
     ts: np.ndarray
@@ -54,7 +54,8 @@ class Problem:
     source: str
 
     def __post_init__(self):
-        if self.reference is None and self.name in _STORED:
+        missing = self.reference is None  # pyright: ignore[reportUnnecessaryComparison]
+        if missing and self.name in _STORED:
             object.__setattr__(self, "reference", np.array(_STORED[self.name]["ys"]))
 
     @property
@@ -62,7 +63,7 @@ class Problem:
         """How many components."""
         return len(self.y0)
 
-    def perturb(self, key, lanes: int) -> tuple[np.ndarray, PyTree[Any]]:
+    def perturb(self, key, lanes: int) -> tuple[np.ndarray, Args]:
         """A batch of different problems: `(y0, args)` with a leading axis of `lanes` on the one
         that varies. See `axes` for `vmap`. The first lane is the problem itself."""
         on_first = (np.arange(lanes) > 0).astype(float)
