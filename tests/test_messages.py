@@ -167,7 +167,9 @@ def test_what_a_model_looks_like():
 def test_what_a_field_and_a_result_look_like():
     """Issue 14: what they are made of, not every layer; how it ended, for one and for many."""
     field = sx.MLPField(2, 8, 1, key=jax.random.key(0))
-    network = "MLPField(network=Network(2 -> 8 -> 2, tanh), output_scale=Frozen([1., 1.]), size=2)"
+    network = (
+        "MLPField(network=NeuralNetwork(2 -> 8 -> 2, tanh), output_scale=Frozen([1., 1.]), size=2)"
+    )
     assert repr(field) == network
     assert repr(sx.LogField(decay)) == "LogField(<function decay>)"
     assert network in repr(sx.HybridField(decay, field))

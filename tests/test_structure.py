@@ -171,3 +171,29 @@ def test_no_class_holds_a_partial():
         for cls in filter(inspect.isclass, vars(importlib.import_module(name)).values()):
             held = vars(cls).values() if cls.__module__ == name else ()
             assert not any(isinstance(x, functools.partial) for x in held), cls
+
+
+# Each of them has had several senses here, or one that a reader could not guess.
+VAGUE = {"told", "forth", "until", "there", "thing", "stuff", "info", "tmp", "foo"}
+
+
+def test_names_are_words_with_one_sense():
+    """The glossary of CONTRIBUTING.md is that of the code: its words are used, and no name in the
+    code is one of those that say nothing."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## Glossary") : text.index("## Tests")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")][1:]
+    words = [word.strip() for row in rows for word in row.split(",")]
+    assert len(words) >= 30 and len(set(words)) == len(words)
+    sources = {path: path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
+    everything = "\n".join(sources.values())
+    unused = [word for word in words if not re.search(rf"\b{word}", everything)]
+    assert not unused, f"in the glossary and not in the code: {unused}"
+    vague = [
+        f"{path.name}:{node.lineno} {name}"
+        for path, source in sources.items()
+        for node in ast.walk(ast.parse(source))
+        for name in (getattr(node, "id", None), getattr(node, "arg", None))
+        if name in VAGUE
+    ]
+    assert not vague, "\n".join(vague)

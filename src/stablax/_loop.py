@@ -35,10 +35,10 @@ class Steps(eqx.Module):
     meter: diffrax.AbstractProgressMeter
     max_steps: Int[Array | np.ndarray, ""] | int
     capacity: int | None = None  # accepted steps that are kept, if any: at least `max_steps`
-    # `until(seen, t, y, args)`, asked at the start and at the end of each step: whether the loop
+    # `ends_at(seen, t, y, args)`, asked at the start and at the end of each step: whether the loop
     # ends there, with the result `event_occurred`; and what the next question knows, the first of
     # which knows `seen`.
-    until: Callable | None = None
+    ends_at: Callable | None = None
     seen: PyTree = None
     keeps_last: bool = False  # whether the last step is kept
     width: int | None = None  # of a batch, how many step at once at most
@@ -78,7 +78,7 @@ class Written(eqx.Module):
 
 
 class Solved(eqx.Module):
-    """How a loop ended: `row` rows, at `t` and `y`; `seen`: what the answer of `until` at `y`
+    """How a loop ended: `row` rows, at `t` and `y`; `seen`: what the answer of `ends_at` at `y`
     left."""
 
     row: Int[Array, ""]
@@ -94,7 +94,7 @@ class Solved(eqx.Module):
 
 class _Carry(eqx.Module):
     solved: Solved
-    looked: Bool[Array, ""] | None  # whether `until` was asked of this state
+    looked: Bool[Array, ""] | None  # whether `ends_at` was asked of this state
     end: Float[Array, ""]  # of the next step
     known: PyTree  # the solver's state
     jumped: Bool[ArrayLike, ""]
@@ -126,9 +126,9 @@ class _Stepper(eqx.Module):
     def look(self, carry: _Carry) -> Solved:
         """One call site, before a step, for the start and for what the steps arrive at."""
         solved = carry.solved
-        if self.steps.until is None or carry.looked is None:
+        if self.steps.ends_at is None or carry.looked is None:
             return solved
-        ends, seen = self.steps.until(solved.seen, solved.t, solved.y, self.args)
+        ends, seen = self.steps.ends_at(solved.seen, solved.t, solved.y, self.args)
         asks = self._goes_on(carry) & ~carry.looked
         result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
         return dataclasses.replace(solved, result=result, seen=select(asks, seen, solved.seen))
@@ -235,7 +235,7 @@ def integrate_steps(
     if steps.keeps_last:
         last = KeptStep.none(solver, terms, t0, end, y0, args, known)
     solved = Solved(row, t0, y0, control, successful, zero, zero, last, steps.seen)
-    looked = None if steps.until is None else still
+    looked = None if steps.ends_at is None else still
     carry = _Carry(solved, looked, end, known, jumped, meter)
     moving, fixed = eqx.partition(carry, eqx.is_array)
     moving, written = lane_loop(

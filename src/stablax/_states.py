@@ -124,6 +124,20 @@ def stop(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
 
 
+def stop_unless(pred: Bool[Array, ""], tree: PyTree) -> PyTree:
+    """`tree`, without a derivative where `pred` does not hold."""
+
+    def leaf(x):
+        return jnp.where(pred, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
+
+    return jtu.tree_map(leaf, tree)
+
+
+def is_none(x: object) -> bool:
+    """For `is_leaf=`, where None stands for a part that a tree does not have."""
+    return x is None
+
+
 def zeros_like(tree: PyTree[Array]) -> PyTree[Array]:
     return jtu.tree_map(jnp.zeros_like, tree)
 

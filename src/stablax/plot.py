@@ -191,10 +191,10 @@ def steps(
     accepted = cause == Cause.none
     ax.plot(t[accepted], y[accepted], ".-", color="tab:blue", linewidth=0.8, label="accepted")
     for each, colour in _COLOURS.items():
-        there = cause == each
-        if there.any():
+        of_cause = cause == each
+        if of_cause.any():
             label = f"rejected: {each.name.replace('_', ' ')}"
-            ax.plot(t[there], y[there], "x", color=colour, label=label)
+            ax.plot(t[of_cause], y[of_cause], "x", color=colour, label=label)
     if error:
         ax.axhline(1.0, color="grey", linestyle=":", linewidth=1)
     ax.set_yscale("log")
@@ -332,8 +332,8 @@ def gradient_check(
         exact = direction.reverse if np.isfinite(direction.reverse) else direction.forward
         if not np.isfinite(exact):
             exact = direction.difference
-        size = max(abs(exact), abs(direction.difference), np.finfo(float).tiny)
-        apart = np.maximum(np.abs(direction.central - exact) / size, np.finfo(float).eps)
+        magnitude = max(abs(exact), abs(direction.difference), np.finfo(float).tiny)
+        apart = np.maximum(np.abs(direction.central - exact) / magnitude, np.finfo(float).eps)
         right = direction.verdict == "right"
         label = direction.name + ("" if right else f" ({direction.verdict})")
         ax.plot(check.steps, apart, ".-" if right else "x-", label=label)

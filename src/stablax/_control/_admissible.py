@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._fields import Guard
 from .._lanes import spread
 from .._results import Cause
-from .._states import all_finite, for_each_component, select, stop, zeros_like
+from .._states import all_finite, for_each_component, is_none, select, stop, zeros_like
 from ._watch import Step, Watch, Watched
 
 # Of the time span: below the first no step is one; the second is taken where a guess fails.
@@ -117,8 +117,8 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         diffrax's own, inside `diffeqsolve`, takes 0.01 for every field in every unit of time: so
         long a step that a mode which grows is damped away."""
         allowed = jtu.tree_map(lambda y: self.atol + self.rtol * jnp.abs(y), y0)
-        size = lambda tree: self.norm(jtu.tree_map(jnp.divide, tree, allowed))
-        of_state = size(y0)
+        length = lambda tree: self.norm(jtu.tree_map(jnp.divide, tree, allowed))
+        of_state = length(y0)
 
         def probe(i, carry):
             """First the slope at the start, then its change over a first guess `h`."""
@@ -126,7 +126,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             t, y = t0 + h, jtu.tree_map(lambda y, dy: y + h * dy, y0, change)
             control = terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
             slope = terms.vf_prod(t, y, args, control)
-            new = size(slope)
+            new = length(slope)
             nothing = (of_state < _NOTHING) | (new < _NOTHING)
             guess = _CHANGE * (of_state / jnp.where(nothing, 1, new))
             guess = jnp.where(nothing, _BLIND, guess)
@@ -137,7 +137,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         start = (jnp.zeros_like(t0), jnp.zeros_like(of_state), zeros_like(y0))
         start = spread(start, terms, t0, y0, args)
         h, of_slope, change = lax.fori_loop(0, 2, probe, start)
-        most = jnp.maximum(of_slope, size(change) / h)
+        most = jnp.maximum(of_slope, length(change) / h)
         curved = (_CHANGE / most) ** (1 / error_order)
         flat = jnp.maximum(_BLIND, _OF_FLAT * h)
         return jnp.minimum(_MOST_GROWTH * h, jnp.where(most <= _FLAT, flat, curved))
@@ -270,8 +270,8 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             return jnp.where(good, 0.0, jnp.inf)
 
         def scale(error, y0, y1):
-            size = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
-            return jnp.where(good, error, 0) / size
+            tolerance = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            return jnp.where(good, error, 0) / tolerance
 
         scaled = self.norm(jtu.tree_map(scale, y_error, y0, y1))
         return jnp.where(good & jnp.isfinite(scaled), scaled, jnp.inf)
@@ -280,14 +280,14 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         """The component that is farthest from being acceptable."""
 
         def badness(y0, y1, excess, error):
-            size = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
-            error = 0 if error is None else jnp.abs(error) / size
+            tolerance = self.atol + self.rtol * jnp.maximum(jnp.abs(y0), jnp.abs(y1))
+            error = 0 if error is None else jnp.abs(error) / tolerance
             score = jnp.where(inside, error, excess)
             return jnp.ravel(jnp.where(jnp.isfinite(y1) & ~jnp.isnan(score), score, jnp.inf))
 
         errors = jtu.tree_map(lambda _: None, y0) if y_error is None else y_error
         leaves = zip(
-            *(jtu.tree_leaves(x, is_leaf=lambda x: x is None) for x in (y0, y1, excess, errors)),
+            *(jtu.tree_leaves(x, is_leaf=is_none) for x in (y0, y1, excess, errors)),
             strict=True,
         )
         return jnp.argmax(lax.stop_gradient(jnp.concatenate([badness(*four) for four in leaves])))

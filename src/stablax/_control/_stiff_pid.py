@@ -136,7 +136,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         numpy arrays.
     - `guard`: whose box is the admissible domain, for plain `diffeqsolve`; stablax's models
         hand over the guard of their field.
-    - `explicit`: whether `rtol` and `atol` are the user's own. Those of a preset are not, and are
+    - `given`: whether `rtol` and `atol` are the user's own. Those of a preset are not, and are
         raised to what the dtype of the state can reach.
 
     **Raises:** `ValueError` for a value out of range, `TypeError` for a traced one.
@@ -159,7 +159,7 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
     step_ts: tuple[float, ...] = eqx.field(static=True)
     jump_ts: tuple[float, ...] = eqx.field(static=True)
     guard: Guard
-    explicit: tuple[bool, bool] = eqx.field(static=True)
+    given: tuple[bool, bool] = eqx.field(static=True)
 
     @typechecked
     def __init__(
@@ -182,11 +182,11 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         step_ts: Explained[NumbersLike | None] = None,
         jump_ts: Explained[NumbersLike | None] = None,
         guard: Guard = Guard(),
-        explicit: tuple[bool, bool] = (True, True),
+        given: tuple[bool, bool] = (True, True),
     ):
         self.rtol = _number(rtol, "rtol")
         self.atol = _tolerance(atol)
-        if explicit[0]:
+        if given[0]:
             # In a program that has no float64 the tolerance can be judged already here.
             finest = np.float64 if jax.config.read("jax_enable_x64") else np.float32
             check_reach(self.rtol, np.dtype(finest))
@@ -221,14 +221,14 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         self.step_ts = _times(step_ts, "step_ts")
         self.jump_ts = _times(jump_ts, "jump_ts")
         self.guard = guard
-        self.explicit = explicit
+        self.given = given
 
     def __repr__(self) -> str:
         """The tolerances, and what is not the default."""
         shown = [f"rtol={self.rtol:g}", f"atol={_shown(self.atol)}"]
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name)
-            if name in ("rtol", "atol", "explicit") or value in (parameter.default, ()):
+            if name in ("rtol", "atol", "given") or value in (parameter.default, ()):
                 continue
             shown.append(f"{name}={getattr(value, '__name__', repr(value))}")
         return f"StiffPID({', '.join(shown)})"
@@ -266,13 +266,13 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         preset = PRESETS[name]
         family = "rosenbrock" if solver is None else family_of(solver)
         law = LAWS[family][preset.smooth]
-        explicit = (rtol is not None, atol is not None)
+        given = (rtol is not None, atol is not None)
         default = jnp.zeros(()).dtype
         low_rtol, low_atol = _FLOORS.get(str(default), (0.0, 0.0))
         return StiffPID(
             rtol=max(preset.rtol, low_rtol) if rtol is None else rtol,
             atol=max(preset.atol, low_atol) if atol is None else atol,
-            **{**dataclasses.asdict(law), "explicit": explicit, **overrides},
+            **{**dataclasses.asdict(law), "given": given, **overrides},
         )
 
     @staticmethod
@@ -285,12 +285,12 @@ class StiffPID(diffrax.AbstractAdaptiveStepSizeController):
         what it reaches, given ones are checked against it (`rtol` only if it is used)."""
         low_rtol, low_atol = _FLOORS.get(str(dtype), (0.0, 0.0))
         rtol, atol = self.rtol, self.atol
-        if self.explicit[0]:
+        if self.given[0]:
             if uses_rtol:
                 check_reach(rtol, dtype)
         else:
             rtol = max(rtol, low_rtol)
-        if not self.explicit[1]:
+        if not self.given[1]:
             atol = max(self.least_atol, low_atol)
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return StiffPID(**{**fields, "rtol": rtol, "atol": atol})

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -14,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._results import Cause
-from .._states import select
+from .._states import select, stop
 from .._types import Args
 
 
@@ -58,14 +57,14 @@ class StepLog(eqx.Module):
             jnp.arange(log.t.shape[1], dtype=log.count.dtype)[None] < log.count[:, None]
             for log in logs
         ]
-        there = jnp.concatenate([jnp.ravel(x) for x in seen])
-        order = jnp.argsort(~there, stable=True)
+        seen_at = jnp.concatenate([jnp.ravel(x) for x in seen])
+        order = jnp.argsort(~seen_at, stable=True)
 
         def join(name):
             return jnp.concatenate([jnp.ravel(getattr(log, name)) for log in logs])[order]
 
         columns = {name: join(name) for name in ("t", "dt", "error", "cause", "component")}
-        return StepLog(**columns, count=jnp.sum(there).astype(jnp.int32))
+        return StepLog(**columns, count=jnp.sum(seen_at).astype(jnp.int32))
 
     def add(self, step: "Step") -> "StepLog":
         at = self.count
@@ -167,9 +166,7 @@ class Watch(eqx.Module):
 
     def see(self, seen: Watched, step: Step, end: Array, y: PyTree[Array], args: Args) -> Watched:
         """A step that was tried: `y` is the state at its `end`."""
-        step, end, y, args = jtu.tree_map(
-            lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, (step, end, y, args)
-        )
+        step, end, y, args = stop((step, end, y, args))
         accepted = step.cause == Cause.none.value
         guard = seen.guard
         if guard is not None and self.guard is not None:

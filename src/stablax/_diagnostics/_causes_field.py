@@ -44,14 +44,14 @@ def _walls(seen: Observation) -> Iterator[Suggestion]:
         )
         return
     nearest = list(walls.values())[:4]
-    told = " and ".join(
+    words = " and ".join(
         f"{wall.name} is {'above' if wall.side == 'upper' else 'below'} {number(wall.value, 6)}"
         for wall in nearest
     )
     yield Suggestion(
         "field_not_finite",
         f"{count} steps were rejected because they were not finite. The field is not finite where "
-        f"{told}." + (" The solution itself runs into it." if fatal else ""),
+        f"{words}." + (" The solution itself runs into it." if fatal else ""),
         guarded_with(_box(seen, nearest)),
         weight,
     )

@@ -14,14 +14,14 @@ def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
     if not skipped:
         return
     skipped.sort(key=lambda s: abs(s.begin - float(seen.t[0])))
-    told = ", ".join(f"[{number(s.begin, 6)}, {number(s.end, 6)}]" for s in skipped)
+    places = ", ".join(f"[{number(s.begin, 6)}, {number(s.end, 6)}]" for s in skipped)
     most = max(skipped, key=lambda s: s.change)
     shortest = min(abs(s.end - s.begin) for s in skipped)
     edges = [float(number(t, 7)) for s in skipped for t in (s.begin, s.end)]
     yield Suggestion(
         "stepped_over",
-        f"The steps went over something in the field, within t = {told}: no stage of a step falls "
-        f"there, and the derivative of {most.name} is another there, which moves it by about "
+        f"The steps went over something in the field, within t = {places}: no stage of a step "
+        f"falls there, and the derivative of {most.name} is another there, which moves it by about "
         f"{number(most.change)}. No error estimate can see it. Step to where it begins and ends "
         f"(`step_ts`; `jump_ts` if the field jumps there; phases), or hold the steps below its "
         f"length (`dtmax={number(shortest / 2)}`).",
@@ -34,11 +34,11 @@ def _events(seen: Observation) -> Iterator[Suggestion]:
     missed = missed_events(seen)
     if not missed:
         return
-    told = ", ".join(f"{number(a, 6)} and {number(b, 6)}" for a, b in missed[:8])
+    places = ", ".join(f"{number(a, 6)} and {number(b, 6)}" for a, b in missed[:8])
     shortest = min(abs(b - a) for a, b in missed)
     yield Suggestion(
         "event_stepped_over",
-        f"The condition of the event is met between t = {told}, and no longer at the end of the "
+        f"The condition of the event is met between t = {places}, and no longer at the end of the "
         "same step: it is looked at there only. Hold the steps below that time.",
         model_with(controller=preset(seen, dtmax=number(shortest / 2))),
         0.95,

@@ -268,13 +268,15 @@ class _Check:
             return "undecided"
         verdict = "right"
         for derivative in derivatives:
-            size = max(abs(exact.value), abs(derivative))
+            magnitude = max(abs(exact.value), abs(derivative))
             apart = abs(derivative - exact.value)
-            if apart > self.rtol * size + 3 * exact.uncertainty:
+            if apart > self.rtol * magnitude + 3 * exact.uncertainty:
                 return "wrong"
             # A derivative of which the noise leaves no digit is neither confirmed nor refuted,
             # unless it is zero to all that the function resolves.
-            hidden = exact.uncertainty > 0.1 * size and size > 100 * self.eps * abs(self.value)
+            hidden = exact.uncertainty > 0.1 * magnitude and magnitude > 100 * self.eps * abs(
+                self.value
+            )
             if hidden:
                 verdict = "undecided"
         return verdict
@@ -339,14 +341,14 @@ def _dot(gradient: PyTree | None, move: PyTree) -> float | None:
 
 
 def _directions(params: PyTree, number: int, seed: int) -> Iterator[tuple[str, PyTree]]:
-    """Random directions, in units of the size of each parameter: of all, then of each leaf."""
+    """Random directions, in units of the magnitude of each parameter: of all, then of each leaf."""
     leaves, treedef = jtu.tree_flatten_with_path(params)
 
     def random(key, leaf):
         typical = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-        size = jnp.where(leaf != 0, jnp.abs(leaf), jnp.where(typical > 0, typical, 1.0))
+        magnitude = jnp.where(leaf != 0, jnp.abs(leaf), jnp.where(typical > 0, typical, 1.0))
         sign = jr.rademacher(key, leaf.shape, leaf.dtype)
-        return sign * size * jr.uniform(key, leaf.shape, leaf.dtype, 0.5, 1.0)
+        return sign * magnitude * jr.uniform(key, leaf.shape, leaf.dtype, 0.5, 1.0)
 
     def tree(key, only: int | None = None):
         keys = jr.split(key, len(leaves))

@@ -244,18 +244,18 @@ def _stiffness_report(seen: Observation) -> StiffnessReport:
 
 def _component_reports(seen: Observation) -> tuple[ComponentReport, ...]:
     """Those that the tolerances control least come first."""
-    size = np.abs(seen.states)
+    magnitude = np.abs(seen.states)
     counts = seen.simulation.guard.accepted
     assert counts is not None
     clipped, masked = (np.asarray(ravel_pytree(x)[0]) for x in (counts.clipped, counts.masked))
     worst = np.bincount(seen.component[~seen.accepted], minlength=len(seen.names))
     with np.errstate(divide="ignore"):
-        digits = -np.log10(seen.rtol + seen.atols / size.max(axis=0))
+        digits = -np.log10(seen.rtol + seen.atols / magnitude.max(axis=0))
     reports = [
         ComponentReport(
             name,
-            float(size[:, i].min()),
-            float(size[:, i].max()),
+            float(magnitude[:, i].min()),
+            float(magnitude[:, i].max()),
             float(digits[i]),
             int(worst[i]),
             int(clipped[i]),

@@ -61,7 +61,7 @@ def tolerance_of(
 ) -> float | None:
     """`rtol` of a model, or of a controller, for a state of `dtype`, if it has one."""
     controller = solves.options.controller if isinstance(solves, AbstractModel) else solves
-    if isinstance(controller, StiffPID) and not controller.explicit[0]:
+    if isinstance(controller, StiffPID) and not controller.given[0]:
         controller = controller.for_dtype(dtype)
     rtol = getattr(controller, "rtol", None)
     return None if rtol is None else float(rtol)
@@ -125,7 +125,7 @@ def _tighter(controller: diffrax.AbstractStepSizeController, dtype: np.dtype) ->
         atol = controller.atol.tree if isinstance(controller.atol, Static) else controller.atol
         atol = jtu.tree_map(lambda x: x * _TIGHTER, atol)
         tolerances = dict(rtol=controller.rtol * _TIGHTER, atol=atol)
-        return StiffPID(**{**fields, **tolerances, "explicit": (True, True)})
+        return StiffPID(**{**fields, **tolerances, "given": (True, True)})
     law = lambda c: law(c.controller) if hasattr(c, "controller") else c
     given: Any = controller  # which has an `rtol`
     tolerances = (given.rtol * _TIGHTER, given.atol * _TIGHTER)

@@ -130,8 +130,8 @@ def _in_words(verdict, checks, value: float, finer: FinerCheck | None) -> str:
     if verdict == "not finite":
         return f"The gradient is not finite, in {where}."
     if verdict == "discontinuous":
-        size = max(c.jump for c in bad)
-        return f"The function jumps, by {number(size)}, near these parameters ({where})."
+        jump = max(c.jump for c in bad)
+        return f"The function jumps, by {number(jump)}, near these parameters ({where})."
     if verdict == "undecided" and not all(np.isfinite(c.difference) for c in bad):
         return f"There is no difference to compare the gradient with, in {where}."
     if verdict == "undecided":

@@ -22,11 +22,11 @@ from .._models import (
     Simulation,
     Stepping,
     as_stepping,
+    controller_of,
     options_in,
     options_of,
     planned,
     signature_of,
-    steps_of,
     with_options,
 )
 from .._results import Cause
@@ -194,11 +194,11 @@ def _settled(options: ResolvedOptions, stepping: Stepping) -> dict[str, Any]:
         )
     if changes:
         fields = {name: getattr(controller, name) for name in controller.__dataclass_fields__}
-        explicit = [e or n in changes for e, n in zip(controller.explicit, names, strict=False)]
+        given = [g or n in changes for g, n in zip(controller.given, names, strict=False)]
         for name in ("step_ts", "jump_ts"):
             if name in changes:
                 changes[name] = changes[name][np.isfinite(changes[name])]
-        controller = StiffPID(**{**fields, **changes, "explicit": tuple(explicit)})
+        controller = StiffPID(**{**fields, **changes, "given": tuple(given)})
     return dict(controller=controller, max_steps=int(most))
 
 
@@ -255,7 +255,7 @@ def observe(model: AbstractModel, inputs: dict[str, PyTree]) -> Observation:
         states,
     )
     dtype = state_dtype(inputs["y0"])
-    controller = steps_of(model.options, as_guarded(model.field).guard, dtype)
+    controller = controller_of(model.options, as_guarded(model.field).guard, dtype)
     return Observation(
         model,
         inputs,

@@ -99,12 +99,12 @@ def stepped_over(seen: Observation) -> list[Skipped]:
         moved = _damped(seen, float(seen.t[places[k]]), float(seen.dt[places[k]]), change[k])
         if np.max(moved / tolerance) > _LARGE:
             component = int(np.argmax(moved / tolerance))
-            size = np.abs(unseen[k, :, component])
-            inside = np.flatnonzero(size > _PEAK * size.max())
+            magnitude = np.abs(unseen[k, :, component])
+            inside = np.flatnonzero(magnitude > _PEAK * magnitude.max())
             half = float(seen.dt[places[k]]) / len(fine) / 2
             for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1):
                 begin, end = float(times[k, run[0]]) - half, float(times[k, run[-1]]) + half
-                share = float(moved[component] * size[run].sum() / size.sum())
+                share = float(moved[component] * magnitude[run].sum() / magnitude.sum())
                 found.append(Skipped(begin, end, seen.names[component], share))
     return found
 

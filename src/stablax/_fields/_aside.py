@@ -128,8 +128,8 @@ def _off_the_walls(y: Array, lower: Array, upper: Array, how: Int[Array, ""]) ->
     and fractional powers lose their derivative)."""
     y = jnp.clip(jnp.where(jnp.isfinite(y), y, 0), lower, upper)
     at_wall = (y == 0) | (y <= lower) | (y >= upper)
-    size = jnp.where((y == 0) | (how == _BY_ONE), jnp.maximum(jnp.abs(y), 1), jnp.abs(y))
-    step = jnp.minimum(jnp.finfo(y.dtype).eps ** 0.5 * size, (upper - lower) / 4)
+    magnitude = jnp.where((y == 0) | (how == _BY_ONE), jnp.maximum(jnp.abs(y), 1), jnp.abs(y))
+    step = jnp.minimum(jnp.finfo(y.dtype).eps ** 0.5 * magnitude, (upper - lower) / 4)
     step = jnp.where(at_wall | (how != _AT_WALLS), step, 0)
     outward = (y < 0) & (y - lower > step) | (upper - y <= step)
     return jnp.where(outward, -step, step)

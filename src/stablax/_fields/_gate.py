@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from .._captured import capture
 from .._lanes import spread
-from .._states import all_finite, stop
+from .._states import all_finite, is_none, stop, stop_unless
 from .._static import is_traced
 from .._types import VF, Args, ScalarLike, Y
 from ._aside import Aside
@@ -69,12 +69,8 @@ def _gated(closed, t, y, args, lower, upper, rounding):
     return closed(t, y, args)
 
 
-def _is_none(x: object) -> bool:
-    return x is None
-
-
 def _map_tangents(fn, tangents):
-    return jtu.tree_map(lambda x: None if x is None else fn(x), tangents, is_leaf=_is_none)
+    return jtu.tree_map(lambda x: None if x is None else fn(x), tangents, is_leaf=is_none)
 
 
 @_gated.def_jvp
@@ -112,10 +108,7 @@ def _gated_jvp(primals, tangents):
     shift, ok = point(aside), aside.helps
 
     # The value is unchanged where `ok`; its own derivative (second order) is selected away too.
-    def settle(x):
-        return jnp.where(ok, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
-
-    closed, t, args = jtu.tree_map(settle, (closed, t, args))
+    closed, t, args = stop_unless(ok, (closed, t, args))
     y = _add(y, shift)
     tangents = _map_tangents(lambda x: jnp.where(ok, x, 0), tangents)
     _, out_dot = eqx.filter_jvp(_call, (closed, t, y, args), tangents)
@@ -126,7 +119,7 @@ def _gated_jvp(primals, tangents):
                 return dot
             return dot - rounding * jnp.where(here, jnp.abs(row), 0) * dy
 
-        out_dot = jtu.tree_map(perturb, out_dot, slope, tangents[2], is_leaf=_is_none)
+        out_dot = jtu.tree_map(perturb, out_dot, slope, tangents[2], is_leaf=is_none)
     return out, jtu.tree_map(lambda x: jnp.where(ok, x, 0), out_dot)
 
 

@@ -5,13 +5,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from .._states import broadcast_prefix, for_each_component
+from .._states import broadcast_prefix, for_each_component, is_none
 from .._static import Static, real_array, real_number
 from .._words import short
-
-
-def _is_none(x: object) -> bool:
-    return x is None
 
 
 def _normalise(bounds: PyTree[ArrayLike | None], name: str) -> PyTree[np.ndarray] | None:
@@ -26,7 +22,7 @@ def _normalise(bounds: PyTree[ArrayLike | None], name: str) -> PyTree[np.ndarray
             raise ValueError(f"`{where}` holds nan: {short(x)}. Use -inf / inf for 'no bound'.")
         return value
 
-    return jtu.tree_map_with_path(leaf, bounds, is_leaf=_is_none)
+    return jtu.tree_map_with_path(leaf, bounds, is_leaf=is_none)
 
 
 def _check_order(lower: PyTree, upper: PyTree) -> None:

@@ -86,8 +86,8 @@ class EquilibratedLU(AbstractFactorisation):
         return columns * _lu_apply(lu, permutation, rows * b, transpose)
 
 
-def inverse_scale(size: Array) -> Array:
-    return jnp.where((size > 0) & jnp.isfinite(size), 1 / size, 1)
+def inverse_scale(magnitude: Array) -> Array:
+    return jnp.where((magnitude > 0) & jnp.isfinite(magnitude), 1 / magnitude, 1)
 
 
 def _system(matrix: Float[Array, "n n"], shift: Array) -> Float[Array, "n n"]:

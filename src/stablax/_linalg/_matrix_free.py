@@ -99,12 +99,12 @@ class Iterative(AbstractFactorisation):
         else:
             operator = lx.FunctionLinearOperator(product, like)
         solver = _default(b.dtype) if self.solver is None else self.solver.tree
-        # With a right-hand side of size one, an absolute tolerance has no units.
-        size = jnp.max(jnp.abs(b))
-        size = jnp.where(size > 0, size, 1)
-        solution = lx.linear_solve(operator, b / size, solver, throw=False)
+        # With a right-hand side of magnitude one, an absolute tolerance has no units.
+        magnitude = jnp.max(jnp.abs(b))
+        magnitude = jnp.where(magnitude > 0, magnitude, 1)
+        solution = lx.linear_solve(operator, b / magnitude, solver, throw=False)
         is_solved = solution.result == lx.RESULTS.successful
-        return jnp.where(is_solved, size * solution.value, jnp.nan)
+        return jnp.where(is_solved, magnitude * solution.value, jnp.nan)
 
     def is_singular(self, factors):
         # What only a solve can tell is nan in its solution.

@@ -133,7 +133,7 @@ def combination(row: np.ndarray, names: tuple[str, ...]) -> str:
     for weight, name in zip(row, names, strict=True):
         if weight == 0:
             continue
-        size = "" if abs(weight) == 1 else f"{abs(weight):.6g} "
+        factor = "" if abs(weight) == 1 else f"{abs(weight):.6g} "
         sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
-        text += f"{sign}{size}{name}"
+        text += f"{sign}{factor}{name}"
     return text

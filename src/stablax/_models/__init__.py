@@ -23,7 +23,7 @@ from ._steady_then_simulate import SteadyThenSimulate as SteadyThenSimulate
 from ._stepping import (
     Stepping as Stepping,
     as_stepping as as_stepping,
+    controller_of as controller_of,
     planned as planned,
-    steps_of as steps_of,
 )
 from ._with_options import with_options as with_options

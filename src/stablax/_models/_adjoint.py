@@ -10,10 +10,10 @@ from jaxtyping import Array, PyTree
 
 from .._fields import Guard
 from .._loop import KeptStep
-from .._states import stop
+from .._states import is_none, stop
 from ._forward_only import forward_only
 from ._linear_call import linear_call
-from ._replay import Inputs, Steps, Trace, backward, forward
+from ._replay import AcceptedSteps, Inputs, Steps, backward, forward
 
 _ONCE = (
     "`DiscreteAdjoint` has reverse mode once, and first. For second derivatives differentiate the "
@@ -63,7 +63,7 @@ class Outputs(eqx.Module):
 @eqx.filter_custom_jvp
 def solve(
     inputs: Inputs,
-    run: Callable[[Inputs, bool], tuple[Outputs, Trace | None]],
+    run: Callable[[Inputs, bool], tuple[Outputs, AcceptedSteps | None]],
     solver: diffrax.AbstractSolver,
     terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree],
     guard: Guard | None,
@@ -71,8 +71,8 @@ def solve(
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
-    `run(inputs, True)` returns the trace too. `solver` and `terms(field, shift, end)` are what it
-    solves with. A step whose derivative is not finite (a finite value can have an infinite
+    `run(inputs, True)` returns the accepted steps, too. `solver` and `terms(field, shift, end)` are
+    what it solves with. A step whose derivative is not finite (a finite value can have an infinite
     derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None. At
     most `width` lanes of a batch step at once."""
     return run(inputs, False)[0]
@@ -81,12 +81,12 @@ def solve(
 @solve.def_jvp
 def _solve_jvp(primals, tangents):
     inputs, run, solver, terms, guard, width = primals
-    outputs, trace = forward_only(run(inputs, True), _ONCE)
-    moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=lambda x: x is None)
+    outputs, accepted = forward_only(run(inputs, True), _ONCE)
+    moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=is_none)
     still = lambda tree: jtu.tree_map(lambda _: None, tree)
     dense = None if outputs.step is None else outputs.step.dense
     moving = (outputs.rows, outputs.last, dense)
-    steps = Steps(inputs, moves, trace, solver, terms, guard, width, stop(dense))
+    steps = Steps(inputs, moves, accepted, solver, terms, guard, width, stop(dense))
     d_rows, d_last, d_dense = linear_call(forward, backward, steps, tangents[0], moving, _ONCE)
     d_step = still(outputs.step)
     if d_step is not None:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from .._states import same_shape_and_dtype
+from .._states import is_none, same_shape_and_dtype
 from .._static import Split, Static, concrete_array, is_traced, refuse_masked
 from .._types import Args, Explained, YLike, typechecked
 from .._words import short
@@ -213,10 +213,6 @@ def _as_mask(x: object, name: str) -> np.ndarray:
     return mask
 
 
-def _is_none(x: object) -> bool:
-    return x is None
-
-
 def _for_all(tree: PyTree, y: PyTree) -> PyTree:
     """A single array as one for each of the state."""
     return jtu.tree_map(lambda _: tree, y) if jtu.all_leaves([tree]) else tree
@@ -226,7 +222,7 @@ def _map(dose: str, name: str, fn: Callable, y: PyTree, tree: PyTree, *rest: PyT
     """`fn(name, x, part, ...)` for each array `x` of `y` and the `part` of `tree` that belongs to
     it; where that is `None`, nothing happens."""
     leaves, treedef = jtu.tree_flatten(y)
-    parts, given = jtu.tree_flatten_with_path(tree, is_leaf=_is_none)
+    parts, given = jtu.tree_flatten_with_path(tree, is_leaf=is_none)
     if given != treedef:
         hint = (
             " A list or tuple is tree structure: for the components of an array, use "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._captured import Captured, capture
 from .._loop import KeptStep, interpolated
-from .._states import stop
+from .._states import is_none, stop, stop_unless
 from .._types import Args
 from ._bracket import bracketed_root
 
@@ -44,7 +44,7 @@ class EventOf(eqx.Module):
 
     def __init__(self, event: diffrax.Event, settings: dict[str, PyTree], way, t, y, args):
         self.root_finder, self.way = event.root_finder, way
-        self.directions = tuple(jtu.tree_leaves(event.direction, is_leaf=lambda x: x is None))
+        self.directions = tuple(jtu.tree_leaves(event.direction, is_leaf=is_none))
         functions = jtu.tree_leaves(event.cond_fn, is_leaf=callable)
         calls = [eqx.Partial(_call, function, settings) for function in functions]
         self.real = tuple(_is_real(call, t, y, args) for call in calls)
@@ -104,7 +104,7 @@ class EventOf(eqx.Module):
         for k, condition in enumerate(real):
             inputs = (condition, t, y, args)
             if relevant is not None:
-                inputs = _constant_unless(relevant[k], inputs)
+                inputs = stop_unless(relevant[k], inputs)
             condition, *rest = inputs
             values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
         return jnp.stack(values)
@@ -147,12 +147,6 @@ class EventOf(eqx.Module):
             has_aux=True,
         )
         return Found(any_crossed, t, interpolate(t), located > 0, not_finite)
-
-
-def _constant_unless(pred, tree):
-    return jtu.tree_map(
-        lambda x: jnp.where(pred, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x, tree
-    )
 
 
 def _by_optimistix(f, root_finder, t0, t1):

@@ -54,7 +54,7 @@ from .._solvers import AbstractRosenbrock, prepare
 from .._states import select, state_dtype, stop, zeros_like
 from ._adjoint import DiscreteAdjoint, Outputs, solve
 from ._forward_only import forward_only
-from ._replay import Inputs, Trace
+from ._replay import AcceptedSteps, Inputs
 from ._run import terms_of
 from ._stepping import Plan
 
@@ -62,7 +62,7 @@ from ._stepping import Plan
 _FACTORISATION = 8
 
 _T = TypeVar("_T")
-_Run = Callable[[Inputs, bool], tuple[Outputs, Trace | None]]
+_Run = Callable[[Inputs, bool], tuple[Outputs, AcceptedSteps | None]]
 
 _FORWARD = (
     "This model was made for forward mode (`jvp`, `jacfwd`), with `adjoint=ForwardMode()`. For "
@@ -133,12 +133,14 @@ def differentiable(
     return outputs
 
 
-def _without_failed_steps(run: _Run, inputs: Inputs, record: bool) -> tuple[Outputs, Trace | None]:
-    outputs, trace = run(inputs, record)
-    if trace is not None:
-        count = jnp.where(is_okay(outputs.rest.result), trace.count, 0)
-        trace = eqx.tree_at(lambda trace: trace.count, trace, count)
-    return outputs, trace
+def _without_failed_steps(
+    run: _Run, inputs: Inputs, record: bool
+) -> tuple[Outputs, AcceptedSteps | None]:
+    outputs, accepted = run(inputs, record)
+    if accepted is not None:
+        count = jnp.where(is_okay(outputs.rest.result), accepted.count, 0)
+        accepted = eqx.tree_at(lambda accepted: accepted.count, accepted, count)
+    return outputs, accepted
 
 
 def of_successful(result: RESULTS, tree: _T) -> _T:

@@ -18,7 +18,7 @@ from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
 from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
-from .._states import all_finite, select, zeros_like
+from .._states import all_finite, is_none, select, zeros_like
 from .._types import Args
 
 
@@ -33,7 +33,7 @@ class Inputs(eqx.Module):
     args: Args
 
 
-class Trace(eqx.Module):
+class AcceptedSteps(eqx.Module):
     """The accepted steps: `times[k]` and `states[k]` at the end of step k; and whether the last
     one reaches the end that was asked for."""
 
@@ -49,7 +49,7 @@ class Steps(eqx.Module):
 
     inputs: Inputs
     moves: Inputs
-    trace: Trace
+    accepted: AcceptedSteps
     solver: diffrax.AbstractSolver
     terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree]
     guard: Guard | None
@@ -59,7 +59,7 @@ class Steps(eqx.Module):
     @property
     def record(self) -> "_Record":
         """What a pass reads at one place a step; the rest of the steps is the same in all."""
-        return _Record(self.inputs.ts, self.trace.times, self.trace.states)
+        return _Record(self.inputs.ts, self.accepted.times, self.accepted.states)
 
     @property
     def parameters(self) -> tuple[PyTree, PyTree]:
@@ -74,13 +74,13 @@ class Steps(eqx.Module):
     def at(self, k: Array, record: "_Record") -> "_Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
         with none."""
-        inputs, trace = self.inputs, self.trace
-        first, last = k <= 0, k >= trace.count - 1
+        inputs, accepted = self.inputs, self.accepted
+        first, last = k <= 0, k >= accepted.count - 1
         before = jnp.maximum(k - 1, 0)
         start = jnp.where(first, inputs.t0, take(record.times, before))
-        arrives = last & trace.arrives
+        arrives = last & accepted.arrives
         end = jnp.where(arrives, inputs.t1, take(record.times, jnp.maximum(k, 0)))
-        end = jnp.where(trace.count > 0, end, inputs.t0)
+        end = jnp.where(accepted.count > 0, end, inputs.t0)
         y = select(first, inputs.y0, take(record.states, before))
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
         # whose other side the step must not see. Only the field looks earlier: a step that ends
@@ -108,8 +108,9 @@ class Steps(eqx.Module):
     @property
     def rows(self) -> Array:
         """How many were reached. The others belong to no step."""
-        inputs, trace = self.inputs, self.trace
-        end = jnp.where(trace.count > 0, trace.times[jnp.maximum(trace.count - 1, 0)], jnp.nan)
+        inputs, accepted = self.inputs, self.accepted
+        last = accepted.times[jnp.maximum(accepted.count - 1, 0)]
+        end = jnp.where(accepted.count > 0, last, jnp.nan)
         reached = jnp.where(self.is_backwards, inputs.ts >= end, inputs.ts <= end)
         return jnp.sum(jnp.isfinite(inputs.ts) & reached)
 
@@ -147,8 +148,8 @@ class _AbstractPass(eqx.Module):
         """What is the same in each step; the rest of the steps a loop shows where it is read."""
         record = lambda over: (
             over.steps.inputs.ts,
-            over.steps.trace.times,
-            over.steps.trace.states,
+            over.steps.accepted.times,
+            over.steps.accepted.states,
         )
         return eqx.tree_at(record, self, (None, None, None))
 
@@ -193,8 +194,8 @@ class _ForwardPass(_AbstractPass):
 
         def in_step(row):
             t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
-            until = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
-            return (row < self.rows) & (until | step.last)
+            before_end = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
+            return (row < self.rows) & (before_end | step.last)
 
         def save(carry):
             row, writes = carry
@@ -212,9 +213,9 @@ class _ForwardPass(_AbstractPass):
 
 def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
     """The tangents of the rows, of the last state, and of the dense output of the last step."""
-    inputs, count = steps.inputs, steps.trace.count
+    inputs, count = steps.inputs, steps.accepted.count
     zero = lambda d, x: jtu.tree_map(
-        lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=_is_none
+        lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=is_none
     )
     d_t0, d_t1, d_y0, d_ts = (
         zero(getattr(tangents, name), getattr(inputs, name)) for name in ("t0", "t1", "y0", "ts")
@@ -244,7 +245,7 @@ class _BackwardPass(_AbstractPass):
     d_kept: PyTree[Array] | None
 
     def order(self, i):
-        return self.steps.trace.count - 1 - i
+        return self.steps.accepted.count - 1 - i
 
     def take(self, k, at: _Back, aside, reads, writes):
         record, d_rows = reads
@@ -288,7 +289,7 @@ class _BackwardPass(_AbstractPass):
 def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
     """The cotangents of the inputs that move, from those of the rows, of the last state, and of
     the dense output of the last step."""
-    inputs, count = steps.inputs, steps.trace.count
+    inputs, count = steps.inputs, steps.accepted.count
     d_rows, d_last, d_kept = cotangents
     # Rows of a solve without steps are its start.
     d_last = jtu.tree_map(
@@ -328,7 +329,7 @@ def step_by_step(
     that one is taken again, aside, until it is finite or nothing better is to be had."""
     steps = over.steps
     start, writes = spread((start, writes), steps.inputs)
-    count, guard = steps.trace.count, steps.guard
+    count, guard = steps.accepted.count, steps.guard
     blank = steps.blank()
 
     def step(consts, carry, reads, writes):
@@ -404,12 +405,8 @@ def _replay(solver: diffrax.AbstractSolver, system: Callable, held, moving, star
 def _just_before(start: Array, end: Array) -> Array:
     """A time before `end` by more than what its record and its computation as the last stage of
     the step round off."""
-    size = jnp.maximum(jnp.abs(start), jnp.abs(end))
-    return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * size
-
-
-def _is_none(x: object) -> bool:
-    return x is None
+    largest = jnp.maximum(jnp.abs(start), jnp.abs(end))
+    return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * largest
 
 
 def add(a: PyTree, b: PyTree) -> PyTree:
@@ -418,4 +415,4 @@ def add(a: PyTree, b: PyTree) -> PyTree:
     def leaf(x, y):
         return x if y is None else x + y
 
-    return jtu.tree_map(leaf, a, b, is_leaf=_is_none)
+    return jtu.tree_map(leaf, a, b, is_leaf=is_none)

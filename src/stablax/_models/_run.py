@@ -19,7 +19,7 @@ from .._types import Args
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._event import EventOf
 from ._kept_step import KeepsStep
-from ._replay import Inputs, Trace, add
+from ._replay import AcceptedSteps, Inputs, add
 from ._resolve import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict
@@ -90,12 +90,12 @@ class _Run(eqx.Module):
     last: PyTree[Array]
     step: KeptStep | None
     ended: Ended
-    trace: Trace | None
+    accepted: AcceptedSteps | None
 
 
 def run_loop(
     plan: Plan, pace: Pace, event: EventOf | None, inputs: Inputs, record: bool
-) -> tuple[Outputs, Trace | None]:
+) -> tuple[Outputs, AcceptedSteps | None]:
     """Solves, and if asked to `record` returns the accepted steps too. The `rest` of the outputs
     is an `Ended`. A solve that an event ends does so with the step it is in."""
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
@@ -111,7 +111,7 @@ def run_loop(
     last = select(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = Ended(ended.saved, ended.t, ended.record, ended.watched, ended.stats, result)
-    return Outputs(run.rows, last, run.step, ended), run.trace
+    return Outputs(run.rows, last, run.step, ended), run.accepted
 
 
 def event_of(plan: Plan, pace: Pace, inputs: Inputs) -> EventOf | None:
@@ -150,7 +150,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         meter=plan.progress_meter,
         max_steps=pace.max_steps,
         capacity=plan.capacity if record else None,
-        until=None if event is None else event.look,
+        ends_at=None if event is None else event.look,
         seen=None if event is None else event.first_seen,
         keeps_last=event is not None and event.is_located,
         width=plan.width,
@@ -172,11 +172,11 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         stats=stats,
         result=promoted(solved.result),
     )
-    trace = None
+    accepted = None
     if written.times is not None:
         arrives = ended.result == RESULTS.successful
-        trace = Trace(written.times * way, written.states, solved.accepted, arrives)
-    return _Run(written.rows, solved.y, solved.last, ended, trace)
+        accepted = AcceptedSteps(written.times * way, written.states, solved.accepted, arrives)
+    return _Run(written.rows, solved.y, solved.last, ended, accepted)
 
 
 def _diffrax_loop(
@@ -236,16 +236,16 @@ def at_the_event(
 
 
 @eqx.filter_custom_jvp
-def _with_time(y, forth, t, field: Callable, args: Args):
-    """`y` at time `t`, which moves along its slope as `forth` does."""
+def _with_time(y, of_time, t, field: Callable, args: Args):
+    """`y` at time `t`, which moves along its slope as `of_time` does."""
     return y
 
 
 @_with_time.def_jvp
 def _with_time_jvp(primals, tangents):
-    (y, _, t, field, args), (d_y, d_forth, *_) = primals, tangents
-    if d_forth is not None:
+    (y, _, t, field, args), (d_y, d_of_time, *_) = primals, tangents
+    if d_of_time is not None:
         # A start that has no slope is that of a sample that fails.
         slope = finite_or_zero(field(t, y, args, zeros_like(y)))
-        d_y = add(jtu.tree_map(lambda dy: dy * d_forth.astype(dy.dtype), slope), d_y)
+        d_y = add(jtu.tree_map(lambda dy: dy * d_of_time.astype(dy.dtype), slope), d_y)
     return y, d_y

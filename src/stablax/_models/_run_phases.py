@@ -17,7 +17,7 @@ from .._fields import names_of
 from .._lanes import spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
-from .._states import finite_or_zero, select
+from .._states import finite_or_zero, is_none, select
 from .._static import Split, Static
 from .._types import VF
 from ._call import explain_forward_mode
@@ -170,7 +170,7 @@ def run_phases(
         else:
             progress, outcome = lax.scan(step, progress, inputs)
         logs.append(outcome.steps)  # of different length, if phases have budgets of their own
-        outcomes.append(eqx.tree_at(lambda o: o.steps, outcome, None, is_leaf=_is_none))
+        outcomes.append(eqx.tree_at(lambda o: o.steps, outcome, None, is_leaf=is_none))
     outcome = jtu.tree_map(lambda *xs: jnp.concatenate(xs), *outcomes)
 
     last = jnp.maximum(jnp.sum(outcome.ran) - 1, 0)
@@ -192,17 +192,13 @@ def run_phases(
     stats = {**ended.stats, **counts, "phase": last}
     accepted = outcome.guard.accepted
     guard = jtu.tree_map(
-        jnp.sum, eqx.tree_at(lambda g: g.accepted, outcome.guard, None, is_leaf=_is_none)
+        jnp.sum, eqx.tree_at(lambda g: g.accepted, outcome.guard, None, is_leaf=is_none)
     )
     if accepted is not None:
-        guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=_is_none)
+        guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=is_none)
     log = None if first.trace != "record" else StepLog.joined(logs)
     about = About(names_of(field, start), family_of(first.solver))
     return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)
-
-
-def _is_none(x: object) -> bool:
-    return x is None
 
 
 def _step(
@@ -227,9 +223,9 @@ def _step(
         save, back = ts, jnp.arange(ts.size)
     else:
         # Its own rows first, since those that no step reaches cost nothing at the end.
-        forth = (jnp.arange(ts.size) + jnp.argmax(own)) % ts.size
+        order = (jnp.arange(ts.size) + jnp.argmax(own)) % ts.size
         back = (jnp.arange(ts.size) - jnp.argmax(own)) % ts.size
-        save = jnp.where(own[forth], ts[forth], jnp.nan)
+        save = jnp.where(own[order], ts[order], jnp.nan)
     simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1)
     # Where there is no way on after the dose, the last state is that before it.
     stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)

@@ -22,6 +22,7 @@ from .._control import (
 )
 from .._fields import Guard
 from .._solvers import is_implicit
+from .._states import is_none
 from .._static import Static, is_traced, real_array
 from .._types import Explained, NumbersLike, typechecked
 from .._words import short
@@ -214,14 +215,14 @@ def _planned(held: Static, guard: Guard, dtype: np.dtype, uses_rtol: bool) -> tu
         width=options.width,
     )
     with jax.ensure_compile_time_eval():
-        controller = _as_numbers(steps_of(options, guard, dtype, uses_rtol), dtype)
+        controller = _as_numbers(controller_of(options, guard, dtype, uses_rtol), dtype)
     arrays, rest = eqx.partition(controller, eqx.is_array)
     dt0 = None if options.dt0 is None else np.asarray(abs(options.dt0), dtype)
     pace = Pace(arrays, Static(rest, "controller"), np.asarray(options.max_steps), dt0)
     return Static(plan, "options"), pace
 
 
-def steps_of(
+def controller_of(
     options: ResolvedOptions, guard: Guard, dtype: np.dtype, uses_rtol: bool = True
 ) -> AdmissibleSteps:
     """The controller that runs, for a state of `dtype`; with its own `rtol`, or with another."""
@@ -245,7 +246,7 @@ def _changed(controller: AdmissibleSteps, **changes: Any) -> AdmissibleSteps:
     own = [name for name in changes if name in ("rtol", "atol")]
     places = lambda c: [getattr(_law(c), n) for n in law] + [getattr(c, n) for n in own]
     values = [changes[name] for name in law + own]
-    return eqx.tree_at(places, controller, values, is_leaf=lambda x: x is None)
+    return eqx.tree_at(places, controller, values, is_leaf=is_none)
 
 
 def _as_numbers(controller: AdmissibleSteps, dtype: np.dtype) -> AdmissibleSteps:
@@ -280,7 +281,7 @@ def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pac
         changes["atol"] = xp.min(xp.stack([xp.min(x) for x in leaves]))
         one_number = jtu.all_leaves([stepping.atol]) and np.shape(stepping.atol) == ()
         atols = None if one_number else stepping.atol
-        controller = eqx.tree_at(lambda c: c.atols, controller, atols, is_leaf=_is_none)
+        controller = eqx.tree_at(lambda c: c.atols, controller, atols, is_leaf=is_none)
     law, times = _law(controller), stepping.given_times
     if changes and not isinstance(law, diffrax.PIDController):
         raise ValueError(
@@ -312,10 +313,6 @@ def _check_dtmax(law: diffrax.PIDController) -> None:
         )
 
 
-def _is_none(x: object) -> bool:
-    return x is None
-
-
 def _max_steps(plan: Plan, pace: Pace, given: Array | np.ndarray | None) -> Any:
     if given is None:
         return None
@@ -345,7 +342,7 @@ def _with_times(
     inner: Any = controller.controller
     if isinstance(inner, diffrax.ClipStepSizeController):
         places = lambda c: [getattr(c, name) for name in ordered]
-        clipped = eqx.tree_at(places, inner, list(ordered.values()), is_leaf=_is_none)
+        clipped = eqx.tree_at(places, inner, list(ordered.values()), is_leaf=is_none)
     else:
         clipped = diffrax.ClipStepSizeController(inner, **ordered)
     return eqx.tree_at(lambda c: c.controller, controller, clipped)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._types import Args, ScalarLike, Y, typechecked
-from ._network import external_inputs
+from ._neural_network import external_inputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._fields import Guard
 from .._static import Frozen
 from .._types import Args, Explained, NumbersLike, ScalarLike, Y, typechecked
-from ._network import Network
+from ._neural_network import NeuralNetwork
 from ._sized import AbstractSizedField, like, positive, positive_vector, square
 
 
@@ -48,7 +48,7 @@ class DampedField(AbstractSizedField):
     - `radius`: of the ball that every solution enters, |bound| / rate [state].
     """
 
-    network: Network
+    network: NeuralNetwork
     center: Float[Array, " size"]
     skew: Float[Array, "size size"]
     dissipation: Float[Array, "size size"]
@@ -74,7 +74,7 @@ class DampedField(AbstractSizedField):
         guard: Guard = Guard(),
     ):
         keys = jr.split(key, 4)
-        self.network = Network(
+        self.network = NeuralNetwork(
             size,
             size,
             width,

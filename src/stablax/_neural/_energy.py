@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._network import Network
+from ._neural_network import NeuralNetwork
 from ._sized import above_zero, raw_ones
 
 
@@ -17,7 +17,7 @@ class Energy(eqx.Module):
     """sum_i stiffness_i x_i^2 / 2 + MLP(x), with stiffness >= 1e-3. A network whose activation
     grows at most linearly does so too: the energy then has a minimum, and bounded level sets."""
 
-    network: Network
+    network: NeuralNetwork
     raw_stiffness: Float[Array, " size"]
 
     def __init__(
@@ -30,7 +30,9 @@ class Energy(eqx.Module):
         activation: Callable,
         dtype: DTypeLike | None,
     ):
-        self.network = Network(size, 1, width, depth, key=key, activation=activation, dtype=dtype)
+        self.network = NeuralNetwork(
+            size, 1, width, depth, key=key, activation=activation, dtype=dtype
+        )
         self.raw_stiffness = raw_ones(size, dtype)
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, ""]:

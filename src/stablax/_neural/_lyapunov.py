@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 from .._fields import Guard
 from .._static import Frozen, real_array
 from .._types import Args, ScalarLike, Y, YLike, typechecked
-from ._network import Network
+from ._neural_network import NeuralNetwork
 from ._sized import AbstractSizedField, check_least, like, positive, square
 
 
@@ -101,7 +101,7 @@ class LyapunovField(AbstractSizedField):
     - `convexity`: > 0; how far V is from flat at least.
     """
 
-    network: Network
+    network: NeuralNetwork
     convex: _Convex
     equilibrium: Float[Array, " size"] | Frozen
     rate: float = eqx.field(static=True)
@@ -125,7 +125,7 @@ class LyapunovField(AbstractSizedField):
     ):
         check_least(size=(size, 1), width=(width, 1), depth=(depth, 1))
         first, second = jr.split(key)
-        self.network = Network(
+        self.network = NeuralNetwork(
             size, size, width, depth, key=first, activation=activation, dtype=dtype
         )
         self.convex = _Convex(size, width, depth, key=second, dtype=dtype)
@@ -158,8 +158,8 @@ class LyapunovField(AbstractSizedField):
     def _change(self, fn: Callable[[Array], Array], x: Array) -> Array:
         """`fn(x)` less that at the equilibrium. One program for both: else they are rounded in
         different ways, and where `x` is the equilibrium to rounding that would be all that is."""
-        there, here = jax.vmap(fn)(jnp.stack([x, self._origin(x)]))
-        return there - here
+        at_x, at_origin = jax.vmap(fn)(jnp.stack([x, self._origin(x)]))
+        return at_x - at_origin
 
     def _origin(self, x: Array) -> Array:
         given = self.equilibrium

@@ -12,7 +12,7 @@ from .._fields import Guard
 from .._static import Frozen
 from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
 from .._words import short
-from ._network import Network
+from ._neural_network import NeuralNetwork
 from ._sized import AbstractSizedField, like, positive_vector
 
 
@@ -52,7 +52,7 @@ class MLPField(AbstractSizedField):
     another number of numbers.
     """
 
-    network: Network
+    network: NeuralNetwork
     output_scale: Frozen
     size: int = eqx.field(static=True)
 
@@ -76,7 +76,7 @@ class MLPField(AbstractSizedField):
             raise ValueError(
                 f"`initial_scale` must be finite and >= 0, got {short(initial_scale)}."
             )
-        self.network = Network(
+        self.network = NeuralNetwork(
             size,
             size,
             width,

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._fields import Guard
 from .._types import Args, ScalarLike, Y, typechecked
 from ._energy import Energy
-from ._network import Network, external_inputs
+from ._neural_network import NeuralNetwork, external_inputs
 from ._sized import AbstractSizedField, check_least, positive, square
 
 
@@ -44,7 +44,7 @@ class PortHamiltonianField(AbstractSizedField):
     """
 
     energy: Energy
-    structure: Network
+    structure: NeuralNetwork
     ports: Float[Array, "size ports"] | None
     damping: float = eqx.field(static=True)
     args_size: int = eqx.field(static=True)
@@ -67,7 +67,7 @@ class PortHamiltonianField(AbstractSizedField):
         check_least(size=(size, 1), args_size=(args_size, 0))
         first, second, third = jr.split(key, 3)
         self.energy = Energy(size, width, depth, key=first, activation=activation, dtype=dtype)
-        self.structure = Network(
+        self.structure = NeuralNetwork(
             size, 2 * size**2, width, depth, key=second, activation=activation, dtype=dtype
         )
         ports = square(third, max(size, args_size), dtype)[:size, :args_size]

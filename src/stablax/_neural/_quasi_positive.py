@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._types import Args, ScalarLike, Y, typechecked
-from ._network import Network
+from ._neural_network import NeuralNetwork
 from ._sized import AbstractSizedField
 
 
@@ -46,7 +46,7 @@ class QuasiPositiveField(AbstractSizedField):
     - `guard`: a [`Guard`][]; keyword-only; by default `Guard(lower=0.0)`.
     """
 
-    network: Network
+    network: NeuralNetwork
     features: Callable = eqx.field(static=True)
     rate: Callable = eqx.field(static=True)
     size: int = eqx.field(static=True)
@@ -67,7 +67,7 @@ class QuasiPositiveField(AbstractSizedField):
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(lower=0.0),
     ):
-        self.network = Network(
+        self.network = NeuralNetwork(
             size,
             2 * size,
             width,

@@ -27,9 +27,9 @@ def _share_jvp(primals, tangents):
 
 def arcsinh(x: Array) -> Array:
     """The inverse of sinh; jax's has the slope 0 where the square of `x` overflows."""
-    size = jnp.abs(x)
-    far = size > jnp.finfo(x.dtype).eps ** -0.5
-    above = jnp.sign(x) * (jnp.log(jnp.where(far, size, 1)) + np.log(2).astype(x.dtype))
+    magnitude = jnp.abs(x)
+    far = magnitude > jnp.finfo(x.dtype).eps ** -0.5
+    above = jnp.sign(x) * (jnp.log(jnp.where(far, magnitude, 1)) + np.log(2).astype(x.dtype))
     return jnp.where(far, above, jnp.arcsinh(jnp.where(far, 0, x)))
 
 

@@ -9,13 +9,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._captured import capture
-from .._states import all_finite
+from .._states import all_finite, is_none, stop_unless
 from .._words import short
 from ._wrapped import AbstractWrapped
-
-
-def _is_none(x: object) -> bool:
-    return x is None
 
 
 @final
@@ -57,7 +53,7 @@ class FiniteSteps(AbstractWrapped):
             )
         if isinstance(solver, diffrax.AbstractRungeKutta):
             # diffrax's default loop over the stages refuses forward mode, which the gate uses.
-            solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=_is_none)
+            solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=is_none)
         self.solver = solver
 
     @property
@@ -96,13 +92,10 @@ def _gated_step_jvp(primals, tangents):
     y1, error, dense, *_ = out
     ok = lax.stop_gradient(all_finite((y1, error, dense)))
 
-    def settle(x):
-        return jnp.where(ok, x, lax.stop_gradient(x)) if eqx.is_inexact_array(x) else x
-
     def gated(x):
         return None if x is None else jnp.where(ok, x, jnp.zeros_like(x))
 
-    primals = jtu.tree_map(settle, primals)
-    tangents = jtu.tree_map(gated, tangents, is_leaf=_is_none)
+    primals = stop_unless(ok, primals)
+    tangents = jtu.tree_map(gated, tangents, is_leaf=is_none)
     _, out_dot = eqx.filter_jvp(lambda closed, inputs: closed(*inputs), primals, tangents)
-    return out, jtu.tree_map(gated, out_dot, is_leaf=_is_none)
+    return out, jtu.tree_map(gated, out_dot, is_leaf=is_none)

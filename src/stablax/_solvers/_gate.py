@@ -15,11 +15,7 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from .._captured import capture
-from .._states import all_finite
-
-
-def _is_none(x: object) -> bool:
-    return x is None
+from .._states import all_finite, is_none
 
 
 def gated(fn: Callable, inputs: tuple) -> PyTree:
@@ -50,7 +46,7 @@ def _gated(step, inputs, known):
 @_gated.def_jvp
 def _gated_jvp(primals, tangents):
     (step, inputs, _), (_, tangents, _) = primals, tangents
-    moving = jtu.tree_map(lambda _, x: x is not None, tangents, tangents, is_leaf=_is_none)
+    moving = jtu.tree_map(lambda _, x: x is not None, tangents, tangents, is_leaf=is_none)
     moved, still = eqx.partition(inputs, moving)
 
     def evaluate(moved):

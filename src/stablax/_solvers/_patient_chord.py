@@ -21,8 +21,8 @@ _LEAST_ULPS = 16
 
 class _State(eqx.Module):
     factors: PyTree[Array]  # of the Jacobian where the iteration began
-    size: Float[Array, ""]  # of the last iterate difference, in units of the tolerance
-    size_before: Float[Array, ""]
+    length: Float[Array, ""]  # of the last iterate difference, in units of the tolerance
+    length_before: Float[Array, ""]
     finite: Bool[Array, ""]
     step: Int[Array, ""]
 
@@ -128,11 +128,11 @@ class PatientChord(optx.AbstractRootFinder):
             following = jnp.clip(following, *bounds_in(options, y))
         after = unravel(following)
         # Of the whole change: an iterate that a bound holds is not at rest.
-        size = self._size(unravel(change), after, _stage_of(args))
+        length = self._length(unravel(change), after, _stage_of(args))
         finite = jnp.all(jnp.isfinite(change))
-        return after, _State(state.factors, size, state.size, finite, state.step + 1), aux
+        return after, _State(state.factors, length, state.length, finite, state.step + 1), aux
 
-    def _size(self, change: PyTree[Array], after: PyTree[Array], stage: _Stage | None) -> Array:
+    def _length(self, change: PyTree[Array], after: PyTree[Array], stage: _Stage | None) -> Array:
         if stage is not None:
             change, after = stage.increment(change), stage.state(after)
 
@@ -140,16 +140,16 @@ class PatientChord(optx.AbstractRootFinder):
             rtol = jnp.maximum(self.rtol, _LEAST_ULPS * jnp.finfo(d.dtype).eps / self.kappa)
             return d / (self.atol + rtol * jnp.abs(y)).astype(d.dtype)
 
-        size = self.norm(jtu.tree_map(in_tolerances, change, after))
+        length = self.norm(jtu.tree_map(in_tolerances, change, after))
         # Without a diagonal the unknown is given, and the first iteration is exact.
-        return size if stage is None else jnp.where(stage.diagonal == 0, 0, size)
+        return length if stage is None else jnp.where(stage.diagonal == 0, 0, length)
 
     def terminate(self, fn, y, args, options, state: _State, tags):
-        rate = state.size / state.size_before  # known from the second iteration on
-        remaining = state.size * rate / (1 - rate)
+        rate = state.length / state.length_before  # known from the second iteration on
+        remaining = state.length * rate / (1 - rate)
         twice = state.step >= 2
         # At the level of rounding the rate is noise, and a change below the tolerance suffices.
-        converged = state.size <= self.kappa
+        converged = state.length <= self.kappa
         converged |= twice & (rate < 1) & (remaining <= self.kappa)
         diverged = (state.step >= 1) & ~state.finite
         diverged |= twice & ~converged & ~(rate <= 2)

@@ -4,6 +4,7 @@ import diffrax
 import equinox as eqx
 
 from .._pickling import FROM_CONTROLLER
+from .._states import is_none
 from ._esdirk_step import EsdirkSteps, has_esdirk_steps
 
 
@@ -27,6 +28,5 @@ def prepare(
 def for_forward_mode(solver: diffrax.AbstractSolver) -> diffrax.AbstractSolver:
     """diffrax's default loop over the stages of a Runge-Kutta method has reverse mode only."""
     if isinstance(solver, diffrax.AbstractRungeKutta):
-        is_none = lambda x: x is None
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=is_none)
     return solver

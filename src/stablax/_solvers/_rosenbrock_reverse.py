@@ -76,7 +76,7 @@ def replay_step(
         slopes = jax.vmap(step.slope_at)(jnp.asarray(tableau.c, dtype), points)
         bend = _products(tableau, structure, step, start, u)
         d_drift = product(jnp.asarray(tableau.d, dtype), m)
-        drift = step.size * (step.size * step.drift(step.t0, start))
+        drift = step.h * (step.h * step.drift(step.t0, start))
         return jnp.sum(m * (slopes + bend)) + jnp.sum(d_drift * drift)
 
     def pull(d_end, d_dense):
@@ -98,7 +98,7 @@ def _products(tableau: RosenbrockTableau, structure: AbstractJacobian, step: Ste
     else:
         stored = step.linearise(structure, step.t0, start)[1]
         multiply = functools.partial(structure.multiply, stored)
-    return step.size * jax.vmap(multiply)(u)
+    return step.h * jax.vmap(multiply)(u)
 
 
 # Both return the stages, their points, and a function from the cotangents of the stages to the

@@ -50,7 +50,7 @@ class Step(eqx.Module):
     dtype: Any = eqx.field(static=True)
 
     @property
-    def size(self) -> Array:
+    def h(self) -> Array:
         return (self.t1 - self.t0).astype(self.dtype)
 
     def value(self, t, flat: Array) -> Array:
@@ -59,7 +59,7 @@ class Step(eqx.Module):
 
     def slope_at(self, c, flat: Array) -> Array:
         """h f at the fraction `c` of the step, for the step size h."""
-        return self.size * self.value(self.t0 + c * (self.t1 - self.t0), flat)
+        return self.h * self.value(self.t0 + c * (self.t1 - self.t0), flat)
 
     def drift(self, t, flat: Array) -> Array:
         """df/dt. Zero without cost where the field does not depend on t."""
@@ -83,7 +83,7 @@ class Step(eqx.Module):
     ) -> Factored:
         """I / gamma - h J."""
         shift = jnp.asarray(1 / tableau.gamma, self.dtype)
-        return Factored(structure, shift, structure.scale(stored, self.size))
+        return Factored(structure, shift, structure.scale(stored, self.h))
 
 
 def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool = False) -> Step:
@@ -121,8 +121,8 @@ def at_start_of(
     tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start: Array, known: Known
 ) -> AtStart:
     factored = step.factored(tableau, structure, known.stored)
-    drift = step.size * (step.size * known.drift)
-    return AtStart(start, step.size * known.value, factored, drift)
+    drift = step.h * (step.h * known.drift)
+    return AtStart(start, step.h * known.value, factored, drift)
 
 
 def end_of(tableau: RosenbrockTableau, at_start: AtStart, u: Array) -> Array:
@@ -194,10 +194,10 @@ def second_look(
     the defect as it is.
     """
     known = step.known(structure, step.t1, end)
-    defect = step.size * known.value - _combine(tableau.end_slope, u)
+    defect = step.h * known.value - _combine(tableau.end_slope, u)
     by_start = at_start.factored
     first = by_start.solve_frozen(defect / tableau.gamma)
-    change = step.size * structure.multiply(known.stored, first)
+    change = step.h * structure.multiply(known.stored, first)
     change = change - structure.multiply(by_start.stored, first)
     second = by_start.solve_frozen(change)
     rest = 1 - second / jnp.where(first == 0, 1, first)

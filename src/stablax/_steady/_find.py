@@ -193,14 +193,14 @@ def steady_facts(steady: SteadyState) -> SteadyFacts:
 
 def explain_steady(facts: SteadyFacts, names: Sequence[str]) -> str:
     """How the search of one sample ended."""
-    told = _in_words(facts.stages, facts.statuses)
+    words = _in_words(facts.stages, facts.statuses)
     text = message(facts.result, int(jax.tree.leaves(facts.result)[0]))
     if text == "":
         at_once = _in_words(facts.stages[:1], (STATUS.converged,))
-        return "Successful." if told == at_once else f"Successful: {told}."
+        return "Successful." if words == at_once else f"Successful: {words}."
     if int(facts.component) < 0:
         return text
-    text += f" What was tried: {told}. Farthest from steady is {names[int(facts.component)]}"
+    text += f" What was tried: {words}. Farthest from steady is {names[int(facts.component)]}"
     if facts.residual < 1e100:
         text += f", by {float(facts.residual):.2g} of its size"
     return text + "."
@@ -209,10 +209,10 @@ def explain_steady(facts: SteadyFacts, names: Sequence[str]) -> str:
 def _in_words(stages: tuple[str, ...], statuses: Sequence[STATUS]) -> str:
     """`Newton diverged, PseudoTransient converged`, for concrete statuses; what was not needed is
     left out."""
-    told = [STATUS[jax.tree.map(lambda x: np.asarray(int(x)), s)] for s in statuses]
+    words = [STATUS[jax.tree.map(lambda x: np.asarray(int(x)), s)] for s in statuses]
     return ", ".join(
         f"{stage} {text}"
-        for stage, text in zip(stages, told, strict=True)
+        for stage, text in zip(stages, words, strict=True)
         if text != STATUS[STATUS.not_needed]
     )
 
@@ -337,12 +337,12 @@ def _in_coordinates(
     steady = steady_state(
         field.field, inside, args, t, options=options, conserved=conserved, guess=guess, width=width
     )
-    there = field.to(stop(steady.y))
-    result, finite = steady.result, all_finite(there)
+    inside = field.to(stop(steady.y))
+    result, finite = steady.result, all_finite(inside)
     result = RESULTS.where(is_okay(result) & ~finite, RESULTS.not_finite, result)
     guard = field.guard
     if guard.reject:
-        contained = guard.contains(there, options.rtol, options.atol)
+        contained = guard.contains(inside, options.rtol, options.atol)
         result = RESULTS.where(is_okay(result) & ~contained, RESULTS.left_bounds, result)
     # A state without finite coordinates has no derivative either.
     y = field.to(select(finite, steady.y, stop(inside)))

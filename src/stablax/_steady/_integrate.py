@@ -69,7 +69,7 @@ class Integrate(AbstractSteadyMethod):
         )
 
         zero = jnp.zeros((), dtype)
-        rate = problem.size(problem.residual(y0), y0)
+        rate = problem.length(problem.residual(y0), y0)
         horizon = jnp.minimum(self.horizon, _LONGEST / rate)
         # At an infinite rate the horizon would be nothing, and nobody would look at the field.
         horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
@@ -79,7 +79,7 @@ class Integrate(AbstractSteadyMethod):
             controller=controller,
             meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,
-            until=jtu.Partial(_arrived, problem),
+            ends_at=jtu.Partial(_arrived, problem),
             seen=problem.unseen(),
             width=problem.width,
         )
@@ -104,4 +104,4 @@ def _arrived(problem: SteadyProblem, _, t, y: Array, args) -> tuple[Array, tuple
     value, jacobian = problem.constrained(y, *seen)
     factors = EquilibratedLU().factorise(Dense(), jnp.zeros((), y.dtype), jacobian)
     step = EquilibratedLU().apply(factors, value, transpose=False)
-    return problem.size(step, y) < problem.rtol, seen
+    return problem.length(step, y) < problem.rtol, seen

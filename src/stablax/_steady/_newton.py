@@ -21,7 +21,7 @@ _SMALLEST_FRACTION = 0.5**20
 class _State(eqx.Module):
     y: Float[Array, " n"]  # the last accepted state, where the Newton step begins
     step: Float[Array, " n"]
-    size: Float[Array, ""]  # of the whole step, in units of the tolerance
+    length: Float[Array, ""]  # of the whole step, in units of the tolerance
     factors: PyTree[Array]
     fraction: Float[Array, ""]  # of the step that is tried
     first: Bool[Array, ""]
@@ -66,23 +66,23 @@ class Newton(AbstractSteadyRootFinder):
         here = evaluate(fn, y, args, options)
         scale = Scale.of(self, here.y)
         solve = lambda factors: EquilibratedLU().apply(factors, here.value, transpose=False)
-        next_size = scale(solve(state.factors), here.y)
-        shorter = next_size <= (1 - state.fraction / 4) * state.size
+        next_length = scale(solve(state.factors), here.y)
+        shorter = next_length <= (1 - state.fraction / 4) * state.length
         factors = EquilibratedLU().factorise(Dense(), jnp.zeros((), here.y.dtype), here.jacobian)
         step = solve(factors)
-        size = scale(step, here.y)
+        length = scale(step, here.y)
 
-        accepted = here.finite & jnp.isfinite(size) & (state.first | shorter | (size <= 1))
+        accepted = here.finite & jnp.isfinite(length) & (state.first | shorter | (length <= 1))
         lost = state.first & ~accepted
         one = jnp.ones_like(state.fraction)
         new = _State(
-            here.y, step, size, factors, one, jnp.array(False), state.finished, state.status
+            here.y, step, length, factors, one, jnp.array(False), state.finished, state.status
         )
         old = eqx.tree_at(lambda s: s.fraction, state, state.fraction / 2)
         new = select(accepted, new, old)
         following = jnp.clip(new.y + new.fraction * new.step, lower, upper)
 
-        converged = accepted & (size <= 1)
+        converged = accepted & (length <= 1)
         held = ~converged & jnp.all(following == new.y)  # at a bound that the step would cross
         finished = converged | held | lost | (new.fraction < _SMALLEST_FRACTION)
         whole = new.y + new.step

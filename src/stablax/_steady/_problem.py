@@ -117,7 +117,7 @@ class SteadyProblem(eqx.Module):
         _, flux, jacobian = lax.while_loop(lambda carry: ~carry[0].done, body, start)
         return flux, jacobian
 
-    def size(self, step: Array, y: Array) -> Array:
+    def length(self, step: Array, y: Array) -> Array:
         """The largest component of `step` relative to the state: below `rtol`, every component
         is converged to `rtol |y| + atol`."""
         return jnp.max(jnp.abs(step) / (jnp.abs(y) + self.atol / self.rtol))

@@ -39,7 +39,7 @@ class _State(eqx.Module):
     step: Float[Array, " n"]  # the step from there that is tried
     shift: Float[Array, ""]  # 1 / h of it: 0 for a Newton step
     factors: PyTree[Array]  # of shift I - J
-    size: Float[Array, ""]  # of a Newton step that is tried
+    length: Float[Array, ""]  # of a Newton step that is tried
     h: Float[Array, ""]
     direction: Float[Array, ""]  # of time
     reach: Float[Array, ""]  # Newton steps below this size are tried
@@ -108,7 +108,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
             step=zero,
             shift=one,
             factors=factors,
-            size=one,
+            length=one,
             h=jnp.nan * one,
             direction=one,
             reach=reach.astype(flat.dtype),
@@ -138,7 +138,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
         largest = jnp.maximum(jnp.abs(state.y), jnp.abs(here.y))
         missed = relative(apply(state.factors, value - state.shift * state.step), largest)
         limit = jnp.where(
-            newton, jnp.maximum(state.size / _CONTRACTS, scale.rtol), self.nonlinearity
+            newton, jnp.maximum(state.length / _CONTRACTS, scale.rtol), self.nonlinearity
         )
         good = here.finite & inside & (state.first | state.blocked | (missed < limit))
 
@@ -154,7 +154,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
         growth = jnp.where(state.blocked | newton, 1, growth)
         h = state.h * jnp.where(good, growth, jnp.where(newton, 1, _CUT))
         h = jnp.where(state.first, first_h, h)
-        reach = jnp.where(newton & ~good, state.size / _LESS_REACH, state.reach)
+        reach = jnp.where(newton & ~good, state.length / _LESS_REACH, state.reach)
         y, value, jacobian = select(
             good | state.first,
             (here.y, value, jacobian),
@@ -166,8 +166,8 @@ class PseudoTransient(AbstractSteadyRootFinder):
         )
         steps = jax.vmap(lambda factors: apply(factors, value))(pair)
         upright = jax.vmap(EquilibratedLU().orientation)(pair) > 0
-        size = relative(steps[0], y)
-        near = upright[0] & (size < reach)
+        length = relative(steps[0], y)
+        near = upright[0] & (length < reach)
         blocked = ~near & ~upright[1]
         h = jnp.where(blocked, _CUT * h, h)
 
@@ -179,8 +179,8 @@ class PseudoTransient(AbstractSteadyRootFinder):
         step = following - y
 
         # Rounding in F can hold the last steps a little above the tolerance.
-        settled = newton & ~good & (state.size <= _SETTLED * scale.rtol)
-        converged = near & (size <= scale.rtol) | settled
+        settled = newton & ~good & (state.length <= _SETTLED * scale.rtol)
+        converged = near & (length <= scale.rtol) | settled
         too_short = ~near & (relative(steps[1], y) < _SHORTEST_ULPS * jnp.finfo(y.dtype).eps)
         stuck = too_short & (~good | blocked) | ~jnp.isfinite(h) | (state.first & ~here.finite)
         status: Any = STATUS.where(here.finite, STATUS.diverged, STATUS.not_finite)
@@ -197,7 +197,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
             step=step,
             shift=jnp.where(near, 0, shifts[1]),
             factors=factors,
-            size=size,
+            length=length,
             h=h,
             direction=direction * jnp.ones_like(h),
             reach=reach,

@@ -15,7 +15,7 @@ from .._lane_loop import lane_loop
 from .._lanes import spread
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS, translated
-from .._states import select
+from .._states import is_none, select
 from .._types import ScalarLike
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem, default_tolerances
@@ -74,8 +74,8 @@ class Scale(NamedTuple):
 
     def __call__(self, step: Array, y: Array) -> Array:
         weights = self.atol + self.rtol * jnp.abs(y)
-        size = self.norm(step / jnp.asarray(weights, step.dtype))
-        return jnp.asarray(size, step.dtype)
+        length = self.norm(step / jnp.asarray(weights, step.dtype))
+        return jnp.asarray(length, step.dtype)
 
 
 def as_result(finished: Array, status: STATUS) -> tuple[Array, optx.RESULTS]:
@@ -92,9 +92,7 @@ def drive(
     the last state `y` that it accepted."""
     rtol = problem.rtol if finder.rtol is None else finder.rtol
     atol = problem.atol if finder.atol is None else finder.atol
-    finder = eqx.tree_at(
-        lambda f: (f.rtol, f.atol), finder, (rtol, atol), is_leaf=lambda x: x is None
-    )
+    finder = eqx.tree_at(lambda f: (f.rtol, f.atol), finder, (rtol, atol), is_leaf=is_none)
     start, fn, options = problem.start, _residual_of(problem), _options_of(problem)
     state = finder.init(fn, start, None, options, start, None, frozenset())
 

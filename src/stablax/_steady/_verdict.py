@@ -42,7 +42,7 @@ def judge(
     factors = linear.factorise(Dense(), jnp.zeros((), y.dtype), jacobian)
     singular = linear.is_singular(factors)
     step = linear.apply(factors, value, transpose=False)
-    residual = problem.size(step, y)
+    residual = problem.length(step, y)
     residual = jnp.where(jnp.isnan(residual), jnp.inf, residual)
     # Where the step says nothing (a singular Jacobian), the residual itself does.
     far = jnp.where(jnp.all(jnp.isfinite(step)), step, value) / (jnp.abs(y) + problem.atol)
@@ -53,7 +53,7 @@ def judge(
     leaks = finite & jnp.any(problem.leak(y, flux, of_field) > 1)
     # A flat spot: nothing moves, but the Jacobian cannot say where the steady state is.
     scale = jnp.max(jnp.abs(jacobian))
-    still = problem.size(flux, y) <= jnp.sqrt(problem.rtol) * scale
+    still = problem.length(flux, y) <= jnp.sqrt(problem.rtol) * scale
     flat = finite & singular & still & problem.inside(y)
     if with_stability(y.size, stability):
         # On the conserved directions the Jacobian of F is -1, so they do not count.

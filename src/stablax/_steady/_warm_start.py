@@ -76,8 +76,8 @@ class WarmStart(eqx.Module):
         good = is_okay(steady.result)
 
         def leaf(new, old):
-            there = good.reshape(good.shape + (1,) * (new.ndim - good.ndim))
-            return jnp.where(there, lax.stop_gradient(new), old)
+            is_good = good.reshape(good.shape + (1,) * (new.ndim - good.ndim))
+            return jnp.where(is_good, lax.stop_gradient(new), old)
 
         y = jax.tree.map(leaf, steady.y, self.y)
         return eqx.tree_at(lambda m: (m.y, m.known), self, (y, self.known | good))

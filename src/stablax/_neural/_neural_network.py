@@ -41,7 +41,7 @@ def external_inputs(
 
 
 @final
-class Network(eqx.Module):
+class NeuralNetwork(eqx.Module):
     """A multilayer perceptron from a vector, and optionally time and `args`, to a vector."""
 
     layers: tuple[eqx.nn.Linear, ...]
@@ -89,4 +89,4 @@ class Network(eqx.Module):
     def __repr__(self) -> str:
         sizes = [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]
         name = getattr(self.activation, "__name__", shown(self.activation))
-        return f"Network({' -> '.join(map(str, sizes))}, {name})"
+        return f"NeuralNetwork({' -> '.join(map(str, sizes))}, {name})"
