@@ -41,6 +41,12 @@ _DEAREST = (
     "test_docs.py",
     "models/test_adjoint.py",
     "diagnostics/test_diagnose.py",
+    "models/test_batch.py",
+    "models/test_insulin.py",
+    "models/test_phases.py",
+    "diagnostics/test_check_gradient.py",
+    "models/test_simulate.py",
+    "models/test_events.py",
 )
 
 
