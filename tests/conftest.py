@@ -4,6 +4,7 @@ dtypes."""
 import gc
 import importlib.metadata
 import os
+import pathlib
 
 import jax
 import pytest
@@ -30,6 +31,35 @@ gc.set_threshold(20_000, 20, 20)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+# A file is one process's. The dearest come first, so that the last to end are small ones (of equal
+# cost, in the order of their names).
+_DEAREST = (
+    "test_contracts.py",
+    "test_loop.py",
+    "test_docs.py",
+    "models/test_adjoint.py",
+    "diagnostics/test_diagnose.py",
+    "models/test_batch.py",
+    "models/test_insulin.py",
+    "models/test_phases.py",
+    "diagnostics/test_check_gradient.py",
+    "models/test_simulate.py",
+    "models/test_events.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    tests = pathlib.Path(__file__).parent
+    place = {tests / name: i for i, name in enumerate(_DEAREST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -23,6 +23,12 @@ import stablax as sx
 ROOT = Path(__file__).parent.parent
 
 
+def slow(*values: Any) -> Any:
+    """Values of `pytest.mark.parametrize` for the night: a combination, or a size, of a kind that
+    other values of the same test stand for by day."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def data_file(name: str) -> Path:
     """A file of real measurements, or a skip where there is none."""
     folder = Path(os.environ.get("STABLAX_DATA", ROOT.parent / "shared" / "data"))

@@ -82,8 +82,8 @@ def test_coordinates_in_a_model(name):
         return rest + (y0[0] - rest) * jnp.exp(-jnp.sum(k) * t1)
 
     y0, k = jnp.array([0.8, 0.4]), jnp.array([2.0, 3.0])
-    value, slopes = jax.value_and_grad(first, argnums=(0, 1))(y0, k)
-    expected, exact = jax.value_and_grad(truth, argnums=(0, 1))(y0, k)
+    both = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(y0, k)
+    (value, slopes), (expected, exact) = both(first), both(truth)
     np.testing.assert_allclose(value, expected, rtol=1e-7)
     np.testing.assert_allclose(jnp.stack(slopes), jnp.stack(exact), rtol=1e-5, atol=1e-8)
 
@@ -182,18 +182,13 @@ def test_a_structure_in_a_model():
         return mean * jnp.exp(-k["shared"] * t1) + (start - mean) * jnp.exp(-k["own"] * t1)
 
     weights = jnp.cos(jnp.arange(size))
-    value, slopes = jax.value_and_grad(lambda k: weights @ end(k))(k)
-    expected, exact = jax.value_and_grad(lambda k: weights @ truth(k))(k)
+    both = lambda f: jax.jit(jax.value_and_grad(lambda k: weights @ f(k)))(k)
+    (value, slopes), (expected, exact) = both(end), both(truth)
     np.testing.assert_allclose(value, expected, rtol=1e-7)
     np.testing.assert_allclose(slopes["own"], exact["own"], rtol=1e-6)
     assert abs(slopes["shared"]) < 1e-9  # exp(-600) of it is left
-    tangent = jax.jvp(end, (k,), ({"own": 1.0, "shared": 0.0},))[1]
-    np.testing.assert_allclose(
-        tangent,
-        jax.jvp(truth, (k,), ({"own": 1.0, "shared": 0.0},))[1],
-        rtol=1e-6,
-        atol=1e-12,
-    )
+    push = lambda f: jax.jit(lambda k: jax.jvp(f, (k,), ({"own": 1.0, "shared": 0.0},))[1])(k)
+    np.testing.assert_allclose(push(end), push(truth), rtol=1e-6, atol=1e-12)
 
 
 def test_a_structure_is_as_good_as_a_dense_one():
@@ -363,13 +358,14 @@ def test_a_published_method_in_a_model(name):
     ts = np.linspace(0.1, 1.0, 5)
     k = jnp.array([1e3, 2.0])
 
-    def rows(k):
-        return model(1.0, ts, args=k).ys
-
-    ys, pull = jax.vjp(rows, k)
-    np.testing.assert_allclose(ys, np.cos(2.0 * ts), atol=1e-5)
     weights = np.array([1.0, -2.0, 0.5, 1.0, 3.0])
-    (slopes,) = pull(jnp.asarray(weights))
+
+    def weighted(k):
+        ys = model(1.0, ts, args=k).ys
+        return jnp.sum(weights * ys), ys
+
+    slopes, ys = jax.jit(jax.grad(weighted, has_aux=True))(k)
+    np.testing.assert_allclose(ys, np.cos(2.0 * ts), atol=1e-5)
     np.testing.assert_allclose(slopes[1], -np.sum(weights * ts * np.sin(2.0 * ts)), rtol=1e-4)
     assert abs(slopes[0]) < 1e-6  # the solution does not depend on it
 
@@ -436,7 +432,7 @@ def test_a_model_is_made_of_a_field_and_options():
     def last(model):
         return model(1.0, [1.0]).ys[0]
 
-    slope = jax.grad(last)(model).field.rate
+    slope = jax.jit(jax.grad(last))(model).field.rate
     np.testing.assert_allclose(slope, -3 * np.exp(-1.5), rtol=1e-4)
     changed = sx.with_options(model, max_steps=60)
     assert changed.options.max_steps == 60 and changed.burn_in == 2.0

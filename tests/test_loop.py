@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, SOLVERS
+from helpers import ROOT, SOLVERS, slow
 
 import stablax as sx
 from stablax._loop import Steps, integrate_steps
@@ -83,7 +83,7 @@ PROGRAM = """
     last = lambda args: model(robertson.y0, [1.0, 100.0], args=args, throw=False).ys[-1]
     gradient = jax.grad(lambda args: last(args)[0])
     batch = jnp.asarray(robertson.args) * jnp.linspace(0.5, 2.0, 4)[:, None]
-    expected = [jax.jit(jax.vmap(f))(batch) for f in (last, gradient)]
+    expected = jax.jit(jax.vmap(lambda args: (last(args), gradient(args))))(batch)
 """
 
 
@@ -232,7 +232,6 @@ def test_programs_run_on_many_devices(tmp_path):
             program = jax.jit(each).lower(batch).compile()
             same(program(batch))
             assert not exchanges(program)
-        same(jax.pmap(jax.vmap(both))(batch.reshape(2, 2, -1)))
         spread = jax.device_put(batch, NamedSharding(mesh, lanes))
         same(jax.jit(jax.vmap(both))(spread))
 
@@ -245,28 +244,32 @@ def test_programs_run_on_many_devices(tmp_path):
             flows = jnp.stack([k[0] * y[0], k[2] * y[1] * y[2], k[1] * y[1] ** 2])
             return jnp.asarray(change) @ flows
 
-        for solver, check in (
-            (diffrax.Tsit5(), True),
-            (sx.kvaerno3(), True),
-            (sx.kvaerno3(), False),
-            (sx.kencarp4(), True),
+        for solver, checks in (
+            (diffrax.Tsit5(), (True,)),
+            (sx.kvaerno3(), (True, False)),
+            (sx.kencarp4(), (True,)),
         ):
             other = sx.Simulate(network, solver=solver)
             early = lambda args: other(robertson.y0, [0.01], args=args, throw=False).ys[-1, 0]
             each = jax.vmap(jax.value_and_grad(early))
             alone = jax.jit(each)(batch)
-            program = jax.jit(jax.shard_map(each, check_vma=check, **options))
-            program = program.lower(batch).compile()
-            for a, b in zip(program(batch), alone):
-                np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-15)
-            assert not exchanges(program)
+            if isinstance(solver, diffrax.Tsit5):
+                for a, b in zip(jax.pmap(each)(batch.reshape(2, 2, -1)), alone):
+                    np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-8, atol=1e-15)
+            for check in checks:
+                program = jax.jit(jax.shard_map(each, check_vma=check, **options))
+                program = program.lower(batch).compile()
+                for a, b in zip(program(batch), alone):
+                    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-15)
+                assert not exchanges(program)
 
         # The devices share what has a derivative.
         starts = jnp.array([1.0, 0.0, 0.0]) + 0.1 * jnp.arange(4.0)[:, None]
-        guarded = sx.Simulate(sx.Guarded(robertson.field, sx.Guard(lower=0.0)))
+        inside = sx.Guarded(robertson.field, sx.Guard(lower=0.0))
+        guarded = sx.Simulate(inside, solver=sx.Rosenbrock23())
 
         def total(starts, args):
-            one = lambda y0: guarded(y0, [1.0, 100.0], args=args, throw=False).ys[-1, 0]
+            one = lambda y0: guarded(y0, [0.01, 0.1], args=args, throw=False).ys[-1, 0]
             return jax.vmap(one)(starts).sum()
 
         args = jnp.asarray(robertson.args)
@@ -276,12 +279,13 @@ def test_programs_run_on_many_devices(tmp_path):
             each = jax.shard_map(
                 jax.grad(total, argnums=(0, 1)), mesh=mesh, check_vma=check, **options
             )
-            by_start, by_args = jax.jit(each)(starts, args)
+            program = jax.jit(each).lower(starts, args).compile()
+            by_start, by_args = program(starts, args)
             if not check:  # the sum over the devices is the user's
                 by_args = by_args.reshape(2, -1).sum(0)
             np.testing.assert_allclose(by_start, right[0], rtol=1e-8)
             np.testing.assert_allclose(by_args, right[1], rtol=1e-8)
-            exchanges(jax.jit(each).lower(starts, args).compile())
+            exchanges(program)
 
         # An event, and switch times that are data.
         ends = sx.Simulate(
@@ -294,9 +298,10 @@ def test_programs_run_on_many_devices(tmp_path):
 
         y0s = jnp.linspace(1.0, 2.0, 4)
         options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
-        each = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
-        np.testing.assert_allclose(each(y0s), 0.5 / y0s, rtol=1e-4)
-        assert not exchanges(each.lower(y0s).compile())
+        program = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
+        program = program.lower(y0s).compile()
+        np.testing.assert_allclose(program(y0s), 0.5 / y0s, rtol=1e-4)
+        assert not exchanges(program)
 
         def hidden(starts, args):
             model = sx.Simulate(lambda t, y, _: robertson.field(t, y, args))
@@ -486,8 +491,22 @@ PRECISE = {
 }
 
 
-@pytest.mark.parametrize("name", PRECISE)
-@pytest.mark.parametrize("size", [3, 30])
+# By day an inverse written out (3) and LU (30) for the solver that has both, and one size each.
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("Rodas5P", 3),
+        ("Rodas5P", 30),
+        ("Tsit5", 3),
+        slow("Tsit5", 30),
+        slow("kvaerno5", 3),
+        ("kvaerno5", 30),
+        slow("by hand", 3),
+        ("by hand", 30),
+        ("steady", 3),
+        slow("steady", 30),
+    ],
+)
 def test_products_are_as_precise_as_their_type(name, size):
     """On a GPU the default in single precision is a product of ten bits, on which HIRES does not
     end. Value and derivative, the field's products and ours."""
@@ -516,12 +535,14 @@ def test_programs_run_on_two_processes(tmp_path):
         jax.config.update("jax_enable_x64", True)
         process, address = int(sys.argv[1]), sys.argv[2]
         jax.distributed.initialize(address, num_processes=2, process_id=process)
+        import diffrax
         import stablax as sx
 
         mesh = jax.make_mesh((2,), ("lane",), axis_types=(AxisType.Auto,))
         robertson = sx.problems.ROBERTSON
-        model = sx.Simulate(robertson.field)
-        shared = dict(y0=robertson.y0, ts=[1.0, 100.0])
+        # What a step is does not matter here, and these compile soonest; short, as it is stiff.
+        model = sx.Simulate(robertson.field, solver=diffrax.Tsit5())
+        shared = dict(y0=robertson.y0, ts=[1e-3, 1e-2])
 
         def solve(args):
             return model(**shared, args=args, throw=False).ys[-1, 0]

@@ -115,7 +115,11 @@ def test_a_batch_has_a_log_for_each_lane_and_gradients_are_the_same():
         return simulation.ys[0], simulation
 
     rates = jnp.array([0.1, 3.0])
-    run = lambda model: jax.vmap(jax.value_and_grad(loss, has_aux=True), (0, None))(rates, model)
+
+    @jax.jit
+    def run(model):
+        return jax.vmap(jax.value_and_grad(loss, has_aux=True), (0, None))(rates, model)
+
     (_, one), gradient = run(model)
     (_, other), same = run(traced)
     np.testing.assert_allclose(gradient, same, rtol=1e-12)

@@ -93,7 +93,7 @@ def test_heat_equation_in_single_precision():
         simulation = model(jnp.ones(60, dtype), times, args=k, throw=False)
         return jnp.mean(jnp.abs(simulation.ys)), simulation
 
-    gradient = jax.grad(loss, has_aux=True)
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(1, 2))
     loose = sx.StiffPID.preset(rtol=1e-3, atol=1e-5)
     single, simulation = gradient(jnp.float32(1.0), jnp.float32, loose)
     assert sx.is_successful(simulation) and int(simulation.stats["num_steps"]) < 100

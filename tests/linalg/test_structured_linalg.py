@@ -105,7 +105,7 @@ def test_agrees_with_the_full_matrix(name, dtype):
 
     shift = jnp.asarray(4, dtype)
     value, matrix, product, x, x_transposed, is_singular = run(shift, rates, y)
-    exact = np.asarray(jax.jacfwd(field(rates))(y), np.float64)
+    exact = np.asarray(jax.jit(jax.jacfwd(field(rates)))(y), np.float64)
     w = 4 * np.eye(y.size) - exact
     tolerance = 1e-10 if dtype == jnp.float64 else 2e-4
     assert {a.dtype for a in (value, matrix, product, x, x_transposed)} == {jnp.dtype(dtype)}
@@ -123,6 +123,7 @@ def solve_with(structure, rates, y, shift):
     return factored.solve(value) + factored.solve_transposed(value)
 
 
+@jax.jit
 def solve_in_full(rates, y, shift):
     w = shift * jnp.eye(y.size) - jax.jacfwd(field(rates))(y)
     return jnp.linalg.solve(w, field(rates)(y)) + jnp.linalg.solve(w.T, field(rates)(y))
@@ -238,7 +239,8 @@ def test_stiff_diffusion_keeps_its_digits():
     laplacian = 1e10 * (np.eye(size, k=1) + np.eye(size, k=-1) - 2 * np.eye(size))
     _, stored = structure.linearise(lambda y: jnp.asarray(laplacian) @ y, jnp.ones(size))
     b = np.random.default_rng(0).normal(size=size)
-    x = Factored(structure, jnp.array(1.0), stored).solve_frozen(jnp.asarray(b))
+    solve = jax.jit(lambda stored, b: Factored(structure, jnp.array(1.0), stored).solve_frozen(b))
+    x = solve(stored, jnp.asarray(b))
     close(x, np.linalg.solve(np.eye(size) - laplacian, b), 1e-10)
 
 

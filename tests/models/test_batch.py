@@ -157,8 +157,8 @@ _EVENT = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.8)
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
-        (sx.SimulatePhases(_field, steady=True), _phases),
-        (sx.Simulate(_field, event=_EVENT), _events),
+        (sx.SimulatePhases(_field, steady=True, solver=diffrax.Tsit5()), _phases),
+        (sx.Simulate(_field, event=_EVENT, solver=diffrax.Tsit5()), _events),
     ],
     ids=["phases from a steady state", "event"],
 )
@@ -183,12 +183,12 @@ def test_lanes_are_exchanged_in_whatever_is_solved(model, inputs):
 
 
 DECAYS = np.exp(-np.outer(RATES, TS))  # by their rates
-TIGHT = sx.StiffPID(1e-9, 1e-12)
+TIGHT = dict(solver=diffrax.Tsit5(), controller=sx.StiffPID(1e-9, 1e-12))
 
 
 @pytest.mark.parametrize("adjoint", [sx.DiscreteAdjoint(), diffrax.ForwardMode()], ids=repr)
 def test_forward_mode(adjoint):
-    model = sx.Simulate(lambda t, y, k: -k * y, controller=TIGHT, adjoint=adjoint)
+    model = sx.Simulate(lambda t, y, k: -k * y, adjoint=adjoint, **TIGHT)
 
     def few(rates):
         return sx.simulate_batch(model, dict(args=rates), shared=SHARED, batch_size=3).ys
@@ -201,7 +201,7 @@ def test_forward_mode(adjoint):
 def test_what_is_kept_of_the_steps_is_bounded(monkeypatch):
     """Groups of samples that are solved again where their derivative is taken."""
     monkeypatch.setattr(_batch, "_NUMBERS", 1)
-    model = sx.Simulate(lambda t, y, k: -k * y, controller=TIGHT)
+    model = sx.Simulate(lambda t, y, k: -k * y, **TIGHT)
 
     def few(rates):
         inputs = dict(args=rates)
@@ -232,7 +232,7 @@ def test_an_ensemble_of_models():
         ys = solve(models)
         return ys.sum(), ys
 
-    slope, ys = eqx.filter_grad(total, has_aux=True)(models)
+    slope, ys = eqx.filter_jit(eqx.filter_grad(total, has_aux=True))(models)
     np.testing.assert_allclose(ys, DECAYS[:, :, None] * START[None, None], rtol=1e-3, atol=1e-6)
     exact = -(DECAYS * np.asarray(TS)).sum(1) * START.sum()
     np.testing.assert_allclose(slope.field.rate, exact, rtol=1e-3, atol=1e-5)
@@ -305,7 +305,7 @@ def test_failed_samples_are_named_and_spoil_no_gradient():
             call(jnp.ones(5), True)
     sims = run(jnp.ones(5), False)
     assert sx.is_successful(sims).tolist() == [True, False, True, False, False]
-    slopes = jax.grad(lambda y0: run(y0, False).ys[:, -1].sum())(jnp.ones(5))
+    slopes = jax.jit(jax.grad(lambda y0: run(y0, False).ys[:, -1].sum()))(jnp.ones(5))
     np.testing.assert_allclose(slopes, np.e * np.array([1, 0, 1, 0, 0]), rtol=1e-4)
 
 

@@ -30,13 +30,14 @@ class Field368(sx.GuardedField):
         )
 
 
-def _loss(p, guard, max_steps=4096):
-    model = sx.SteadyThenSimulate(Field368(p, guard=guard), max_steps=max_steps)
+def _loss(p, guard, stepping=None):
+    model = sx.SteadyThenSimulate(Field368(p, guard=guard))
     simulation = model(
         jnp.array(reference.Y0),
         jnp.array(reference.TIMES),
         steady_args=reference.K1,
         args=reference.K2,
+        stepping=stepping,
         throw=False,
     )
     return jnp.mean(simulation.ys**2), simulation
@@ -107,19 +108,17 @@ def batch():
     # The last needs most steps by far.
     ps = jnp.asarray(PARAMETERS[[0, 1, 2, 3]])
 
-    def mean(max_steps):
-        def loss(ps):
-            losses, simulations = jax.vmap(lambda p: _loss(p, sx.Guard(), max_steps))(ps)
-            return sx.masked_mean(losses, simulations), (losses, simulations)
+    def loss(ps, max_steps):
+        stepping = sx.Stepping(max_steps=max_steps)
+        losses, simulations = jax.vmap(lambda p: _loss(p, sx.Guard(), stepping))(ps)
+        return sx.masked_mean(losses, simulations), (losses, simulations)
 
-        return eqx.filter_jit(jax.value_and_grad(loss, has_aux=True))
-
-    return ps, mean
+    return ps, jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def test_the_gradient_of_a_batch_is_the_mean(batch, gradients):
     ps, mean = batch
-    (value, _), gradient = mean(4096)(ps)
+    (value, _), gradient = mean(ps, 4096)
     single = [gradients["empty"][i] for i in range(4)]
     np.testing.assert_allclose(value, np.mean([s[0][0] for s in single]), rtol=1e-8)
     expected = np.stack([s[1] for s in single]) / 4
@@ -132,7 +131,7 @@ def test_one_failing_sample_changes_nothing_in_the_others(batch, gradients):
     longest = int(np.argmax(steps))
     budget = int(np.sort(steps)[-2])
     assert budget < steps[longest]
-    (_, (_, simulations)), gradient = mean(budget)(ps)
+    (_, (_, simulations)), gradient = mean(ps, budget)
     ok = np.asarray(sx.is_successful(simulations))
     assert ok.tolist() == [i != longest for i in range(4)]
     assert not np.any(np.asarray(gradient)[longest])
