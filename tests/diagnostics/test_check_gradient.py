@@ -130,6 +130,18 @@ def test_a_gradient_that_is_stopped_by_mistake():
     assert all(a.verdict == "not available" for a in check.adjoints)
 
 
+@pytest.mark.parametrize("off", [0.0, 1e-9])
+def test_a_gradient_at_a_minimum_is_right(off):
+    """It is zero, and the differences are what the solve rounds off. (So is one next to it.)"""
+    model = sx.Simulate(lambda t, y, k: -k * y)
+    best = model(1.0, [1.0], args=jnp.array(2.0)).ys
+    loss = lambda k: jnp.sum((model(1.0, [1.0], args=k).ys - best) ** 2)
+    check = sx.check_gradient(loss, jnp.array(2.0 + off))
+    assert check.verdict == "right"
+    stopped = lambda k: loss(2.0 + jax.lax.stop_gradient(k - 2.0))
+    assert sx.check_gradient(stopped, jnp.array(2.3)).verdict == "wrong"
+
+
 def test_an_infinite_derivative():
     check = sx.check_gradient(lambda p: jnp.sum(jnp.sqrt(p * 0.0)), jnp.ones(2), adjoints=())
     assert check.verdict == "not finite" and check.result == "gradient_not_finite"

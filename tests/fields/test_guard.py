@@ -225,3 +225,11 @@ def test_mlp_field():
         field(0.0, jnp.ones(2), None)
     with pytest.raises(Exception, match="size"):
         sx.MLPField("3", 8, 1, key=jax.random.key(0))
+
+
+def test_activity_is_that_of_the_clipped_state():
+    """What a field would be outside of its box is not asked."""
+    field = sx.Guarded(lambda t, y, args: jnp.log(y), sx.Guard(lower=1e-3))
+    activity = field.activity(0.0, jnp.array([-1.0, 2.0]))
+    assert activity.below.tolist() == [True, False]
+    assert not activity.masked.any() and not bool(activity.derivative)

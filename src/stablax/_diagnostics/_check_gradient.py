@@ -267,16 +267,17 @@ class _Check:
         if not np.isfinite(exact.value):
             return "undecided"
         verdict = "right"
+        # At a minimum a derivative is zero to all that can be resolved of the slopes next to it.
+        least = self.eps**0.5 * exact.reach / STEPS[REACH]
         for derivative in derivatives:
             magnitude = max(abs(exact.value), abs(derivative))
             apart = abs(derivative - exact.value)
-            if apart > self.rtol * magnitude + 3 * exact.uncertainty:
+            if apart > self.rtol * magnitude + 3 * exact.uncertainty + least:
                 return "wrong"
             # A derivative of which the noise leaves no digit is neither confirmed nor refuted,
             # unless it is zero to all that the function resolves.
-            hidden = exact.uncertainty > 0.1 * magnitude and magnitude > 100 * self.eps * abs(
-                self.value
-            )
+            resolved = magnitude > max(100 * self.eps * abs(self.value), least)
+            hidden = resolved and exact.uncertainty > 0.1 * magnitude
             if hidden:
                 verdict = "undecided"
         return verdict
