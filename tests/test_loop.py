@@ -136,7 +136,7 @@ def test_a_loop_looks_where_it_ends():
             controller=diffrax.PIDController(rtol=1e-6, atol=1e-9),
             meter=diffrax.NoProgressMeter(),
             max_steps=max_steps,
-            until=lambda seen, t, y, args: (t >= 1.0, seen),
+            ends_at=lambda seen, t, y, args: (t >= 1.0, seen),
         )
         ends, rows = (jnp.array(0.0), jnp.array(1.0)), jnp.zeros(0)
         return integrate_steps(steps, *ends, None, jnp.ones(2), rows, None)[0]

@@ -56,8 +56,9 @@ class AbstractFactorisation(eqx.Module):
 class AbstractJacobian(eqx.Module):
     """What the Jacobian J of a field looks like, its structure: how J is computed, stored and
     multiplied with. Abstract: [`Dense`][], [`Banded`][], [`Sparse`][] and [`MatrixFree`][] are
-    some, and a subclass that writes all of the members below is another. How to solve with it is
-    a thing of its own, an [`AbstractFactorisation`][]; [`DenseLU`][] is one for every structure.
+    some, and a subclass that writes all of the members below is another. Its `factorisation` says
+    how to solve with it: an [`AbstractFactorisation`][], of which [`DenseLU`][] is one for every
+    structure.
 
     ```python
     class Diagonal(sx.AbstractJacobian):  # for components that do not see each other

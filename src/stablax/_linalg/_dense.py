@@ -16,7 +16,7 @@ from ._lu import DenseLU, small_product
 
 @final
 class Dense(AbstractJacobian):
-    """A full Jacobian: n forward-mode columns, or `fn`. Solved with by [`DenseLU`][].
+    """A full Jacobian: n forward-mode columns, or `fn`. Solved by [`DenseLU`][].
 
     **Arguments:**
 
