@@ -97,6 +97,23 @@ def test_bad_options_are_refused(options, error, words):
         sx.find_steady_state(exchange, Y0, K, **options)
 
 
+def test_a_singular_jacobian_is_noticed_behind_its_rounding():
+    """Of rank 3 in 4 components, and never to the last bit: every pivot is a number, and where f
+    is zero so is the Newton step."""
+    rng = np.random.default_rng(0)
+    factors = jnp.asarray(rng.normal(size=(8, 4, 3)))
+    steady = jnp.asarray(rng.uniform(1.0, 2.0, size=(8, 4)))
+
+    @jax.vmap
+    def search(half, steady):
+        field = lambda t, y, args: -half @ (half.T @ (y - steady))
+        return sx.find_steady_state(field, steady, throw=False)
+
+    found = jax.jit(search)(factors, steady)
+    assert (found.residual == 0).any()
+    assert (found.result == sx.RESULTS.singular_steady_state).all()
+
+
 def test_a_singular_steady_state_is_reported():
     found = sx.find_steady_state(exchange, Y0, K, throw=False)
     assert not sx.is_successful(found) and "conserved=" in sx.explain(found)
