@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import diffrax
 import jax
@@ -577,3 +578,33 @@ def test_programs_run_on_two_processes(tmp_path):
     with ThreadPoolExecutor() as readers:  # one that nobody reads would stop, and the other wait
         for out in readers.map(said, both):
             assert out.splitlines()[-1] == "all"
+
+
+class Unsure(diffrax.AbstractSolver):
+    """Euler's method, which cannot say how wrong a step above 0.01 is."""
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar = diffrax.LocalLinearInterpolation
+
+    def order(self, terms):
+        return 1
+
+    def init(self, terms, t0, t1, y0, args):
+        return None
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        y1 = y0 + terms.vf_prod(t0, y0, args, terms.contr(t0, t1))
+        error = jnp.where(t1 - t0 > 0.01, jnp.nan, 0 * y0)
+        return y1, error, dict(y0=y0, y1=y1), None, diffrax.RESULTS.successful
+
+
+@pytest.mark.parametrize("controller", [diffrax.PIDController(1e-3, 1e-6), sx.StiffPID(1e-3, 1e-6)])
+def test_an_error_estimate_that_is_nan_is_none(controller):
+    model = sx.Simulate(lambda t, y, args: -y, solver=Unsure(), controller=controller, dt0=0.1)
+    simulation = model(1.0, [1.0])
+    assert simulation.stats["num_accepted_steps"] >= 100
+    assert simulation.stats["num_rejected_steps"] > 0
+    np.testing.assert_allclose(simulation.ys, np.exp(-1.0), rtol=0.02)
