@@ -393,7 +393,7 @@ def test_a_pass_finds_the_steps_at_fault(faulty):
     tried = []
     steps = SimpleNamespace(
         inputs=SimpleNamespace(y0=jnp.zeros(1)),
-        trace=SimpleNamespace(count=jnp.array(100)),
+        accepted=SimpleNamespace(count=jnp.array(100)),
         guard=sx.Guard(),
         width=None,
         record=None,
