@@ -57,14 +57,14 @@ class StepLog(eqx.Module):
             jnp.arange(log.t.shape[1], dtype=log.count.dtype)[None] < log.count[:, None]
             for log in logs
         ]
-        seen_at = jnp.concatenate([jnp.ravel(x) for x in seen])
-        order = jnp.argsort(~seen_at, stable=True)
+        recorded = jnp.concatenate([jnp.ravel(x) for x in seen])
+        order = jnp.argsort(~recorded, stable=True)
 
         def join(name):
             return jnp.concatenate([jnp.ravel(getattr(log, name)) for log in logs])[order]
 
         columns = {name: join(name) for name in ("t", "dt", "error", "cause", "component")}
-        return StepLog(**columns, count=jnp.sum(seen_at).astype(jnp.int32))
+        return StepLog(**columns, count=jnp.sum(recorded).astype(jnp.int32))
 
     def add(self, step: "Step") -> "StepLog":
         at = self.count
