@@ -138,6 +138,8 @@ def kernels(text: str) -> int:
 
 
 def main(names):
+    if unknown := set(names) - set(PROBLEMS):
+        sys.exit(f"No such problem: {unknown}. There are {list(PROBLEMS)}.")
     harness.on_one_core()
     rows = []
     for name in names or PROBLEMS:
@@ -146,7 +148,7 @@ def main(names):
             for _ in range(ROUNDS):
                 for who, results in found.items():
                     command = [sys.executable, __file__, who, kind, name]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
+                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                     results.append(json.loads(done.stdout))
             best = {
                 who: {key: min(each[key] for each in results) for key in results[0]}

@@ -86,7 +86,7 @@ def main(names):
         for _ in range(ROUNDS):
             for chosen, results in found.items():
                 command = [sys.executable, __file__, "--measure", name, chosen]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 results.append(json.loads(done.stdout))
         least = {
             chosen: {key: min(each[key] for each in results) for key in results[0]}

@@ -1,6 +1,6 @@
 """An antisymmetric layer with damping."""
 
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, ScalarLike, Y, typechecked
-from ._neural_network import external_inputs
+from .._types import Args, ScalarLike, Y, takes, typechecked
+from ._inputs import InputArguments, Inputs, LinearInputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
 
@@ -40,36 +40,29 @@ class AntisymmetricField(AbstractSizedField):
     weight: Float[Array, "size size"]
     bias: Float[Array, " size"]
     raw_speed: Float[Array, " size"]
-    external: eqx.nn.Linear | None
+    external: LinearInputs
     damping: float = eqx.field(static=True)
-    time: bool = eqx.field(static=True)
-    args_size: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(Inputs)
     def __init__(
         self,
         size: int,
         *,
         key: PRNGKeyArray,
-        time: bool = False,
-        args_size: int = 0,
         damping: float = 0.01,
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **inputs: Unpack[InputArguments],
     ):
-        check_least(size=(size, 1), args_size=(args_size, 0))
+        check_least(size=(size, 1))
         first, second = jr.split(key)
         self.weight = square(first, size, dtype)
         self.bias = jnp.zeros(size, dtype)
         self.raw_speed = raw_ones(size, dtype)
-        inputs = time + args_size
-        self.external = (
-            eqx.nn.Linear(inputs, size, use_bias=False, key=second, dtype=dtype) if inputs else None
-        )
+        self.external = LinearInputs(size, key=second, dtype=dtype, **inputs)
         self.damping = positive(damping, "damping")
-        self.time = time
-        self.args_size = args_size
         self.size = size
         self.guard = guard
 
@@ -80,10 +73,7 @@ class AntisymmetricField(AbstractSizedField):
 
     def _drive(self, t: ScalarLike, x: Array, args: Args) -> Array:
         out = self.weight @ x - self.weight.T @ x - self.damping * x + self.bias
-        if self.external is None:
-            return out
-        inputs = external_inputs(t, args, self.time, self.args_size, x.dtype)
-        return out + self.external(inputs)
+        return out + self.external(t, args, x.dtype)
 
     def lyapunov(self, y: Y, args: Args = None, *, t: ScalarLike = 0.0) -> Float[Array, ""]:
         """V(y) >= 0, which falls along every solution while `args` and `t`, as far as they are

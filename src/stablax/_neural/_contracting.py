@@ -1,17 +1,18 @@
 """A contracting field: all solutions converge to each other."""
 
 import math
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.linalg import solve_triangular
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, ScalarLike, Y, typechecked
-from ._neural_network import external_inputs
+from .._types import Args, ScalarLike, Y, takes, typechecked
+from ._inputs import InputArguments, Inputs, LinearInputs
 from ._sized import AbstractSizedField, above_zero, check_least, positive, raw_ones, square
 
 # Away from zero, where a root has no derivative; a larger sum only makes a norm smaller.
@@ -28,30 +29,29 @@ class _Nonexpansive(eqx.Module):
     """
 
     layers: tuple[eqx.nn.Linear, ...]
-    external: eqx.nn.Linear | None
-    time: bool = eqx.field(static=True)
-    args_size: int = eqx.field(static=True)
+    external: LinearInputs
 
-    def __init__(self, size, width, depth, *, key, dtype, time, args_size):
-        check_least(size=(size, 1), width=(width, 1), depth=(depth, 1), args_size=(args_size, 0))
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        depth: int,
+        *,
+        key: PRNGKeyArray,
+        dtype: DTypeLike | None,
+        **inputs: Unpack[InputArguments],
+    ):
+        check_least(size=(size, 1), width=(width, 1), depth=(depth, 1))
         sizes = [size, *[width] * depth, size]
         *keys, last = jr.split(key, len(sizes))
         self.layers = tuple(
             eqx.nn.Linear(n_in, n_out, key=k, dtype=dtype)
             for n_in, n_out, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
         )
-        inputs = time + args_size
-        self.external = (
-            eqx.nn.Linear(inputs, width, use_bias=False, key=last, dtype=dtype) if inputs else None
-        )
-        self.time = time
-        self.args_size = args_size
+        self.external = LinearInputs(width, key=last, dtype=dtype, **inputs)
 
     def __call__(self, x: Array, t: ScalarLike, args: Args) -> Array:
-        shift = 0.0
-        if self.external is not None:
-            inputs = external_inputs(t, args, self.time, self.args_size, x.dtype)
-            shift = self.external(inputs)
+        shift = self.external(t, args, x.dtype)
         for layer in self.layers[:-1]:
             x = jnp.tanh(_almost_orthogonal(layer, x) + shift)
             shift = 0.0
@@ -105,6 +105,7 @@ class ContractingField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(Inputs)
     def __init__(
         self,
         size: int,
@@ -112,16 +113,13 @@ class ContractingField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        time: bool = False,
-        args_size: int = 0,
         rate: float = 0.01,
         dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **inputs: Unpack[InputArguments],
     ):
         key, skew = jr.split(key)
-        self.network = _Nonexpansive(
-            size, width, depth, key=key, dtype=dtype, time=time, args_size=args_size
-        )
+        self.network = _Nonexpansive(size, width, depth, key=key, dtype=dtype, **inputs)
         self.skew = square(skew, size, dtype)
         self.raw_stiffness = raw_ones((), dtype)
         self.raw_scale = raw_ones(size, dtype)

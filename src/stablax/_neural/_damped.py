@@ -1,7 +1,6 @@
 """A stable linear part and a bounded network."""
 
-from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax
@@ -11,8 +10,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._static import Frozen
-from .._types import Args, Explained, NumbersLike, ScalarLike, Y, typechecked
-from ._neural_network import NeuralNetwork
+from .._types import Args, Explained, NumbersLike, ScalarLike, Y, takes, typechecked
+from ._inputs import Inputs
+from ._neural_network import DrivenNetworkArguments, NetworkOptions, NeuralNetwork
 from ._sized import AbstractSizedField, like, positive, positive_vector, square
 
 
@@ -58,6 +58,7 @@ class DampedField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions, Inputs)
     def __init__(
         self,
         size: int,
@@ -65,26 +66,14 @@ class DampedField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
-        time: bool = False,
-        args_size: int = 0,
         rate: float = 0.01,
         bound: Explained[NumbersLike] = 1.0,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **network: Unpack[DrivenNetworkArguments],
     ):
         keys = jr.split(key, 4)
-        self.network = NeuralNetwork(
-            size,
-            size,
-            width,
-            depth,
-            key=keys[0],
-            activation=activation,
-            dtype=dtype,
-            time=time,
-            args_size=args_size,
-        )
+        self.network = NeuralNetwork(size, size, width, depth, key=keys[0], **network)
+        dtype = network.get("dtype")
         self.skew, self.dissipation, self.metric_factor = (square(k, size, dtype) for k in keys[1:])
         self.center = jnp.zeros(size, dtype)
         self.bound = positive_vector(bound, size, "bound")

@@ -1,14 +1,12 @@
 """A learned energy."""
 
-from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._neural_network import NeuralNetwork
+from ._neural_network import NetworkArguments, NeuralNetwork
 from ._sized import above_zero, raw_ones
 
 
@@ -27,13 +25,10 @@ class Energy(eqx.Module):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable,
-        dtype: DTypeLike | None,
+        **network: Unpack[NetworkArguments],
     ):
-        self.network = NeuralNetwork(
-            size, 1, width, depth, key=key, activation=activation, dtype=dtype
-        )
-        self.raw_stiffness = raw_ones(size, dtype)
+        self.network = NeuralNetwork(size, 1, width, depth, key=key, **network)
+        self.raw_stiffness = raw_ones(size, network.get("dtype"))
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, ""]:
         return jnp.sum(above_zero(self.raw_stiffness) * x**2) / 2 + self.network(x)[0]

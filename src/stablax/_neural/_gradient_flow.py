@@ -1,7 +1,6 @@
 """Downhill in a learned potential."""
 
-from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, ScalarLike, Y, typechecked
+from .._types import Args, ScalarLike, Y, takes, typechecked
 from ._energy import Energy
+from ._neural_network import NetworkArguments, NetworkOptions
 from ._sized import AbstractSizedField, positive
 
 
@@ -42,6 +42,7 @@ class GradientFlowField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions)
     def __init__(
         self,
         size: int,
@@ -49,13 +50,12 @@ class GradientFlowField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
         rate: float = 0.01,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **network: Unpack[NetworkArguments],
     ):
-        self.energy = Energy(size, width, depth, key=key, activation=activation, dtype=dtype)
-        self.mobility = jnp.eye(size, dtype=dtype)
+        self.energy = Energy(size, width, depth, key=key, **network)
+        self.mobility = jnp.eye(size, dtype=network.get("dtype"))
         self.rate = positive(rate, "rate")
         self.size = size
         self.guard = guard

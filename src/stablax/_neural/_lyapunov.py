@@ -1,7 +1,7 @@
 """A field with one equilibrium, which every solution reaches."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax
@@ -15,8 +15,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from .._fields import Guard
 from .._static import Frozen, real_array
-from .._types import Args, ScalarLike, Y, YLike, typechecked
-from ._neural_network import NeuralNetwork
+from .._types import Args, ScalarLike, Y, YLike, takes, typechecked
+from ._neural_network import NetworkArguments, NetworkOptions, NeuralNetwork
 from ._sized import AbstractSizedField, check_least, like, positive, square
 
 
@@ -109,6 +109,7 @@ class LyapunovField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions)
     def __init__(
         self,
         size: int,
@@ -116,18 +117,16 @@ class LyapunovField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
         equilibrium: YLike | None = None,
         rate: float = 0.01,
         convexity: float = 0.1,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **network: Unpack[NetworkArguments],
     ):
         check_least(size=(size, 1), width=(width, 1), depth=(depth, 1))
         first, second = jr.split(key)
-        self.network = NeuralNetwork(
-            size, size, width, depth, key=first, activation=activation, dtype=dtype
-        )
+        dtype = network.get("dtype")
+        self.network = NeuralNetwork(size, size, width, depth, key=first, **network)
         self.convex = _Convex(size, width, depth, key=second, dtype=dtype)
         self.equilibrium = (
             jnp.zeros(size, dtype) if equilibrium is None else _given(equilibrium, size)

@@ -1,18 +1,17 @@
 """A neural vector field."""
 
 import math
-from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
 from .._static import Frozen
-from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, takes, typechecked
 from .._words import short
-from ._neural_network import NeuralNetwork
+from ._inputs import Inputs
+from ._neural_network import DrivenNetworkArguments, NetworkOptions, NeuralNetwork
 from ._sized import AbstractSizedField, like, positive_vector
 
 
@@ -57,6 +56,7 @@ class MLPField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions, Inputs)
     def __init__(
         self,
         size: int,
@@ -64,29 +64,17 @@ class MLPField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
-        time: bool = False,
-        args_size: int = 0,
         output_scale: Explained[NumbersLike] = 1.0,
         initial_scale: float = 0.01,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **network: Unpack[DrivenNetworkArguments],
     ):
         if not (math.isfinite(initial_scale) and initial_scale >= 0):
             raise ValueError(
                 f"`initial_scale` must be finite and >= 0, got {short(initial_scale)}."
             )
         self.network = NeuralNetwork(
-            size,
-            size,
-            width,
-            depth,
-            key=key,
-            activation=activation,
-            dtype=dtype,
-            initial_scale=initial_scale,
-            time=time,
-            args_size=args_size,
+            size, size, width, depth, key=key, initial_scale=initial_scale, **network
         )
         self.output_scale = positive_vector(output_scale, size, "output_scale")
         self.size = size

@@ -1,7 +1,6 @@
 """Energy that is moved and lost, never made."""
 
-from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax
@@ -10,9 +9,10 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, ScalarLike, Y, typechecked
+from .._types import Args, ScalarLike, Y, takes, typechecked
 from ._energy import Energy
-from ._neural_network import NeuralNetwork, external_inputs
+from ._inputs import Inputs
+from ._neural_network import NetworkArguments, NetworkOptions, NeuralNetwork
 from ._sized import AbstractSizedField, check_least, positive, square
 
 
@@ -46,11 +46,12 @@ class PortHamiltonianField(AbstractSizedField):
     energy: Energy
     structure: NeuralNetwork
     ports: Float[Array, "size ports"] | None
+    inputs: Inputs
     damping: float = eqx.field(static=True)
-    args_size: int = eqx.field(static=True)
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions)
     def __init__(
         self,
         size: int,
@@ -58,22 +59,19 @@ class PortHamiltonianField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
         args_size: int = 0,
         damping: float = 0.01,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(),
+        **network: Unpack[NetworkArguments],
     ):
-        check_least(size=(size, 1), args_size=(args_size, 0))
+        check_least(size=(size, 1))
+        self.inputs = Inputs(args_size=args_size)
         first, second, third = jr.split(key, 3)
-        self.energy = Energy(size, width, depth, key=first, activation=activation, dtype=dtype)
-        self.structure = NeuralNetwork(
-            size, 2 * size**2, width, depth, key=second, activation=activation, dtype=dtype
-        )
-        ports = square(third, max(size, args_size), dtype)[:size, :args_size]
+        self.energy = Energy(size, width, depth, key=first, **network)
+        self.structure = NeuralNetwork(size, 2 * size**2, width, depth, key=second, **network)
+        ports = square(third, max(size, args_size), network.get("dtype"))[:size, :args_size]
         self.ports = ports if args_size else None
         self.damping = positive(damping, "damping")
-        self.args_size = args_size
         self.size = size
         self.guard = guard
 
@@ -86,7 +84,7 @@ class PortHamiltonianField(AbstractSizedField):
         out = out - loss @ (loss.T @ slope) - self.damping * slope
         if self.ports is None:
             return out
-        return out + self.ports @ external_inputs(t, args, False, self.args_size, x.dtype)
+        return out + self.ports @ self.inputs(t, args, x.dtype)
 
     def hamiltonian(self, y: Y) -> Float[Array, ""]:
         """H(y), which never rises along a solution without inputs."""

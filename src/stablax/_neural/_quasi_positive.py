@@ -1,7 +1,7 @@
 """A field that cannot leave the positive states."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax.nn as jnn
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._fields import Guard
-from .._types import Args, ScalarLike, Y, typechecked
-from ._neural_network import NeuralNetwork
+from .._types import Args, ScalarLike, Y, takes, typechecked
+from ._inputs import Inputs
+from ._neural_network import DrivenNetworkArguments, NetworkOptions, NeuralNetwork
 from ._sized import AbstractSizedField
 
 
@@ -52,6 +53,7 @@ class QuasiPositiveField(AbstractSizedField):
     size: int = eqx.field(static=True)
 
     @typechecked
+    @takes(NetworkOptions, Inputs)
     def __init__(
         self,
         size: int,
@@ -59,25 +61,12 @@ class QuasiPositiveField(AbstractSizedField):
         depth: int,
         *,
         key: PRNGKeyArray,
-        activation: Callable = jnp.tanh,
-        time: bool = False,
-        args_size: int = 0,
         features: Callable = _identity,
         rate: Callable = jnn.softplus,
-        dtype: jnp.dtype | type | None = None,
         guard: Guard = Guard(lower=0.0),
+        **network: Unpack[DrivenNetworkArguments],
     ):
-        self.network = NeuralNetwork(
-            size,
-            2 * size,
-            width,
-            depth,
-            key=key,
-            activation=activation,
-            dtype=dtype,
-            time=time,
-            args_size=args_size,
-        )
+        self.network = NeuralNetwork(size, 2 * size, width, depth, key=key, **network)
         self.features = features
         self.rate = rate
         self.size = size
