@@ -11,12 +11,12 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ._lanes import any_lane, spread
-from ._states import select
 
 # An exchange costs as much as several steps, so it waits until this part of the lanes is done.
 _SPARE = 8
@@ -166,7 +166,7 @@ class _Loop:
             shown = jtu.tree_map(lambda x, b: Buffer(x, lane if b else None), reads, read_lane)
             kept = jtu.tree_map(lambda x: Buffer(x, lane, None if self.keeps else on), writes)
             new, kept = self.body(eqx.combine(consts, static), carry, shown, kept)
-            new = new if self.keeps else select(on, new, carry)
+            new = new if self.keeps else optax.tree.where(on, new, carry)
             return new, goes_on(consts, new), _arrays(kept)
 
         step_of = jax.vmap(step_of, in_axes=(axes, 0, 0, 0, None), out_axes=(0, 0, None))

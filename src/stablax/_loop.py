@@ -14,11 +14,11 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ._lane_loop import lane_loop, put, take
 from ._lanes import any_lane
-from ._states import select
 from ._types import Args, ScalarLike
 
 # A last step of so many rounding errors would spoil its dense output: the one before takes it.
@@ -131,7 +131,9 @@ class _Stepper(eqx.Module):
         ends, seen = self.steps.ends_at(solved.seen, solved.t, solved.y, self.args)
         asks = self._goes_on(carry) & ~carry.looked
         result = diffrax.RESULTS.where(asks & ends, diffrax.RESULTS.event_occurred, solved.result)
-        return dataclasses.replace(solved, result=result, seen=select(asks, seen, solved.seen))
+        return dataclasses.replace(
+            solved, result=result, seen=optax.tree.where(asks, seen, solved.seen)
+        )
 
     def step(self, moving: PyTree[Array], ts, written: Written) -> tuple[PyTree[Array], Written]:
         steps, solver, order, t1, args = self.steps, self.solver, self.order, self.t1, self.args
@@ -179,15 +181,15 @@ class _Stepper(eqx.Module):
             times, states = put((times, states), place, (next_t, y1))
         count = lambda number, flag: number + flag.astype(number.dtype)
         # What a lane that is done has stays as it is.
-        control, ended, next_end, meter = select(
+        control, ended, next_end, meter = optax.tree.where(
             live,
             (control, ended, next_end, meter),
             (solved.control, solved.result, end, carry.meter),
         )
         last = solved.last
         if last is not None:
-            last = select(keep, KeptStep(t, end, y, dense), last)
-        t, y, known = select(keep, (next_t, y1, known), (t, y, carry.known))
+            last = optax.tree.where(keep, KeptStep(t, end, y, dense), last)
+        t, y, known = optax.tree.where(keep, (next_t, y1, known), (t, y, carry.known))
         if carry.jumped is not False:
             jumped = jnp.where(keep, jumped, carry.jumped)
         tried, accepted = count(solved.tried, live), count(solved.accepted, keep)

@@ -138,14 +138,6 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-def zeros_like(tree: PyTree[Array]) -> PyTree[Array]:
-    return jtu.tree_map(jnp.zeros_like, tree)
-
-
-def select(pred, on_true: PyTree, on_false: PyTree) -> PyTree:
-    return jtu.tree_map(lambda a, b: jnp.where(pred, a, b), on_true, on_false)
-
-
 def bounds_in(options: dict[str, Any], y: PyTree) -> tuple[ArrayLike, ArrayLike]:
     """The `lower` and `upper` of a root finder's `options` for the flat `y`; +-inf if not given."""
 

@@ -10,13 +10,14 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._lanes import spread
 from .._results import Cause
-from .._states import all_finite, for_each_component, is_none, select, stop, zeros_like
+from .._states import all_finite, for_each_component, is_none, stop
 from ._watch import Step, Watch, Watched
 
 # Of the time span: below the first no step is one; the second is taken where a guess fails.
@@ -131,10 +132,10 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             guess = _CHANGE * (of_state / jnp.where(nothing, 1, new))
             guess = jnp.where(nothing, _BLIND, guess)
             first = (guess, new, slope)
-            then = (h, of_slope, jtu.tree_map(jnp.subtract, slope, change))
-            return select(i == 0, first, then)
+            then = (h, of_slope, optax.tree.sub(slope, change))
+            return optax.tree.where(i == 0, first, then)
 
-        start = (jnp.zeros_like(t0), jnp.zeros_like(of_state), zeros_like(y0))
+        start = (jnp.zeros_like(t0), jnp.zeros_like(of_state), optax.tree.zeros_like(y0))
         start = spread(start, terms, t0, y0, args)
         h, of_slope, change = lax.fori_loop(0, 2, probe, start)
         most = jnp.maximum(of_slope, length(change) / h)
@@ -150,7 +151,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         inside, excess = self._in_box(y0, y1_candidate)
         keeps_digits = self._keeps_digits(y0, y1_candidate)
         good = finite & inside & keeps_digits
-        y1 = select(good, y1_candidate, y0)
+        y1 = optax.tree.where(good, y1_candidate, y0)
         if y_error is None:
             failed_stages = ~keeps_digits
             error = None

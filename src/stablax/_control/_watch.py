@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._fields import Guard
 from .._results import Cause
-from .._states import select, stop
+from .._states import stop
 from .._types import Args
 
 
@@ -172,10 +173,10 @@ class Watch(eqx.Module):
         if guard is not None and self.guard is not None:
             lower, upper = self.guard.bounds(y)
             clipped = jtu.tree_map(lambda x, lo, hi: (x < lo) | (x > hi), y, lower, upper)
-            masked = jtu.tree_map(jnp.zeros_like, clipped)
+            masked = optax.tree.zeros_like(clipped)
             if self.outputs is not None:
                 masked = self.outputs(end, y, args)
-            guard = select(accepted, guard.add(end, clipped, masked), guard)
+            guard = optax.tree.where(accepted, guard.add(end, clipped, masked), guard)
         if self.prints:
             jax.debug.callback(self._print, step)
         return Watched(guard, None if seen.log is None else seen.log.add(step))

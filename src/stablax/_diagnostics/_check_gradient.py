@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from .._models import AbstractModel, with_options
@@ -158,7 +159,7 @@ class _Check:
         self._gradient = eqx.filter_jit(eqx.filter_grad(_loss))
         forward_model = _with_adjoint(model, diffrax.ForwardMode())
         self.forward_model = model if forward_model is None else forward_model
-        at_rest = jtu.tree_map(jnp.zeros_like, params)
+        at_rest = optax.tree.zeros_like(params)
         value = jnp.asarray(self._value(model, at_rest, jnp.asarray(0.0), fn, inputs))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jaxtyping import PyTree
 
 from .._lanes import only_where, spread
@@ -247,7 +248,7 @@ def evaluate_aside(
 
     def call(fn, t, y, args, lower, upper):
         still, t_still, y_still, args_still = stop((close(fn, t, y, args), t, y, args))
-        nothing = spread(jtu.tree_map(jnp.zeros_like, y_still), still, t_still, args_still)
+        nothing = spread(optax.tree.zeros_like(y_still), still, t_still, args_still)
         value = only_where(moved, lambda: still(t_still, y_still, args_still), nothing)
         out = fn(t, jtu.tree_map(jnp.add, y, shift), args)
         return jtu.tree_map(

@@ -35,6 +35,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from .._captured import Captured, capture, refuse_hidden
@@ -51,7 +52,7 @@ from .._fields import (
 from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
 from .._solvers import AbstractRosenbrock, prepare
-from .._states import select, state_dtype, stop, zeros_like
+from .._states import state_dtype, stop
 from ._adjoint import DiscreteAdjoint, Outputs, solve
 from ._forward_only import forward_only
 from ._replay import AcceptedSteps, Inputs
@@ -80,7 +81,9 @@ def closed_inputs(plan: Plan, seen: tuple, others: tuple) -> tuple[Captured, tup
     seen, others = spread((seen, others))
     field, t0, y0, args = seen
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    closed = capture(_vector_field(plan, as_guarded(field), y0), t0, y0, args, zeros_like(y0))
+    closed = capture(
+        _vector_field(plan, as_guarded(field), y0), t0, y0, args, optax.tree.zeros_like(y0)
+    )
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         rest, others = spread((seen[1:], others), closed)
         return closed_inputs(plan, (field, *rest), others)
@@ -145,4 +148,4 @@ def _without_failed_steps(
 
 def of_successful(result: RESULTS, tree: _T) -> _T:
     """`tree`, which has no derivative where the `result` of the sample is a failure."""
-    return select(is_okay(result), tree, stop(tree))
+    return optax.tree.where(is_okay(result), tree, stop(tree))

@@ -11,6 +11,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from .._fields import Aside, Guard
@@ -18,7 +19,7 @@ from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
 from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
-from .._states import all_finite, is_none, select, zeros_like
+from .._states import all_finite, is_none
 from .._types import Args
 
 
@@ -81,7 +82,7 @@ class Steps(eqx.Module):
         arrives = last & accepted.arrives
         end = jnp.where(arrives, inputs.t1, take(record.times, jnp.maximum(k, 0)))
         end = jnp.where(accepted.count > 0, end, inputs.t0)
-        y = select(first, inputs.y0, take(record.states, before))
+        y = optax.tree.where(first, inputs.y0, take(record.states, before))
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
         # whose other side the step must not see. Only the field looks earlier: a step that ends
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
@@ -225,7 +226,7 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
     rows = steps.rows
-    start = _Forth(jnp.zeros_like(rows), d_y0, zeros_like(steps.dense))
+    start = _Forth(jnp.zeros_like(rows), d_y0, optax.tree.zeros_like(steps.dense))
     over = _ForwardPass(steps, rows, (tangents.field, tangents.args), d_t0, d_t1)
     end, d_rows = step_by_step(over, start, (steps.record, d_ts), still)
     return d_rows, end.d_y, end.d_dense
@@ -268,14 +269,14 @@ class _BackwardPass(_AbstractPass):
                 steps.interpolate, dense, start, end, take(record.ts, place)
             )
             *more, d_t = pull_row(take(d_rows, place))
-            so_far = select(asked, add(so_far, tuple(more)), so_far)
+            so_far = optax.tree.where(asked, add(so_far, tuple(more)), so_far)
             if d_ts is not None:
                 d_ts = put(d_ts, jnp.where(asked, place, record.ts.size), d_t)
             return row - asked.astype(row.dtype), so_far, d_ts
 
-        d_dense = zeros_like(dense)
+        d_dense = optax.tree.zeros_like(dense)
         if self.d_kept is not None:
-            d_dense = select(step.last, self.d_kept, d_dense)
+            d_dense = optax.tree.where(step.last, self.d_kept, d_dense)
         zero_time = jnp.zeros_like(start)
         saved = spread((at.row, (d_dense, zero_time, zero_time), writes))
         more_rows = lambda carry: any_lane(in_step(carry[0]))
@@ -299,7 +300,9 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
     # In a batch a scatter costs more than the step: only where somebody asks for it.
     d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
     rows = steps.rows
-    start = _Back(rows - 1, d_last, zeros_like(steps.parameters[0]), zero_time, zero_time)
+    start = _Back(
+        rows - 1, d_last, optax.tree.zeros_like(steps.parameters[0]), zero_time, zero_time
+    )
     over = _BackwardPass(steps, rows, d_kept)
     end, d_ts = step_by_step(over, start, (steps.record, d_rows), d_ts)
     d_field, d_args = end.d_moving
@@ -355,15 +358,15 @@ def step_by_step(
         shift = aside.shift(y, *spread(guard.bounds(y), y))
         held = None if blank is None else (was_aside, progress.held)
         at, written, held = run(progress.at, progress.written, done, end, (shift, held))
-        held = select(was_aside, progress.held, held)
+        held = optax.tree.where(was_aside, progress.held, held)
         finite = all_finite((at, written))
         keep = jnp.where(is_one, aside.is_last(finite), finite)
 
         tried = aside.after(finite)
-        tried = select(tried.done, tried.again(), tried)
-        aside = select(is_one & ~(finite & ~was_aside), tried, aside)
+        tried = optax.tree.where(tried.done, tried.again(), tried)
+        aside = optax.tree.where(is_one & ~(finite & ~was_aside), tried, aside)
 
-        at, written = select(keep, (at, written), (progress.at, progress.written))
+        at, written = optax.tree.where(keep, (at, written), (progress.at, progress.written))
         done = jnp.where(keep, end, done)
         bad = jnp.where(keep, jnp.where(was_aside, count + 1, bad), end)
         # Steps that are at fault come together.

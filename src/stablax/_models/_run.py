@@ -8,13 +8,14 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jaxtyping import Array, PyTree
 
 from .._control import StepRecord, Watched
 from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
-from .._states import all_finite, finite_or_zero, select, zeros_like
+from .._states import all_finite, finite_or_zero
 from .._types import Args
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._event import EventOf
@@ -35,7 +36,9 @@ class _Field(eqx.Module):
             end, before = self.end
             at_end = jnp.abs(t - end) <= jnp.abs(before - end)
             t = t + lax.stop_gradient(jnp.where(at_end, before - t, 0))
-        return self.closed(t, y, args, zeros_like(y) if self.shift is None else self.shift)
+        return self.closed(
+            t, y, args, optax.tree.zeros_like(y) if self.shift is None else self.shift
+        )
 
 
 class _OneWay(diffrax.AbstractTerm):
@@ -66,7 +69,7 @@ def terms_of(
     1 or -1, their time is `way * t`."""
     functions = [_Field(field, shift, end)]
     if is_imex(solver):
-        functions = [lambda t, y, args: zeros_like(y), *functions]
+        functions = [lambda t, y, args: optax.tree.zeros_like(y), *functions]
     terms: Any = map(diffrax.ODETerm, functions)
     if way is not None:
         terms = [_OneWay(term, way) for term in terms]
@@ -108,7 +111,7 @@ def run_loop(
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
     at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
-    last = select(ended.result == RESULTS.successful, at_end, run.last)
+    last = optax.tree.where(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = Ended(ended.saved, ended.t, ended.record, ended.watched, ended.stats, result)
     return Outputs(run.rows, last, run.step, ended), run.accepted
@@ -229,7 +232,7 @@ def at_the_event(
     is_lost = found.not_finite & all_finite(outputs.last)
     result = RESULTS.where(is_lost, RESULTS.event_not_finite, result)
     here = found.crossed & found.located
-    t, last = select(here, (found.t, found.y), (ended.t, outputs.last))
+    t, last = optax.tree.where(here, (found.t, found.y), (ended.t, outputs.last))
     saved = jnp.where(event.way * ended.saved > event.way * t, jnp.nan, ended.saved)
     ended = Ended(saved, t, ended.record, ended.watched, ended.stats, result)
     return Outputs(outputs.rows, last, None, ended)
@@ -246,6 +249,6 @@ def _with_time_jvp(primals, tangents):
     (y, _, t, field, args), (d_y, d_of_time, *_) = primals, tangents
     if d_of_time is not None:
         # A start that has no slope is that of a sample that fails.
-        slope = finite_or_zero(field(t, y, args, zeros_like(y)))
+        slope = finite_or_zero(field(t, y, args, optax.tree.zeros_like(y)))
         d_y = add(jtu.tree_map(lambda dy: dy * d_of_time.astype(dy.dtype), slope), d_y)
     return y, d_y

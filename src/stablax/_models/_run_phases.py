@@ -9,6 +9,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, PyTree
 
 from .._control import StepLog
@@ -17,7 +18,7 @@ from .._fields import names_of
 from .._lanes import spread
 from .._results import RESULTS, is_okay
 from .._solvers import family_of
-from .._states import finite_or_zero, is_none, select
+from .._states import finite_or_zero, is_none
 from .._static import Split, Static
 from .._types import VF
 from ._call import explain_forward_mode
@@ -216,7 +217,7 @@ def _step(
     pace, t1, arrays, place = inputs
     args, dose = stack.one(arrays)
     t, y, going = progress.t, progress.y, progress.going
-    start = y if dose is None else select(going, _apply(dose, t, y, args, stack.dosed), y)
+    start = y if dose is None else optax.tree.where(going, _apply(dose, t, y, args, stack.dosed), y)
 
     own = going & _own(ts, t, t1, backwards, before, place == count - 1)
     if count == 1:
@@ -229,7 +230,7 @@ def _step(
     simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1)
     # Where there is no way on after the dose, the last state is that before it.
     stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)
-    last = select(stuck, lax.stop_gradient(y), last)
+    last = optax.tree.where(stuck, lax.stop_gradient(y), last)
 
     new = own & simulation.reached[back]
 

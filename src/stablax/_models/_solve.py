@@ -7,6 +7,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jaxtyping import Array, Bool, PyTree
 
 from .._captured import capture
@@ -14,7 +15,7 @@ from .._control import Watch
 from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
 from .._results import RESULTS, Cause
 from .._solvers import family_of, for_forward_mode, prepare
-from .._states import all_finite, finite_or_zero, stop, zeros_like
+from .._states import all_finite, finite_or_zero, stop
 from .._types import VF, Args
 from ._adjoint import Outputs
 from ._protect import closed_inputs, differentiable, of_successful
@@ -40,7 +41,9 @@ def _masks(plan: Plan, pace: Pace, guarded: GuardedField | Guarded, t0, y0, args
     )
     # What the field closes over is a leaf: a hidden input of the loop has no derivative rule.
     bare = capture(
-        lambda t, y, args, shift: unmasked(t, y, args), *stop((t0, y0, args)), zeros_like(y0)
+        lambda t, y, args, shift: unmasked(t, y, args),
+        *stop((t0, y0, args)),
+        optax.tree.zeros_like(y0),
     )
     solver = for_forward_mode(prepare(plan.solver, pace.controller))
     return jtu.Partial(_is_masked, solver, bare), jtu.Partial(_outputs_masked, bare)
@@ -100,7 +103,7 @@ def integrate(
 
 
 def _outputs_masked(field: Callable, t, y, args):
-    return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, zeros_like(y)))
+    return jtu.tree_map(lambda dy: ~jnp.isfinite(dy), field(t, y, args, optax.tree.zeros_like(y)))
 
 
 def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:

@@ -16,13 +16,14 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._lanes import any_lane, spread
 from .._linalg import Dense, DenseLU
-from .._states import select, stop
+from .._states import stop
 from .._types import Args
 from ._patient_chord import PatientChord
 from ._wrapped import AbstractWrapped
@@ -105,7 +106,7 @@ class EsdirkSteps(AbstractWrapped):
         error = equations.increment(_weigh(table.b_error, slopes))
         error = jnp.where(ended == _SOLVED, error, jnp.inf)
         ks = jax.vmap(lambda slope: equations.as_state(equations.increment(slope)))(slopes)
-        blank = jtu.tree_map(jnp.zeros_like, ks)
+        blank = optax.tree.zeros_like(ks)
         of_each = tuple(ks if tableau.implicit else blank for tableau in self._tableaus)
         y1, error = equations.as_state(y1), equations.as_state(error)
         dense = dict(y0=y0, y1=y1, k=of_each if len(of_each) > 1 else ks)
@@ -237,7 +238,9 @@ def _iterate(
         ends, result = finder.terminate(stage.asked, after, stage.given, {}, seen, _NO_TAGS)
         is_solved = result == optx.RESULTS.successful
         ended = jnp.where(ends, jnp.where(is_solved, _SOLVED, _DIVERGED), how)
-        slope, state, how = select(going, (after, without(seen), ended), (slope, state, how))
+        slope, state, how = optax.tree.where(
+            going, (after, without(seen), ended), (slope, state, how)
+        )
         return slope, state, how, going & ~ends & (state.step < limit)
 
     start = (guess, without(known), jnp.array(_OUT_OF_ITERATIONS), jnp.array(True))

@@ -9,6 +9,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
@@ -34,7 +35,7 @@ class RosenbrockInterpolation(diffrax.AbstractLocalInterpolation):
 
     def evaluate(self, t0, t1=None, left=True):
         if t1 is not None:
-            return jtu.tree_map(jnp.subtract, self.evaluate(t1), self.evaluate(t0))
+            return optax.tree.sub(self.evaluate(t1), self.evaluate(t0))
         span = self.t1 - self.t0
         theta = jnp.where(span == 0, 0, (t0 - self.t0) / jnp.where(span == 0, 1, span))
 

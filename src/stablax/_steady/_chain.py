@@ -6,12 +6,13 @@ from typing import final
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool
 
 from .._lanes import only_where, spread
 from .._precision import product
 from .._results import RESULTS, STATUS
-from .._states import all_finite, select
+from .._states import all_finite
 from .._words import short
 from ._base import AbstractSteadyMethod
 from ._integrate import Integrate
@@ -156,7 +157,7 @@ def run_chain(
         # A later failure replaces an earlier one unless it knows less.
         better = (attempt == first) | (_rank(verdict.result) <= _rank(old.verdict.result))
         best = (verdict, stage, warm)
-        verdict, stage, warm = select(better, best, (old.verdict, old.stage, old.warm))
+        verdict, stage, warm = optax.tree.where(better, best, (old.verdict, old.stage, old.warm))
         steps = old.steps + count
         return attempt + 1, Found(verdict, stage, warm, steps, statuses)
 

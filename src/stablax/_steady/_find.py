@@ -10,6 +10,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, PyTree
 
@@ -29,7 +30,6 @@ from .._states import (
     as_args,
     as_state,
     finite_or_zero,
-    select,
     state_dtype,
     stop,
 )
@@ -345,8 +345,8 @@ def _in_coordinates(
         contained = guard.contains(inside, options.rtol, options.atol)
         result = RESULTS.where(is_okay(result) & ~contained, RESULTS.left_bounds, result)
     # A state without finite coordinates has no derivative either.
-    y = field.to(select(finite, steady.y, stop(inside)))
-    y = select(is_okay(result), y, finite_or_zero(stop(y)))
+    y = field.to(optax.tree.where(finite, steady.y, stop(inside)))
+    y = optax.tree.where(is_okay(result), y, finite_or_zero(stop(y)))
     return eqx.tree_at(
         lambda s: (s.y, s.result), steady, (y, result), is_leaf=lambda x: isinstance(x, RESULTS)
     )

@@ -5,13 +5,14 @@ from typing import Any, final
 
 import equinox as eqx
 import jax.numpy as jnp
+import optax
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
-from .._states import bounds_in, select
+from .._states import bounds_in
 from .._types import ScalarLike
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
 
@@ -79,7 +80,7 @@ class Newton(AbstractSteadyRootFinder):
             here.y, step, length, factors, one, jnp.array(False), state.finished, state.status
         )
         old = eqx.tree_at(lambda s: s.fraction, state, state.fraction / 2)
-        new = select(accepted, new, old)
+        new = optax.tree.where(accepted, new, old)
         following = jnp.clip(new.y + new.fraction * new.step, lower, upper)
 
         converged = accepted & (length <= 1)

@@ -6,13 +6,14 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS
-from .._states import bounds_in, select
+from .._states import bounds_in
 from .._types import ScalarLike
 from ._problem import in_box
 from ._root_finder import AbstractSteadyRootFinder, Scale, evaluate, no_factors
@@ -155,7 +156,7 @@ class PseudoTransient(AbstractSteadyRootFinder):
         h = state.h * jnp.where(good, growth, jnp.where(newton, 1, _CUT))
         h = jnp.where(state.first, first_h, h)
         reach = jnp.where(newton & ~good, state.length / _LESS_REACH, state.reach)
-        y, value, jacobian = select(
+        y, value, jacobian = optax.tree.where(
             good | state.first,
             (here.y, value, jacobian),
             (state.y, state.value, state.jacobian),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
@@ -15,7 +16,7 @@ from .._lane_loop import lane_loop
 from .._lanes import spread
 from .._linalg import Dense, EquilibratedLU
 from .._results import STATUS, translated
-from .._states import is_none, select
+from .._states import is_none
 from .._types import ScalarLike
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem, default_tolerances
@@ -109,7 +110,7 @@ def drive(
         }
         following, new, _ = finder.step(_residual_of(problem), y, None, here, state, frozenset())
         # Of a search that ends nothing else is looked at.
-        y, status, k = select(ends, (y, state.status, k), (following, new.status, k + 1))
+        y, status, k = optax.tree.where(ends, (y, state.status, k), (following, new.status, k + 1))
         state = spread(dataclasses.replace(new, status=status), ends)
         return (ends, y, state, k, seen), writes
 
