@@ -11,6 +11,11 @@ from ._observe import Observation, busiest
 from ._report import number
 from ._sampled import jumps_in_time
 from ._suggestion import (
+    LIKELY,
+    MINOR,
+    POSSIBLE,
+    PROBABLE,
+    SEEN,
     Suggestion,
     ended_with,
     guarded_with,
@@ -32,7 +37,7 @@ def _walls(seen: Observation) -> Iterator[Suggestion]:
         for wall in find_walls(seen, float(seen.t[place]), float(seen.dt[place])):
             walls.setdefault((wall.index, wall.side), wall)
     fatal = ended_with(seen, RESULTS.not_finite)
-    weight = 0.9 if fatal else 0.6
+    weight = LIKELY if fatal else PROBABLE
     if not walls:
         yield Suggestion(
             "field_not_finite",
@@ -112,7 +117,7 @@ def _box_left(seen: Observation) -> Iterator[Suggestion]:
             else ", and were retried."
         ),
         guarded_with(opened),
-        0.95 if fatal else 0.2,
+        SEEN if fatal else MINOR,
     )
 
 
@@ -125,13 +130,13 @@ def _masked(seen: Observation) -> Iterator[Suggestion]:
             f"{steps} accepted steps rest on outputs of the field that were not finite, and that "
             f"the guard replaced by {guard.fill:g}: that is not a solution.",
             guarded_with("Guard()"),
-            0.95,
+            SEEN,
         )
 
 
 def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
     underflow = ended_with(seen, RESULTS.step_underflow)
-    weight = 0.9 if underflow else 0.5
+    weight = LIKELY if underflow else POSSIBLE
     in_time = jumps_in_time(seen)
     if in_time:
         yield _jump_in_time(seen, in_time, weight)
@@ -164,7 +169,7 @@ def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
                 f"{names} grows without bound as t comes to {number(t, 8)}: the solution ends "
                 "there. If it should not, a sign or a parameter of the field is wrong.",
                 f"ts = np.asarray(ts); ts = ts[ts < {number(t - 0.01 * abs(t), 6)}]",
-                0.95,
+                SEEN,
             )
 
 
@@ -181,7 +186,7 @@ def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Sugge
     if known:
         ends = ", ".join(f"sx.Phase({number(t, 7)})" for t in times)
         code = f"model = sx.SimulatePhases(model.field); phases = [{ends}, sx.Phase(ts[-1])]"
-        return Suggestion("field_jumps_in_time", why, code, 0.3)
+        return Suggestion("field_jumps_in_time", why, code, MINOR)
     code = model_with(controller=preset(seen, jump_ts=with_times(seen, "jump_ts", times)))
     return Suggestion("field_jumps_in_time", why, code, weight)
 

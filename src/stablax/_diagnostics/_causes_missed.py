@@ -6,7 +6,7 @@ from ._finer import FinerReport
 from ._observe import Observation
 from ._report import number
 from ._sampled import missed_events, stepped_over
-from ._suggestion import Suggestion, model_with, preset, with_times
+from ._suggestion import PROBABLE, SEEN, Suggestion, model_with, preset, with_times
 
 
 def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
@@ -26,7 +26,7 @@ def _stepped_over(seen: Observation) -> Iterator[Suggestion]:
         f"(`step_ts`; `jump_ts` if the field jumps there; phases), or hold the steps below its "
         f"length (`dtmax={number(shortest / 2)}`).",
         model_with(controller=preset(seen, step_ts=with_times(seen, "step_ts", edges))),
-        0.95,
+        SEEN,
     )
 
 
@@ -41,7 +41,7 @@ def _events(seen: Observation) -> Iterator[Suggestion]:
         f"The condition of the event is met between t = {places}, and no longer at the end of the "
         "same step: it is looked at there only. Hold the steps below that time.",
         model_with(controller=preset(seen, dtmax=number(shortest / 2))),
-        0.95,
+        SEEN,
     )
 
 
@@ -61,7 +61,7 @@ def global_error(seen: Observation, finer: FinerReport) -> Iterator[Suggestion]:
     if not finer.successful:
         why = f"At a tenth of the tolerances the solve does not end well: {finer.result}. The "
         why += "solution depends on its tolerance."
-        yield Suggestion("global_error", why, code, 0.7)
+        yield Suggestion("global_error", why, code, PROBABLE)
         return
     too_far = finer.factor > min(_VALUE, _MOST / seen.rtol)
     if not too_far and not finer.derivative > min(_DERIVATIVE * seen.rtol, _MOST):
@@ -77,5 +77,5 @@ def global_error(seen: Observation, finer: FinerReport) -> Iterator[Suggestion]:
         "large derivatives cancel, has fewer digits than the states. Solve at smaller tolerances, "
         "until `check_gradient` of the loss finds it settled.",
         code,
-        0.7,
+        PROBABLE,
     )

@@ -11,7 +11,17 @@ from .._results import RESULTS, Cause
 from .._solvers import AbstractRosenbrock, PatientChord, family_of
 from ._observe import Observation
 from ._report import number
-from ._suggestion import Suggestion, ended_with, model_with, preset
+from ._suggestion import (
+    CERTAIN,
+    LIKELY,
+    MINOR,
+    POSSIBLE,
+    PROBABLE,
+    Suggestion,
+    ended_with,
+    model_with,
+    preset,
+)
 
 
 def _stiff_for_an_explicit_solver(seen: Observation) -> Iterator[Suggestion]:
@@ -30,7 +40,7 @@ def _stiff_for_an_explicit_solver(seen: Observation) -> Iterator[Suggestion]:
             f"Step size times the fastest rate is {number(typical)} in the median: the steps of "
             "this explicit solver are as short as its stability needs, not its accuracy.",
             model_with(solver="sx.Rodas5P()", controller=preset(seen)),
-            1.0 if ended_with(seen, RESULTS.step_budget_spent) else 0.7,
+            CERTAIN if ended_with(seen, RESULTS.step_budget_spent) else PROBABLE,
         )
 
 
@@ -49,7 +59,7 @@ def _precision(seen: Observation) -> Iterator[Suggestion]:
         'jax.config.update("jax_enable_x64", True)' + wider
         if seen.dtype != np.float64
         else model_with(controller='sx.StiffPID.preset("precise")'),
-        1.0 if short else 0.5,
+        CERTAIN if short else POSSIBLE,
     )
 
 
@@ -65,7 +75,7 @@ def _budget(seen: Observation) -> Iterator[Suggestion]:
         "budget_too_small",
         f"At the last step size the rest takes about {number(left)} steps.",
         model_with(max_steps=str(max(enough, 64))),
-        0.8 if np.mean(~seen.accepted) < 1 / 3 and left < 100 * len(seen.t) else 0.4,
+        PROBABLE if np.mean(~seen.accepted) < 1 / 3 and left < 100 * len(seen.t) else MINOR,
     )
 
 
@@ -87,7 +97,9 @@ def _root_finder(seen: Observation) -> Iterator[Suggestion]:
         f"{count} of {len(seen.t)} steps were rejected because the root finder "
         f"({type(finder).__name__}) gave up on their stages.",
         model_with(solver=ours),
-        0.9 if ended_with(seen, RESULTS.stages_unsolved, RESULTS.step_budget_spent) else 0.6,
+        LIKELY
+        if ended_with(seen, RESULTS.stages_unsolved, RESULTS.step_budget_spent)
+        else PROBABLE,
     )
 
 
@@ -107,7 +119,7 @@ def _jacobian(seen: Observation) -> Iterator[Suggestion]:
             str(error),
             "model = sx.with_options(model, solver=sx."
             f"{type(seen.model.options.solver).__name__}(jacobian=sx.Dense()))",
-            1.0,
+            CERTAIN,
         )
 
 
@@ -123,7 +135,7 @@ def _uncontrolled_components(seen: Observation) -> Iterator[Suggestion]:
         f"{names} never exceeds {number(largest[small].max())}, while `atol` is "
         f"{seen.atols[small].max():g}: no digit of it is controlled.",
         model_with(controller=preset(seen, atol=number(atol))),
-        0.4,
+        MINOR,
     )
 
 
@@ -134,7 +146,7 @@ def _many_rejections(seen: Observation) -> Iterator[Suggestion]:
             "many_rejections",
             f"{count} of {len(seen.t)} steps were rejected for their error.",
             model_with(controller='sx.StiffPID.preset("robust")'),
-            0.3,
+            MINOR,
         )
 
 
@@ -148,7 +160,7 @@ def _longest_step(seen: Observation) -> Iterator[Suggestion]:
             "dtmax_holds_the_steps",
             f"{held:.0%} of the steps have the largest size, `dtmax` = {float(dtmax):g}.",
             model_with(controller=preset(seen)),
-            0.5 + 0.4 * ended_with(seen, RESULTS.step_budget_spent),
+            LIKELY if ended_with(seen, RESULTS.step_budget_spent) else POSSIBLE,
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from .._results import RESULTS
 from ._observe import Observation
 from ._report import number
-from ._suggestion import Suggestion, ended_with
+from ._suggestion import CERTAIN, POSSIBLE, Suggestion, ended_with
 
 
 def steady_causes(seen: Observation, condition: float | None) -> Iterator[Suggestion]:
@@ -21,14 +21,14 @@ def steady_causes(seen: Observation, condition: float | None) -> Iterator[Sugges
             "conserved_quantities_not_declared",
             "The Jacobian is singular at the steady state: quantities are conserved.",
             call.format('conserved="detect"'),
-            1.0,
+            CERTAIN,
         )
     if ended_with(seen, RESULTS.not_conserved):
         yield Suggestion(
             "not_conserved",
             "A row given as `conserved` is not conserved by the field.",
             call.format('conserved="detect"'),
-            1.0,
+            CERTAIN,
         )
     if ended_with(seen, RESULTS.no_steady_state):
         yield Suggestion(
@@ -36,14 +36,14 @@ def steady_causes(seen: Observation, condition: float | None) -> Iterator[Sugges
             "No method converged: simulate the condition of the search, and see whether it "
             "settles, oscillates or grows.",
             "simulation = sx.Simulate(model.field)(y0, np.geomspace(1e-2, 1e3, 100), throw=False)",
-            1.0,
+            CERTAIN,
         )
     if ended_with(seen, RESULTS.unstable_steady_state, RESULTS.ambiguous_steady_state):
         yield Suggestion(
             "unstable_steady_state",
             "The steady state that was found is unstable, or not the one that the dynamics reach.",
             "model = sx.SteadyThenSimulate(model.field, method=sx.Integrate())",
-            1.0,
+            CERTAIN,
         )
     if condition is not None and condition > 1e-2 / np.finfo(seen.dtype).eps:
         yield Suggestion(
@@ -51,5 +51,5 @@ def steady_causes(seen: Observation, condition: float | None) -> Iterator[Sugges
             f"The condition number of the Jacobian at the steady state is {number(condition)}: "
             "its sensitivities keep few digits. A quantity may be nearly conserved.",
             "rows = sx.conserved_quantities(model.field, y0)",
-            0.5,
+            POSSIBLE,
         )

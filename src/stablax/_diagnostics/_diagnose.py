@@ -18,7 +18,7 @@ from ._finer import FinerReport, solve_finer
 from ._observe import Observation, bind, observe, settled
 from ._report import Advice, Table, as_data, as_rich, as_text, number
 from ._stiffness import jacobian_at
-from ._suggestion import Suggestion
+from ._suggestion import POSSIBLE, Suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,7 @@ def diagnose(model: AbstractModel, *inputs: PyTree, **keywords: PyTree) -> Diagn
     steady = _steady_report(seen)
     found = suggestions(seen, None if steady is None else steady.condition)
     finer = None
-    if successful and not any(s.weight >= 0.5 for s in found):
+    if successful and not any(s.weight >= POSSIBLE for s in found):
         finer = solve_finer(seen)
         found += [] if finer is None else global_error(seen, finer)
     return Diagnosis(

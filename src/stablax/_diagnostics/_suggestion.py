@@ -12,6 +12,14 @@ from .._static import Static
 from ._observe import Observation
 from ._report import number
 
+# Weights. They order what is found; their distances mean nothing.
+CERTAIN = 1.0  # the failure says it, or what was evaluated proves it
+SEEN = 0.95  # it was seen at work, and the result is not what was asked for
+LIKELY = 0.9  # it is there, and the solve failed as it makes solves fail
+PROBABLE = 0.7  # it is there, and explains steps that are short, rejected or wrong
+POSSIBLE = 0.5  # it is there, and something else may be the reason; the least to be cured first
+MINOR = 0.3  # it is there, and does little harm
+
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
