@@ -5,7 +5,7 @@ A new field, solver, controller, method or model joins its registry here; the co
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,14 @@ def slow(*values: Any) -> Any:
     """Values of `pytest.mark.parametrize` for the night: a combination, or a size, of a kind that
     other values of the same test stand for by day."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def by_day(cases: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Of `cases`, the `chosen` ones by day, and the others by night."""
+    cases = list(cases)
+    assert set(chosen) <= set(cases), chosen
+    spread = lambda case: case if isinstance(case, tuple) else (case,)
+    return [case if case in chosen else slow(*spread(case)) for case in cases]
 
 
 def data_file(name: str) -> Path:

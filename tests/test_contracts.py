@@ -227,9 +227,13 @@ TIMES = jnp.array([1.7, 3.2])
 # Every solver with the default adjoint; the others, and its forward mode, each with a solver of
 # each family. Those that differentiate diffrax's loop in reverse compile for up to half a minute
 # with an implicit solver: at night (by day `test_phases.py` and `test_step_gate.py` have them).
-PAIRS = [(solver, "DiscreteAdjoint") for solver in SOLVERS] + [
+BY_FAMILY = ("Rodas5P", "kvaerno5", "Tsit5", "FiniteSteps(Tsit5)")
+PAIRS = [
+    (slow if solver not in BY_FAMILY else pytest.param)(solver, "DiscreteAdjoint")
+    for solver in SOLVERS
+] + [
     ("Tsit5", "DiscreteAdjoint, forward"),
-    ("Rodas4", "DiscreteAdjoint, forward"),
+    slow("Rodas4", "DiscreteAdjoint, forward"),
     ("kvaerno3", "DiscreteAdjoint, forward"),
     ("Dopri5", "RecursiveCheckpointAdjoint"),
     slow("Rodas4", "RecursiveCheckpointAdjoint"),
@@ -239,7 +243,7 @@ PAIRS = [(solver, "DiscreteAdjoint") for solver in SOLVERS] + [
     slow("kvaerno5", "DirectAdjoint"),
     ("FiniteSteps(Tsit5)", "ForwardMode"),
     ("Rosenbrock23", "ForwardMode"),
-    ("kencarp4", "ForwardMode"),
+    slow("kencarp4", "ForwardMode"),
 ]
 
 

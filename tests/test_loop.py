@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, SOLVERS, slow
+from helpers import ROOT, SOLVERS, by_day, slow
 
 import stablax as sx
 from stablax._loop import Steps, integrate_steps
@@ -29,7 +29,10 @@ START = {"a": 0.3, "b": jnp.array([0.1, 0.4])}
 ROWS = np.array([0.0, 0.0, 0.2, 0.2, 0.55, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+BY_DAY = ("Rodas5P", "kvaerno5", "Tsit5", "FiniteSteps(Tsit5)")
+
+
+@pytest.mark.parametrize("solver", by_day(SOLVERS, *BY_DAY))
 def test_steps_and_rows_are_those_of_diffrax(solver):
     """`diffeqsolve` is what runs where a model has diffrax's own adjoint. Forth and back."""
 
@@ -370,6 +373,7 @@ def test_steady_states_and_phases_run_on_many_devices(tmp_path):
     assert run(MESH, script, folder=tmp_path, devices=2).strip() == "all"
 
 
+@pytest.mark.slow
 def test_lanes_are_exchanged_on_many_devices(tmp_path):
     """`simulate_batch` over a mesh, and inside a `shard_map`: each device exchanges its own lanes,
     and none waits for another inside a loop."""
@@ -526,6 +530,7 @@ def test_products_are_as_precise_as_their_type(name, size):
     assert "precision = [HIGH, HIGH]" in text
 
 
+@pytest.mark.slow
 def test_programs_run_on_two_processes(tmp_path):
     """Each has one device of a mesh, and its part of the samples."""
     script = """

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from helpers import slow
 
 import stablax as sx
 
@@ -130,7 +131,7 @@ def test_a_gradient_that_is_stopped_by_mistake():
     assert all(a.verdict == "not available" for a in check.adjoints)
 
 
-@pytest.mark.parametrize("off", [0.0, 1e-9])
+@pytest.mark.parametrize("off", [0.0, slow(1e-9)])
 def test_a_gradient_at_a_minimum_is_right(off):
     """It is zero, and the differences are what the solve rounds off. (So is one next to it.)"""
     model = sx.Simulate(lambda t, y, k: -k * y)
@@ -274,6 +275,7 @@ class Fall(sx.GuardedField):
         return jnp.stack([y[1], -self.g])
 
 
+@pytest.mark.slow
 def test_a_model_is_right_by_every_adjoint():
     model = sx.Simulate(Decay(jnp.array(1.5)), solver=diffrax.Tsit5())
     loss = lambda model, y0: model(y0, [0.3]).ys[-1] ** 2

@@ -212,7 +212,7 @@ def modulated_exactly(t, y0, p):
     return jnp.stack([a, total - a, y0[2] / (1 + p[1] * y0[2] * passed)])
 
 
-@pytest.mark.parametrize("solver", [sx.Rodas5P(), sx.kvaerno5()], ids=["Rodas5P", "kvaerno5"])
+@pytest.mark.parametrize("solver", [sx.Rodas5P(), slow(sx.kvaerno5())], ids=["Rodas5P", "kvaerno5"])
 def test_a_hessian(solver):
     """Symmetric to rounding and right to the tolerance: in parameters, state and times; stiff or
     not; and where the loss is stationary, so that it is all second derivative."""

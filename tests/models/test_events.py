@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from helpers import slow
 
 import stablax as sx
 
@@ -105,7 +106,7 @@ def in_forward(model, lanes):
     ("solver", "adjoint", "dtype", "rtol"),
     [
         (None, None, jnp.float64, 1e-6),
-        (sx.kvaerno5(), diffrax.ForwardMode(), jnp.float32, 2e-3),
+        slow(sx.kvaerno5(), diffrax.ForwardMode(), jnp.float32, 2e-3),
     ],
     ids=["default", "kvaerno5, forward, float32"],
 )
@@ -191,7 +192,7 @@ def test_an_event_ends_its_phase_and_all_that_follow():
     assert simulations.stats["phase"].tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("adjoint", [None, diffrax.RecursiveCheckpointAdjoint()])
+@pytest.mark.parametrize("adjoint", [None, slow(diffrax.RecursiveCheckpointAdjoint())])
 def test_reverse_mode_has_the_derivatives_of_an_event(adjoint):
     """By closed form, of time and state; in the first step of the solve and in a later one, where
     rows are before and behind it. The default has second derivatives, too."""

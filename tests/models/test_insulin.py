@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from helpers import ROOT, Counted, data_file, richardson
+from helpers import ROOT, Counted, data_file, richardson, slow
 
 import stablax as sx
 
@@ -237,7 +237,7 @@ def test_malformed(insulin, tmp_path, change, message):
 # --- the command ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [None, "{'species': "])
+@pytest.mark.parametrize("content", [None, slow("{'species': ")])
 def test_one_line_for_a_bad_file(tmp_path, content):
     path = tmp_path / "data.json"
     if content is not None:
@@ -249,6 +249,7 @@ def test_one_line_for_a_bad_file(tmp_path, content):
     assert not (tmp_path / "insulin_signalling.png").exists()
 
 
+@pytest.mark.slow  # `.ci/run` runs it by itself
 def test_small_run(tmp_path):
     done = run("--small", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -262,6 +263,7 @@ def test_small_run(tmp_path):
     assert figure.read_bytes()[:4] == b"\x89PNG" and figure.stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_equilibrium_of_perturbed_rate_constants(insulin):
     """200 log-normal perturbations (a factor of three): all equilibrate, and keep their totals."""
     problem = insulin.make_problem(jr.key(0))

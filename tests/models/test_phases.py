@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ADJOINTS, ROOT, Counted, all_finite, data_file, richardson
+from helpers import ADJOINTS, ROOT, Counted, all_finite, by_day, data_file, richardson
 
 import stablax as sx
 
@@ -57,7 +57,10 @@ GOOD = np.array([True, True, True, False, False])
 
 
 # `DirectAdjoint` differentiates the loop that `RecursiveCheckpointAdjoint` does.
-@pytest.mark.parametrize("adjoint", [name for name in ADJOINTS if name != "DirectAdjoint"])
+REPLAYED = [name for name in ADJOINTS if name != "DirectAdjoint"]
+
+
+@pytest.mark.parametrize("adjoint", by_day(REPLAYED, "DiscreteAdjoint", "ForwardMode"))
 def test_values_and_derivatives_of_a_batch_of_schedules(adjoint):
     """Under `vmap`, padded; a lane that fails in the middle changes nothing in the others."""
     model = sx.SimulatePhases(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
-from helpers import Counted
+from helpers import Counted, slow
 
 import stablax as sx
 from stablax._diagnostics._observe import settled as observed
@@ -224,7 +224,7 @@ ADJOINTS = {
 
 @pytest.mark.parametrize(
     ("adjoint", "phases"),
-    [("discrete", False), ("forward", False), ("discrete", True), ("direct", True)],
+    [("discrete", False), slow("forward", False), ("discrete", True), slow("direct", True)],
 )
 def test_rows_that_are_not_asked_for(adjoint, phases):
     """Value and derivative are those of the rows that are; the others repeat the last state."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from helpers import slow
 from scipy.integrate import solve_ivp
 
 import stablax as sx
@@ -128,7 +129,7 @@ def _robertson_in_the_first_lane():
     return of(0), (of(1e-2) - of(-1e-2)) / 2e-2
 
 
-@pytest.mark.parametrize("name", ["kvaerno5", "kencarp4"])  # stages in f, and in h f
+@pytest.mark.parametrize("name", ["kvaerno5", slow("kencarp4")])  # stages in f, and in h f
 def test_a_batch_of_64_robertsons_in_reverse_mode(name):
     """With `optimistix.Chord` this raises: an iterate of a rejected step has no derivative."""
     solver = SOLVERS[name]()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
-from helpers import richardson
+from helpers import by_day, richardson
 
 import stablax as sx
 from stablax import _linalg
@@ -206,6 +206,7 @@ def test_save_functions_and_events(name):
     np.testing.assert_allclose(solution.ys[-1], [1.0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", by_day(METHODS, "Rodas5P"))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_dtypes_do_not_mix(name, dtype):
     y0 = jnp.array([0.2, 0.1], dtype)
@@ -229,6 +230,7 @@ def test_dtypes_do_not_mix(name, dtype):
     assert not re.search(other + r"\[\d", str(jaxpr))
 
 
+@pytest.mark.parametrize("name", by_day(METHODS, "Rodas5P"))
 def test_vmap_and_jit_agree_with_one_by_one(name):
     field = lambda t, y, k: -k * (y - jnp.cos(t))
 
@@ -244,6 +246,7 @@ def test_vmap_and_jit_agree_with_one_by_one(name):
 # --- what a step must survive
 
 
+@pytest.mark.parametrize("name", by_day(METHODS, "Rodas5P"))
 def test_a_step_that_is_not_finite_is_rejected_and_leaves_no_trace_in_the_gradient(name):
     """diffrax issue #368: the first step tried overflows."""
 
@@ -321,6 +324,7 @@ def test_a_solver_is_a_value_without_leaves(name):
     assert eqx.tree_equal(type(solver)(), solver) and hash(type(solver)()) == hash(solver)
 
 
+@pytest.mark.parametrize("name", by_day(METHODS, "Rodas5P"))
 def test_gradients_are_right_in_every_mode(name):
     def loss(p, adjoint):
         field = lambda t, y, p: jnp.stack([-p[0] * y[0] + p[1] * y[1], p[0] * y[0] - p[2] * y[1]])
