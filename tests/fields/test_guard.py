@@ -94,7 +94,8 @@ def test_a_guard_that_does_not_fit_the_state_is_refused_at_the_first_call(guard,
 
 
 def test_bounds_can_be_partial_and_one_sided():
-    guard = sx.Guard({"a": None, "b": np.array([0.0, -np.inf])}, {"a": 1.0, "b": np.inf})
+    lower, upper = {"a": None, "b": np.array([0.0, -np.inf])}, {"a": 1.0, "b": np.inf}
+    guard = sx.Guard(lower, upper, outside="constant")
     y = {"a": jnp.array([3.0]), "b": jnp.array([-1.0, -1.0])}
     seen = sx.Guarded(lambda t, y, args: y, guard)(0.0, y, None)
     assert seen["a"].tolist() == [1.0] and seen["b"].tolist() == [0.0, -1.0]
@@ -105,7 +106,7 @@ def test_bounds_can_be_partial_and_one_sided():
 
 
 def test_a_prefix_of_the_state_is_enough():
-    guard = sx.Guard((0.0, None))
+    guard = sx.Guard((0.0, None), outside="constant")
     y = ({"a": jnp.array(-1.0), "b": jnp.array(-2.0)}, jnp.array(-3.0))
     seen = sx.Guarded(lambda t, y, args: y, guard)(0.0, y, None)
     assert jax.tree.leaves(jax.tree.map(float, seen)) == [0.0, 0.0, -3.0]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax.tree_util as jtu
 import numpy as np
+from jaxtyping import PyTree
 
 from .._fields import as_guarded
 from .._results import RESULTS, Cause
@@ -25,6 +26,10 @@ from ._suggestion import (
     with_times,
 )
 from ._walls import Wall, find_jump_along, find_walls
+
+# Of rejected steps: how many are no reason to look, how many are looked at, and how many times its
+# absolute tolerance a component may be off a bound that it hovers about.
+_FEW, _LOOKS, _NEAR = 10, 5, 100.0
 
 
 def _walls(seen: Observation) -> Iterator[Suggestion]:
@@ -173,6 +178,55 @@ def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
             )
 
 
+def _no_slope_beyond(seen: Observation) -> Iterator[Suggestion]:
+    """Components that hover about a bound: inside the field damps them, and beyond it does not see
+    them, so that a step that begins there relies on a slope of zero."""
+    rejected = np.flatnonzero(np.isin(seen.cause, (Cause.error, Cause.left_bounds)))
+    if len(rejected) < _FEW or len(rejected) < len(seen.t) / 10:
+        return
+    guard = as_guarded(seen.model.field).guard
+    lower, _ = (_flat(bounds) for bounds in guard.bounds(seen.unravel(seen.states[0])))
+    by_guard = np.isfinite(lower) & (guard.outside == "constant")
+    bound = np.where(by_guard, lower, 0.0)
+    open_to_us = by_guard | ~np.isfinite(lower)
+    hovers = np.zeros(len(bound), bool)
+    places = rejected[np.linspace(0, len(rejected) - 1, _LOOKS).astype(int)]
+    for place in dict.fromkeys(places):
+        t, dt = float(seen.t[place]), abs(seen.dt[place])
+        y = seen.state_at(t)
+        near = np.flatnonzero(open_to_us & (np.abs(y - bound) < _NEAR * seen.atols))
+        for i in near:
+            # Two points below the bound, two above.
+            moved = np.repeat(y[None], 4, axis=0)
+            moved[:, i] = bound[i] + np.array([-2, -1, 1, 2]) * seen.atols[i]
+            f = seen.field(np.full(4, t), moved)
+            blind = by_guard[i] or np.array_equal(f[0], f[1])
+            damped = dt * (f[2, i] - f[3, i]) > seen.atols[i]
+            hovers[i] |= np.isfinite(f).all() and blind and damped
+    if not hovers.any():
+        return
+    names = ", ".join(seen.names[i] for i in np.flatnonzero(hovers)[:5])
+    beyond = "its guard" if by_guard[hovers].all() else "the field"
+    values = np.where(hovers, bound, lower)
+    if not np.isfinite(lower).any() and (seen.states > -_NEAR * seen.atols).all():
+        values[:] = 0.0  # nothing is below zero by more than its tolerance
+    same = (values == values[0]).all()
+    box = f"Guard(lower={float(values[0])!r})" if same else f"Guard(lower={_tree(seen, values)})"
+    verb = "hovers" if hovers.sum() == 1 else "hover"
+    yield Suggestion(
+        "no_slope_beyond_a_bound",
+        f"{names} {verb} about {number(float(bound[hovers][0]))}, where {beyond} clips it: beyond, "
+        "the derivative of the field in it vanishes, a step believes that, and nothing damps it. "
+        f"{len(rejected)} steps were rejected. A guard goes on along the tangent.",
+        guarded_with(box),
+        LIKELY if ended_with(seen, RESULTS.step_budget_spent) else PROBABLE,
+    )
+
+
+def _flat(bounds: PyTree) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jtu.tree_leaves(bounds)])
+
+
 def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Suggestion:
     known = not undeclared(seen, "jump_ts", times)
     why = f"The field jumps at t = {', '.join(number(t, 7) for t in times)}" + (
@@ -191,4 +245,4 @@ def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Sugge
     return Suggestion("field_jumps_in_time", why, code, weight)
 
 
-FIELD_RULES = (_walls, _box_left, _masked, _jumps_and_blow_ups)
+FIELD_RULES = (_walls, _box_left, _masked, _no_slope_beyond, _jumps_and_blow_ups)

@@ -1,5 +1,8 @@
 """`Guard`: the bounds of a field, as a value."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -8,6 +11,10 @@ from jaxtyping import Array, ArrayLike, Bool, PyTree
 from .._states import broadcast_prefix, for_each_component, is_none
 from .._static import Static, real_array, real_number
 from .._words import short
+
+_OUTSIDE = ("tangent", "constant")
+# By the bytes of a number. Squares of the second are not zero yet.
+_FROM_ZERO = {8: 1e-40, 4: 1e-18, 2: 1e-4}
 
 
 def _normalise(bounds: PyTree[ArrayLike | None], name: str) -> PyTree[np.ndarray] | None:
@@ -23,6 +30,15 @@ def _normalise(bounds: PyTree[ArrayLike | None], name: str) -> PyTree[np.ndarray
         return value
 
     return jtu.tree_map_with_path(leaf, bounds, is_leaf=is_none)
+
+
+def _further(bound: np.ndarray, way: int) -> np.ndarray:
+    """The next number from a bound; from zero one that is small, and above the floors that fields
+    give to logarithms (1e-100, often)."""
+    from_zero = _FROM_ZERO[bound.dtype.itemsize]
+    with np.errstate(invalid="ignore"):
+        next_to = np.nextafter(bound, np.asarray(way * np.inf, bound.dtype))
+    return np.where(bound == 0, np.asarray(way * from_zero, bound.dtype), next_to)
 
 
 def _check_order(lower: PyTree, upper: PyTree) -> None:
@@ -70,6 +86,10 @@ class Guard:
         number: it is replaced by that number, and counted.
     - `pull`: rate >= 0 [1/time] of a restoring term `pull * (clip(y) - y)`, which draws a
         state outside the box back. 0 inside.
+    - `outside`: how the field goes on outside the box. `"tangent"` (the default): along its
+        tangent at the nearest point c of the box, f(c) + J(c) (y - c), so that value and slope
+        are continuous and a species that hovers about its bound stays damped. `"constant"`: f(c).
+        Either way the field is evaluated inside the box only.
     - `reject`: `True` (the default): the box is the admissible domain, and a step that
         leaves it by more than `atol + rtol |bound|` is rejected and retried with a smaller
         step. `False`: the box limits only where the field is evaluated.
@@ -85,6 +105,7 @@ class Guard:
         *,
         fill: float | None = None,
         pull: float = 0.0,
+        outside: Literal["tangent", "constant"] = "tangent",
         reject: bool = True,
     ):
         self.lower = _normalise(lower, "lower")
@@ -97,10 +118,15 @@ class Guard:
         self.pull = real_number(pull, "pull")
         if not (np.isfinite(self.pull) and self.pull >= 0):
             raise ValueError(f"`pull` must be a finite rate >= 0, got {short(pull)}.")
+        if outside not in _OUTSIDE:
+            raise ValueError(f"`outside` must be one of {_OUTSIDE}, got {short(outside)}.")
+        self.outside = outside
         if not isinstance(reject, bool):
             raise TypeError(f"`reject` must be True or False, got {short(reject)}.")
         self.reject = reject
-        self._key = Static((self.lower, self.upper, self.fill, self.pull, self.reject))
+        self._key = Static(
+            (self.lower, self.upper, self.fill, self.pull, self.outside, self.reject)
+        )
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -109,7 +135,7 @@ class Guard:
         return type(other) is Guard and self._key == other._key
 
     def __repr__(self) -> str:
-        defaults = dict(lower=None, upper=None, fill=None, pull=0.0, reject=True)
+        defaults = dict(lower=None, upper=None, fill=None, pull=0.0, outside="tangent", reject=True)
 
         def show(x):
             if isinstance(x, np.ndarray):
@@ -123,9 +149,9 @@ class Guard:
         given = [
             f"{k}={show(getattr(self, k))}"
             for k, d in defaults.items()
-            if getattr(self, k) is not d
+            if not (getattr(self, k) is d or k in ("pull", "outside") and getattr(self, k) == d)
         ]
-        return f"Guard({', '.join(s for s in given if s not in ('pull=0.0',))})"
+        return f"Guard({', '.join(given)})"
 
     def bounds(self, y: PyTree[Array]) -> tuple[PyTree[np.ndarray], PyTree[np.ndarray]]:
         """The bounds in the structure, shapes and dtype of `y`.
@@ -152,6 +178,38 @@ class Guard:
         return jtu.tree_map(
             lambda x, lo, hi: jnp.where(x < lo, lo, jnp.where(x > hi, hi, x)), y, lower, upper
         )
+
+    @property
+    def has_tangent(self) -> bool:
+        """Whether the field goes on along a tangent anywhere."""
+        return self.is_bounded and self.outside == "tangent"
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether no state of an accepted step is further outside than its tolerances, and nothing
+        draws it back but the tangent."""
+        return self.has_tangent and self.reject and self.pull == 0
+
+    def inside(self, y: PyTree[Array]) -> PyTree[Array]:
+        """The point of the box whose tangent is taken at `y`: `clip(y)`, where a component was
+        moved by a least amount further in. On a bound a field that clips its input too has half
+        of a slope, or none."""
+        return self._moved_in(y, lambda excess: jnp.zeros_like(excess))
+
+    def mirrored(self, y: PyTree[Array]) -> PyTree[Array]:
+        """As `inside`, but as far inside as `y` is outside. So next to the box that where a slope
+        grows without bound towards it (a root at zero) none is larger than the state can feel."""
+        return self._moved_in(y, lambda excess: excess)
+
+    def _moved_in(self, y: PyTree[Array], by: Callable[[Array], Array]) -> PyTree[Array]:
+        lower, upper = self.bounds(y)
+
+        def leaf(x, low, high):
+            above = jnp.minimum(jnp.maximum(low + by(low - x), _further(low, 1)), high)
+            below = jnp.maximum(jnp.minimum(high - by(x - high), _further(high, -1)), low)
+            return jnp.where(x < low, above, jnp.where(x > high, below, x))
+
+        return jtu.tree_map(leaf, y, lower, upper)
 
     def excess(self, y: PyTree[Array], rtol: float, atol: PyTree) -> PyTree[Array]:
         """How far each component is outside the box, in units of `atol + rtol |bound|` (`atol`: a

@@ -11,7 +11,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, as_jacobian
@@ -22,10 +22,11 @@ from .._words import short
 from ._activity import GuardActivity
 from ._gate import close, derivative_is_finite, gate
 from ._guard import Guard
+from ._tangent import AlongTangent
 
 
 def _evaluate(
-    guard: Guard, fn: VF, what: str, t: ScalarLike, y: Y, args: Args, call: Callable
+    guard: Guard, fn: VF, what: str, t: ScalarLike, y: Y, args: Args, call: Callable, tangent: bool
 ) -> PyTree:
     y = as_state(y, "y")
     t = jnp.asarray(t, state_dtype(y))
@@ -42,7 +43,13 @@ def _evaluate(
         same_shape_and_dtype(out, y, what)
         return out
 
-    out = call(checked, t, clipped, args, *guard.bounds(y))
+    field = checked
+    if tangent and guard.has_tangent:
+        inside = guard.inside(y)
+        field = AlongTangent(checked, jtu.tree_map(_excess, y, inside), clipped)
+        clipped = inside
+
+    out = call(field, t, clipped, args, *guard.bounds(y))
     if guard.pull != 0:
         # `where`, not a sum with zero: inside the box the value is the field's to the last bit.
         out = jtu.tree_map(
@@ -52,6 +59,13 @@ def _evaluate(
     if fill is not None:
         out = jtu.tree_map(lambda dy: jnp.where(jnp.isfinite(dy), dy, fill), out)
     return out
+
+
+def _excess(y: Array, inside: Array) -> Array:
+    """By how much `y` is outside. So far out that squares overflow, a tangent is no number either:
+    there the field stays constant."""
+    excess = y - inside
+    return jnp.where(jnp.abs(excess) < float(jnp.finfo(y.dtype).max) ** 0.5, excess, 0)
 
 
 def _notes(fn: VF, y: Y) -> Iterator[str]:
@@ -225,20 +239,27 @@ def evaluate(
 ) -> PyTree:
     """What calling a guarded field does; `rounding` as in `gate`."""
     call = functools.partial(gate, rounding=rounding)
-    return _evaluate(*_parts(field), t, y, args, call)
+    return _evaluate(*_parts(field), t, y, args, call, True)
 
 
 def evaluate_ungated(
-    field: GuardedField | Guarded, t: ScalarLike, y: Y, args: Args, shift: PyTree | None = None
+    field: GuardedField | Guarded,
+    t: ScalarLike,
+    y: Y,
+    args: Args,
+    shift: PyTree | None = None,
+    *,
+    tangent: bool = False,
 ) -> PyTree:
     """What calling a guarded field does, with derivatives that are not made safe, for callers
     that are not differentiated or look at what they get. With a `shift`, at the clipped `y` plus
-    that."""
+    that. Without the `tangent`, for callers that stay inside the box, or go on outside by
+    themselves."""
 
     def call(fn, t, y, args, lower, upper):
         return fn(t, y if shift is None else jtu.tree_map(jnp.add, y, shift), args)
 
-    return _evaluate(*_parts(field), t, y, args, call)
+    return _evaluate(*_parts(field), t, y, args, call, tangent)
 
 
 def evaluate_aside(
@@ -256,7 +277,7 @@ def evaluate_aside(
         )
 
     moved = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(shift)]))
-    return _evaluate(*_parts(field), t, y, args, call)
+    return _evaluate(*_parts(field), t, y, args, call, True)
 
 
 def as_guarded(field: VF) -> GuardedField | Guarded:

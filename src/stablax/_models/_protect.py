@@ -96,8 +96,9 @@ def _vector_field(plan: Plan, guarded: GuardedField | Guarded, y0: PyTree[Array]
     if not _steps_aside(plan):
         rounding = _rounding(plan.solver, y0)
         return lambda t, y, args, shift: evaluate(guarded, t, y, args, rounding)
-    holds = isinstance(plan.solver, AbstractRosenbrock)
-    return functools.partial(evaluate_ungated if holds else evaluate_aside, guarded)
+    if not isinstance(plan.solver, AbstractRosenbrock):
+        return functools.partial(evaluate_aside, guarded)
+    return functools.partial(evaluate_ungated, guarded, tangent=not guarded.guard.is_kept)
 
 
 def _steps_aside(plan: Plan) -> bool:
@@ -123,7 +124,7 @@ def differentiable(
         return solve(
             inputs,
             jtu.Partial(_without_failed_steps, run),
-            prepare(plan.solver, controller),
+            prepare(plan.solver, controller, guard),
             jtu.Partial(terms_of, plan.solver),
             guard if _steps_aside(plan) else None,
             plan.width,

@@ -148,7 +148,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
     controller = pace.controller.wrap(way)
     steps = Steps(
         terms=terms_of(plan.solver, inputs.field, way=way),
-        solver=for_forward_mode(prepare(plan.solver, controller)),
+        solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
         controller=controller,
         meter=plan.progress_meter,
         max_steps=pace.max_steps,

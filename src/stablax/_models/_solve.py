@@ -45,7 +45,7 @@ def _masks(plan: Plan, pace: Pace, guarded: GuardedField | Guarded, t0, y0, args
         *stop((t0, y0, args)),
         optax.tree.zeros_like(y0),
     )
-    solver = for_forward_mode(prepare(plan.solver, pace.controller))
+    solver = for_forward_mode(prepare(plan.solver, pace.controller, pace.controller.guard))
     return jtu.Partial(_is_masked, solver, bare), jtu.Partial(_outputs_masked, bare)
 
 

@@ -3,16 +3,21 @@
 import diffrax
 import equinox as eqx
 
+from .._fields import Guard
 from .._pickling import FROM_CONTROLLER
 from .._states import is_none
 from ._esdirk_step import EsdirkSteps, has_esdirk_steps
+from ._rosenbrock import AbstractRosenbrock
 
 
 def prepare(
-    solver: diffrax.AbstractSolver, controller: diffrax.AbstractStepSizeController
+    solver: diffrax.AbstractSolver, controller: diffrax.AbstractStepSizeController, guard: Guard
 ) -> diffrax.AbstractSolver:
     """`solver` with the tolerances of its root finder taken from the controller, as diffrax does
-    inside `diffeqsolve`; its steps are taken by stablax where they can be."""
+    inside `diffeqsolve`; its steps are taken by stablax where they can be. A Rosenbrock step has a
+    Jacobian to go on with where the `guard` keeps it next to the box."""
+    if isinstance(solver, AbstractRosenbrock) and guard.is_kept:
+        return eqx.tree_at(lambda s: s.box, solver, guard, is_leaf=is_none)
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return solver
     finder = solver.root_finder

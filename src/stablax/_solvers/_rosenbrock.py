@@ -13,6 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from .._fields import Guard
 from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
 from .._precision import full_precision
 from .._states import all_finite
@@ -77,11 +78,15 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     **Arguments:**
 
     - `jacobian`: as in [`Rodas5P`][].
+    - `box`: a [`Guard`][]: the field is evaluated inside, and a step goes on outside along the
+        tangent with its own Jacobian. For controllers that keep the states next to the box; the
+        models say it by themselves. By default `None`.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
     tableau: eqx.AbstractClassVar[RosenbrockTableau]
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
+    box: Guard | None = eqx.field(default=None, kw_only=True)
 
     @property
     def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -104,7 +109,7 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         # A product with J is a function, which diffrax's loop cannot carry.
         if isinstance(self.structure, MatrixFree):
             return None
-        step = step_of(terms, self.structure, args, t0, t1, y0)
+        step = step_of(terms, self.structure, self.box, args, t0, t1, y0)
         known = step.known(self.structure, t0, ravel_pytree(y0)[0])
         return jtu.tree_map(lax.stop_gradient, known)
 
@@ -122,7 +127,7 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
             out = step.unravel(end), step.unravel(error), jax.vmap(step.unravel)(u)
             return out, None if solver_state is None else known
 
-        step = step_of(terms, self.structure, args, t0, t1, y0, closed=True)
+        step = step_of(terms, self.structure, self.box, args, t0, t1, y0, closed=True)
         known = solver_state is not None and made_jump is not True
         handed = (solver_state, made_jump) if known else None
         (y1, error, stages), known = gated_step(take, (step, y0), handed)
@@ -136,11 +141,11 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     def repeat(self, terms, t0, t1, y0, args, held=None):
         """An accepted step: the new state, and what makes its dense output. `held`: whether the
         stages have the values given, and not their own, and these."""
-        return repeat_step(self.tableau, self.structure, terms, args, t0, t1, y0, held)
+        return repeat_step(self.tableau, self.structure, self.box, terms, args, t0, t1, y0, held)
 
     def replay(self, system, moving, t0, t1, y0, held=None):
         """An accepted step, and its derivative in reverse mode; see `replay_step`."""
-        return replay_step(self.tableau, self.structure, system, moving, t0, t1, y0, held)
+        return replay_step(self.tableau, self.structure, self.box, system, moving, t0, t1, y0, held)
 
 
 def family_of(solver: diffrax.AbstractSolver) -> str:

@@ -3,8 +3,9 @@
 With W = I / gamma - h J and the products m_i = W^-T (cotangent of stage i), the cotangent of a
 parameter p is
 
-    sum_i m_i . d/dp [h f(Y_i) + h J(y0) u_i] + (sum_i d_i m_i) . d/dp [h^2 df/dt]
+    sum_i m_i . d/dp [h f(Y_i) + h J(y0) (u_i + E_i)] + (sum_i d_i m_i) . d/dp [h^2 df/dt]
 
+with E_i by how far Y_i is outside the box,
 so that from stage to stage only the transposed Jacobians at the points Y_i are needed. Automatic
 differentiation of the step finds the same numbers, with a product for each entry of J, and with
 more and smaller operations.
@@ -20,6 +21,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from .._fields import Guard
 from .._lanes import spread
 from .._linalg import AbstractJacobian
 from .._precision import product
@@ -43,6 +45,7 @@ from ._tableaus import RosenbrockTableau
 def replay_step(
     tableau: RosenbrockTableau,
     structure: AbstractJacobian,
+    box: Guard | None,
     system: Callable,
     moving,
     t0,
@@ -61,20 +64,23 @@ def replay_step(
     def step_at(inputs):
         moving, t0, t1 = inputs
         terms, args = system(moving)
-        return step_of(terms, structure, args, t0, t1, y0)
+        return step_of(terms, structure, box, args, t0, t1, y0)
 
     step, start = step_at(inputs), flat(y0)
     unravel, dtype = step.unravel, step.dtype
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
     replay = _replay_unrolled if unrolls(start.size) else _replay_scanned
-    u, points, transpose = replay(tableau, step.slope_at, at_start, flat_stages(held))
+    slope = step.slopes(structure, at_start)
+    u, points, transpose = replay(tableau, slope, at_start, flat_stages(held))
+    # What h J at the start is multiplied with: the stages, and what its tangent is taken along.
+    along_start = u if box is None else u + jax.vmap(step.outside)(points)
     dense = dict(y0=y0, y1=unravel(end_of(tableau, at_start, u)), stages=jax.vmap(unravel)(u))
 
     def along(inputs, start, m):
         """What the products are of; the points of the stages are held."""
         step = step_at(inputs)
         slopes = jax.vmap(step.slope_at)(jnp.asarray(tableau.c, dtype), points)
-        bend = _products(tableau, structure, step, start, u)
+        bend = _products(tableau, structure, step, start, along_start)
         d_drift = product(jnp.asarray(tableau.d, dtype), m)
         drift = step.h * (step.h * step.drift(step.t0, start))
         return jnp.sum(m * (slopes + bend)) + jnp.sum(d_drift * drift)
@@ -91,14 +97,14 @@ def replay_step(
     return dense, pull
 
 
-def _products(tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start, u):
-    """h J u_i at the start, with as few columns of h J as there are."""
+def _products(tableau: RosenbrockTableau, structure: AbstractJacobian, step: Step, start, rows):
+    """h J at the start with each of `rows`, with as few columns of h J as there are."""
     if start.size > tableau.stages and step.jacobian is None:
-        multiply = jax.linearize(functools.partial(step.value, step.t0), start)[1]
+        multiply = jax.linearize(functools.partial(step.value, step.t0), step.inside(start))[1]
     else:
         stored = step.linearise(structure, step.t0, start)[1]
         multiply = functools.partial(structure.multiply, stored)
-    return step.h * jax.vmap(multiply)(u)
+    return step.h * jax.vmap(multiply)(rows)
 
 
 # Both return the stages, their points, and a function from the cotangents of the stages to the

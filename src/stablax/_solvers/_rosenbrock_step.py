@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._captured import capture
+from .._fields import Guard
 from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, Dense, Factored, FlatField, MatrixFree
 from .._precision import full_precision, product
@@ -39,13 +40,15 @@ class Known(eqx.Module):
 
 
 class Step(eqx.Module):
-    """The step from `t0` to `t1`, on flat states."""
+    """The step from `t0` to `t1`, on flat states. With a `box`, the field is evaluated inside, and
+    goes on outside along its tangent with the Jacobian at the start of the step."""
 
     field: Callable
     jacobian: Callable | None  # by hand
     args: PyTree
     t0: Array
     t1: Array
+    box: Guard | None
     unravel: Callable = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
 
@@ -53,30 +56,56 @@ class Step(eqx.Module):
     def h(self) -> Array:
         return (self.t1 - self.t0).astype(self.dtype)
 
-    def value(self, t, flat: Array) -> Array:
-        """f."""
-        return ravel_pytree(self.field(t, self.unravel(flat), self.args))[0].astype(self.dtype)
+    def inside(self, flat: Array) -> Array:
+        """The point of the box at which the field is evaluated."""
+        if self.box is None:
+            return flat
+        return ravel_pytree(self.box.mirrored(self.unravel(flat)))[0].astype(self.dtype)
+
+    def value(self, t, inside: Array) -> Array:
+        """f, at a point inside the box."""
+        return ravel_pytree(self.field(t, self.unravel(inside), self.args))[0].astype(self.dtype)
 
     def slope_at(self, c, flat: Array) -> Array:
-        """h f at the fraction `c` of the step, for the step size h."""
-        return self.h * self.value(self.t0 + c * (self.t1 - self.t0), flat)
+        """h f at the fraction `c` of the step, for the step size h; outside the box as inside."""
+        return self.h * self.value(self.t0 + c * (self.t1 - self.t0), self.inside(flat))
+
+    def outside(self, flat: Array) -> Array:
+        """By how far each component is outside the box."""
+        return flat - self.inside(flat)
+
+    def tangent(self, structure: AbstractJacobian, stored: PyTree, flat: Array) -> Array:
+        """What the field has more outside the box than inside, with J as `stored`."""
+        return structure.multiply(stored, self.outside(flat))
+
+    def slopes(self, structure: AbstractJacobian, at_start: "AtStart") -> Callable:
+        """`slope_at` with the tangent outside the box."""
+        if self.box is None:
+            return self.slope_at
+        scaled = at_start.factored.stored
+        return lambda c, flat: self.slope_at(c, flat) + self.tangent(structure, scaled, flat)
 
     def drift(self, t, flat: Array) -> Array:
         """df/dt. Zero without cost where the field does not depend on t."""
-        return jax.jvp(lambda t: self.value(t, flat), (t,), (jnp.ones_like(t),))[1]
+        inside = self.inside(flat)
+        return jax.jvp(lambda t: self.value(t, inside), (t,), (jnp.ones_like(t),))[1]
 
     def linearise(self, structure: AbstractJacobian, t, flat: Array) -> tuple[Array, PyTree]:
-        """f and J."""
+        """f and J, inside the box."""
+        inside = self.inside(flat)
         fn = FlatField(
             lambda flat: self.value(t, flat),
             lambda _, flat: self.jacobian(t, self.unravel(flat), self.args),  # pyright: ignore[reportOptionalCall]
         )
-        value, stored = structure.linearise(fn, flat)
+        value, stored = structure.linearise(fn, inside)
         # Where the field is finite and its derivative is not (a root at zero), nothing is better.
         return value, stored if isinstance(structure, MatrixFree) else finite_or_zero(stored)
 
     def known(self, structure: AbstractJacobian, t, flat: Array) -> Known:
-        return Known(*self.linearise(structure, t, flat), self.drift(t, flat))
+        value, stored = self.linearise(structure, t, flat)
+        if self.box is not None:
+            value = value + self.tangent(structure, stored, flat)
+        return Known(value, stored, self.drift(t, flat))
 
     def factored(
         self, tableau: RosenbrockTableau, structure: AbstractJacobian, stored: PyTree
@@ -86,7 +115,16 @@ class Step(eqx.Module):
         return Factored(structure, shift, structure.scale(stored, self.h))
 
 
-def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool = False) -> Step:
+def step_of(
+    terms,
+    structure: AbstractJacobian,
+    box: Guard | None,
+    args,
+    t0,
+    t1,
+    y0,
+    closed: bool = False,
+) -> Step:
     """The step of diffrax's `terms`. Where `closed`, what their field closes over is part of it.
 
     Backward in time diffrax runs on -t, and says so by its control only."""
@@ -105,7 +143,7 @@ def step_of(terms, structure: AbstractJacobian, args, t0, t1, y0, closed: bool =
         with full_precision():
             by_hand = by_hand and capture(by_hand, t0, y0, args)
     flat0, unravel = ravel_pytree(y0)
-    return Step(field, by_hand, args, t0, t1, unravel, flat0.dtype)
+    return Step(field, by_hand, args, t0, t1, box, unravel, flat0.dtype)
 
 
 class AtStart(eqx.Module):
@@ -137,7 +175,7 @@ def take_step(
     """**Returns:** the new state, the error estimate, and the stages u with a leading axis; and
     what is known of the field at the end, which has no derivative."""
     at_start = at_start_of(tableau, structure, step, start, known)
-    u = stages_of(tableau, step.slope_at, at_start)
+    u = stages_of(tableau, step.slopes(structure, at_start), at_start)
     end = end_of(tableau, at_start, u)
     error = _combine(tableau.e, u)
     missed, at_end = second_look(tableau, structure, *stop((step, at_start, end, u)))
@@ -154,6 +192,7 @@ Held = tuple[Array, PyTree[Array]] | None
 def repeat_step(
     tableau: RosenbrockTableau,
     structure: AbstractJacobian,
+    box: Guard | None,
     terms,
     args,
     t0,
@@ -163,10 +202,11 @@ def repeat_step(
 ):
     """A step without its error estimate: the new state, and the dense output's `y0`, `y1` and
     `stages`."""
-    step = step_of(terms, structure, args, t0, t1, y0)
+    step = step_of(terms, structure, box, args, t0, t1, y0)
     start = ravel_pytree(y0)[0]
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
-    u = stages_of(tableau, step.slope_at, at_start, flat_stages(held))
+    slope = step.slopes(structure, at_start)
+    u = stages_of(tableau, slope, at_start, flat_stages(held))
     y1 = step.unravel(end_of(tableau, at_start, u))
     return y1, dict(y0=y0, y1=y1, stages=jax.vmap(step.unravel)(u))
 

@@ -75,7 +75,7 @@ class Integrate(AbstractSteadyMethod):
         horizon = jnp.where(jnp.isfinite(horizon) & (horizon > 0), horizon, self.horizon)
         steps = Steps(
             terms=diffrax.ODETerm(jtu.Partial(_residual, problem)),
-            solver=for_forward_mode(prepare(self.solver, controller)),
+            solver=for_forward_mode(prepare(self.solver, controller, box)),
             controller=controller,
             meter=diffrax.NoProgressMeter(),
             max_steps=problem.max_steps,

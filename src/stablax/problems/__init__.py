@@ -22,6 +22,7 @@ from ._chemistry import (
     hires_network,
     pollu_network,
 )
+from ._clipped import CLIPPED as CLIPPED
 from ._diffusion import (
     BRUSSELATOR as BRUSSELATOR,
     HEAT as HEAT,
@@ -50,7 +51,7 @@ PROBLEMS: dict[str, Problem] = {
         NEURAL_ROBERTSON,
     )
 }
-"""All of them, by name."""
+"""All of them, by name, but `CLIPPED`, which needs a guard."""
 
 NETWORKS: dict[str, Network] = {
     "HIRES": hires_network,
