@@ -304,9 +304,9 @@ def test_every_component_has_a_tolerance_of_its_own():
 
     loose, tight = simulate(1e-6)[1], simulate(1e-12)[1]
     model, own = simulate({"a": 1e-6, "b": np.array(1e-12)})
-    assert own.stats["num_steps"] == tight.stats["num_steps"] > 5 * loose.stats["num_steps"]
     other = simulate({"a": 1e-12, "b": 1e-6})[1]
-    assert other.stats["num_steps"] == loose.stats["num_steps"]
+    most = max(loose.stats["num_steps"], other.stats["num_steps"])
+    assert own.stats["num_steps"] == tight.stats["num_steps"] > 5 * most
     exact = 1e-8 * (np.cos(50) + 0.05 * np.sin(50)) / (1 + 0.05**2)
     np.testing.assert_allclose(own.ys["b"][0], exact, rtol=1e-3)
     assert model == simulate({"a": 1e-6, "b": np.array(1e-12)})[0]

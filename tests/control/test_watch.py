@@ -95,7 +95,8 @@ def test_the_log_says_why_a_step_was_rejected():
     def field(t, y, args):
         return jnp.where(y < 1.2, -1e3 * (y - 1 - t / 10), jnp.nan)
 
-    model = sx.Simulate(sx.Guarded(field, sx.Guard(upper=1.1)), trace="record")
+    guard = sx.Guard(upper=1.1, outside="constant")
+    model = sx.Simulate(sx.Guarded(field, guard), trace="record")
     simulation = model(0.0, [5.0], throw=False)
     log = simulation.steps
     causes = np.asarray(log.cause)[: int(log.count)]

@@ -205,9 +205,16 @@ class Guard:
         lower, upper = self.bounds(y)
 
         def leaf(x, low, high):
-            above = jnp.minimum(jnp.maximum(low + by(low - x), _further(low, 1)), high)
-            below = jnp.maximum(jnp.minimum(high - by(x - high), _further(high, -1)), low)
-            return jnp.where(x < low, above, jnp.where(x > high, below, x))
+            # A side without a bound costs nothing: this is done in every stage of a step.
+            has_low, has_high = np.isfinite(low).any(), np.isfinite(high).any()
+            moved = x
+            if has_low:
+                above = jnp.maximum(low + by(low - x), _further(low, 1))
+                moved = jnp.where(x < low, jnp.minimum(above, high) if has_high else above, moved)
+            if has_high:
+                below = jnp.minimum(high - by(x - high), _further(high, -1))
+                moved = jnp.where(x > high, jnp.maximum(below, low) if has_low else below, moved)
+            return moved
 
         return jtu.tree_map(leaf, y, lower, upper)
 

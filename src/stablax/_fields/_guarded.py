@@ -1,4 +1,4 @@
-"""Guarded vector fields: clip, evaluate, mask."""
+"""Guarded vector fields: evaluate inside the box, go on outside, mask."""
 
 import abc
 import functools
@@ -140,10 +140,10 @@ class GuardedField(eqx.Module):
     field = Decay(jnp.array(1.5), guard=sx.Guard(lower=0.0))
     ```
 
-    Calling it clips the state to the guard's bounds, evaluates `vector_field`, and treats
-    non-finite outputs as the guard says. Inside the bounds, where value and derivative are
-    finite, both are those of `vector_field`; elsewhere derivatives are finite. Works with
-    `jacfwd`, `jacrev`, `grad`, `vmap` and `jit`, in plain `diffrax.diffeqsolve` as in
+    Calling it evaluates `vector_field` inside the guard's bounds (outside it goes on along its
+    tangent), and treats non-finite outputs as the guard says. Inside the bounds, where value and
+    derivative are finite, both are those of `vector_field`; elsewhere derivatives are finite.
+    Works with `jacfwd`, `jacrev`, `grad`, `vmap` and `jit`, in plain `diffrax.diffeqsolve` as in
     stablax's models.
 
     A subclass with an `__init__` of its own takes the guard with one line,
