@@ -12,6 +12,7 @@ import pytest
 
 import stablax as sx
 from stablax._diagnostics import _report
+from stablax.problems import CLIPPED
 
 jax.config.update("jax_enable_x64", True)
 
@@ -34,8 +35,20 @@ def _logarithm(t, y, args):
     return {"a": -y["a"], "b": -jnp.log(2.0 - y["b"])}
 
 
+def _clips(t, y, args):
+    return CLIPPED.field(t, y, jnp.asarray(CLIPPED.args))
+
+
+def _hovering(field):
+    controller = sx.StiffPID.preset(atol=1e-6 * CLIPPED.floor)
+    model = sx.Simulate(field, controller=controller, max_steps=1000)
+    return model, CLIPPED.y0, CLIPPED.ts, "no_slope_beyond_a_bound", True
+
+
 # name -> model, y0, ts, the cause that comes first, whether its code cures
 PLANTED = {
+    "clips its input": _hovering(_clips),
+    "clipped by a guard": _hovering(sx.Guarded(_clips, sx.Guard(0.0, outside="constant"))),
     "explicit solver": (
         sx.Simulate(lambda t, y, a: -1e5 * (y - jnp.cos(t)), solver=diffrax.Tsit5(), max_steps=500),
         ONE,
