@@ -177,7 +177,7 @@ def test_a_field_that_clips_needs_a_tenth_of_the_steps(rtol):
 def test_every_stiff_solver_gets_through(name):
     simulation, _ = _steps(sx.Guarded(CLIPPED.field, sx.Guard(0.0)), 1e-4, SOLVERS[name]())
     assert sx.is_successful(simulation), sx.explain(simulation)
-    assert CLIPPED.error(simulation.ys) < 2e-2
+    assert CLIPPED.error(simulation.ys) < 5e-2  # of a method of order 2
 
 
 def test_gradients_through_steps_that_end_outside():
