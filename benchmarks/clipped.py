@@ -1,7 +1,7 @@
 """How a field goes on outside of its guard's box: as it is, constant, or along its tangent.
 
     python benchmarks/clipped.py                  # a chain that clips, and problems that do not
-    pip install canterax cantera; python benchmarks/clipped.py --gri    # GRI-Mech 3.0, too
+    pip install canterax cantera; python benchmarks/clipped.py --gri    # GRI-Mech 3.0
 
 *Clipped chain*: `stablax.problems.CLIPPED`. *Smooth*: problems of the literature with
 `Guard(lower=0.0)`, constant against tangent: nothing should change. *GRI-Mech 3.0*: methane and air

@@ -115,6 +115,22 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
 
 
+def any_nonzero(tree: PyTree) -> Bool[Array, ""]:
+    """Whether any number of any array in `tree` is other than zero."""
+    return jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(tree)]))
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """`a + b`, where None stands for zero."""
+
+    def leaf(x, y):
+        if x is None or y is None:
+            return y if x is None else x
+        return x + y
+
+    return jtu.tree_map(leaf, a, b, is_leaf=is_none)
+
+
 def finite_or_zero(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
 

@@ -39,16 +39,31 @@ def _clips(t, y, args):
     return CLIPPED.field(t, y, jnp.asarray(CLIPPED.args))
 
 
-def _hovering(field):
+def _clips_above(t, y, args):
+    """With the other sign."""
+    return -_clips(t, -y, args)
+
+
+def _hovering(field, y0=CLIPPED.y0):
     controller = sx.StiffPID.preset(atol=1e-6 * CLIPPED.floor)
     model = sx.Simulate(field, controller=controller, max_steps=1000)
-    return model, CLIPPED.y0, CLIPPED.ts, "no_slope_beyond_a_bound", True
+    return model, y0, CLIPPED.ts, "no_slope_beyond_a_bound", True
+
+
+# What else a guard says stays; here, a bound of one component far from the solution.
+_FUEL = np.where(np.arange(CLIPPED.size) == 0, 1.0, np.inf)
 
 
 # name -> model, y0, ts, the cause that comes first, whether its code cures
 PLANTED = {
     "clips its input": _hovering(_clips),
-    "clipped by a guard": _hovering(sx.Guarded(_clips, sx.Guard(0.0, outside="constant"))),
+    "clips, in a guard": _hovering(sx.Guarded(_clips, sx.Guard(upper=_FUEL + 1, reject=False))),
+    "clipped by a guard": _hovering(
+        sx.Guarded(_clips, sx.Guard(0.0, _FUEL + 1, outside="constant"))
+    ),
+    "clipped above": _hovering(
+        sx.Guarded(_clips_above, sx.Guard(upper=0.0, outside="constant")), -CLIPPED.y0
+    ),
     "explicit solver": (
         sx.Simulate(lambda t, y, a: -1e5 * (y - jnp.cos(t)), solver=diffrax.Tsit5(), max_steps=500),
         ONE,

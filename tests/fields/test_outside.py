@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SOLVERS, all_finite, by_day, richardson, slow
+from jax.flatten_util import ravel_pytree
 
 import stablax as sx
 from stablax.problems import CLIPPED, PROBLEMS
@@ -206,6 +207,58 @@ def test_gradients_through_steps_that_end_outside():
     )
 
 
+def _sinks(t, y, k):
+    """All fall to -1e-4, at rates that depend on the next one: a tree of more components than a
+    step has stages."""
+    flat, unravel = ravel_pytree(y)
+    return unravel(-k * (flat + 1e-4) * (1 + jnp.roll(flat, 1) ** 2) * (1 + 0.1 * t))
+
+
+def _by_hand(t, y, k):
+    flat, unravel = ravel_pytree(y)
+    return jax.jacfwd(lambda flat: ravel_pytree(_sinks(t, unravel(flat), k))[0])(flat)
+
+
+STRUCTURES = {"dense": None, "by hand": _by_hand, "matrix-free": sx.MatrixFree()}
+
+
+@pytest.mark.parametrize("name", by_day(STRUCTURES, "dense"))
+def test_a_step_taken_back_by_hand_outside(name):
+    """With trees, and any structure of the Jacobian, in parameters and states: equal to forward
+    mode, which is JAX's. It ends outside, by less than the tolerance."""
+    model = sx.Simulate(
+        sx.Guarded(_sinks, sx.Guard(0.0)),
+        solver=sx.Rodas5P(jacobian=STRUCTURES[name]),
+        controller=sx.StiffPID.preset(rtol=1e-3, atol=1e-3),
+    )
+    k = jnp.geomspace(0.5, 50.0, 10)
+    y0 = {"a": jnp.linspace(0.5, 2.0, 4), "b": jnp.linspace(1.0, 3.0, 6)}
+
+    def last(k, y0):
+        rows = model(y0, [3.0, 8.0], args=k).ys
+        flat = ravel_pytree(rows)[0]
+        return jnp.sum(jnp.cos(jnp.arange(flat.size)) * jnp.sin(1e4 * flat))
+
+    outside = ravel_pytree(jax.jit(lambda: model(y0, [8.0], args=k).ys)())[0]
+    assert np.sum(outside < 0) > 5
+    reverse = jax.jit(jax.grad(last, (0, 1)))(k, y0)
+    forward = jax.jit(jax.jacfwd(last, (0, 1)))(k, y0)
+    rtol = 1e-5 if name == "matrix-free" else 1e-8  # it solves to 1e-8
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(forward))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * largest)
+    jax.tree.map(close, reverse, forward)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("floor", [0.0, 1.0, -2.0])
+def test_on_its_bound_a_field_that_clips_has_half_a_slope(floor, dtype):
+    """And the tangent the whole of it."""
+    field = sx.Guarded(lambda t, y, args: 3 * jnp.maximum(y, floor), sx.Guard(floor))
+    y = jnp.array([floor - 0.5], dtype)
+    value, slope = jax.jvp(lambda y: field(0.0, y, None), (y,), (jnp.ones_like(y),))
+    np.testing.assert_allclose([value[0], slope[0]], [3 * (floor - 0.5), 3.0], rtol=1e-6)
+
+
 SMOOTH = ["Robertson", "HIRES", "POLLU", "E5", "OREGO"]
 
 
@@ -230,4 +283,10 @@ def test_wrong_use():
     assert repr(sx.Guard(0.0, outside="constant")) == "Guard(lower=0.0, outside='constant')"
     assert repr(sx.Guard(0.0)) == "Guard(lower=0.0)"
     assert sx.Guard(0.0) != sx.Guard(0.0, outside="constant")
+    partly = sx.Guard(np.array([0.0, -np.inf]), np.array([1.0, np.inf]))
+    assert eval(repr(partly), {"Guard": sx.Guard, "np": np}) == partly
+    with pytest.raises(
+        TypeError, match=r"`box` must be a `Guard\(lower, upper\)` or None, got 0.0"
+    ):
+        sx.Rodas5P(box=0.0)
     assert hash(sx.Guard(0.0)) == hash(sx.Guard(0.0, outside="tangent"))

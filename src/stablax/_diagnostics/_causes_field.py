@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+from jax.flatten_util import ravel_pytree
 
-from .._fields import as_guarded
+from .._fields import Guard, as_guarded
 from .._results import RESULTS, Cause
 from ._observe import Observation, busiest
 from ._report import number
@@ -184,47 +184,64 @@ def _no_slope_beyond(seen: Observation) -> Iterator[Suggestion]:
     rejected = np.flatnonzero(np.isin(seen.cause, (Cause.error, Cause.left_bounds)))
     if len(rejected) < _FEW or len(rejected) < len(seen.t) / 10:
         return
+    looked_at = rejected[np.linspace(0, len(rejected) - 1, _LOOKS).astype(int)]
     guard = as_guarded(seen.model.field).guard
-    lower, _ = (_flat(bounds) for bounds in guard.bounds(seen.unravel(seen.states[0])))
-    by_guard = np.isfinite(lower) & (guard.outside == "constant")
-    bound = np.where(by_guard, lower, 0.0)
-    open_to_us = by_guard | ~np.isfinite(lower)
-    hovers = np.zeros(len(bound), bool)
-    places = rejected[np.linspace(0, len(rejected) - 1, _LOOKS).astype(int)]
+    bounds = guard.bounds(seen.unravel(seen.states[0]))
+    lower, upper = (np.asarray(ravel_pytree(side)[0]) for side in bounds)
+
+    if guard.outside == "constant":
+        below, above = (_hovers(seen, looked_at, *side) for side in ((lower, 1), (upper, -1)))
+        if (below | above).any():
+            code = guarded_with(repr(guard).replace(", outside='constant'", ""))
+            yield _without_slope(seen, below | above, "a bound", "its guard", len(rejected), code)
+
+    zero = np.where(np.isfinite(lower), np.nan, 0.0)
+    hovers = _hovers(seen, looked_at, zero, 1, is_clipped=False)
+    if hovers.any():
+        lower = np.where(hovers, 0.0, lower)
+        if guard == Guard() and (seen.states > -_NEAR * seen.atols).all():
+            lower[:] = 0.0  # nothing is below zero by more than its tolerance
+        sides = dict(lower=lower, upper=upper)
+        parts = [f"{n}={_side(seen, x)}" for n, x in sides.items() if np.isfinite(x).any()]
+        code = guarded_with(f"Guard({', '.join(parts)}{'' if guard.reject else ', reject=False'})")
+        yield _without_slope(seen, hovers, "0", "the field", len(rejected), code)
+
+
+def _hovers(
+    seen: Observation, places: np.ndarray, bound: np.ndarray, inward: int, is_clipped: bool = True
+) -> np.ndarray:
+    """Which components are next to their `bound`, damped on its side `inward`, and not seen by the
+    field on the other, as those are that a guard clips. At the steps `places`."""
+    found = np.zeros(len(bound), bool)
     for place in dict.fromkeys(places):
-        t, dt = float(seen.t[place]), abs(seen.dt[place])
+        t, dt = float(seen.t[place]), seen.dt[place]
         y = seen.state_at(t)
-        near = np.flatnonzero(open_to_us & (np.abs(y - bound) < _NEAR * seen.atols))
-        for i in near:
-            # Two points below the bound, two above.
+        for i in np.flatnonzero(np.abs(y - bound) < _NEAR * seen.atols):
             moved = np.repeat(y[None], 4, axis=0)
-            moved[:, i] = bound[i] + np.array([-2, -1, 1, 2]) * seen.atols[i]
+            moved[:, i] = bound[i] + inward * np.array([1, 2, -1, -2]) * seen.atols[i]
             f = seen.field(np.full(4, t), moved)
-            blind = by_guard[i] or np.array_equal(f[0], f[1])
-            damped = dt * (f[2, i] - f[3, i]) > seen.atols[i]
-            hovers[i] |= np.isfinite(f).all() and blind and damped
-    if not hovers.any():
-        return
+            damped = dt * inward * (f[0, i] - f[1, i]) > seen.atols[i]
+            found[i] |= damped and (is_clipped or np.array_equal(f[2], f[3]))
+    return found
+
+
+def _without_slope(
+    seen: Observation, hovers: np.ndarray, bound: str, clips: str, rejected: int, code: str
+) -> Suggestion:
     names = ", ".join(seen.names[i] for i in np.flatnonzero(hovers)[:5])
-    beyond = "its guard" if by_guard[hovers].all() else "the field"
-    values = np.where(hovers, bound, lower)
-    if not np.isfinite(lower).any() and (seen.states > -_NEAR * seen.atols).all():
-        values[:] = 0.0  # nothing is below zero by more than its tolerance
-    same = (values == values[0]).all()
-    box = f"Guard(lower={float(values[0])!r})" if same else f"Guard(lower={_tree(seen, values)})"
-    verb = "hovers" if hovers.sum() == 1 else "hover"
-    yield Suggestion(
+    return Suggestion(
         "no_slope_beyond_a_bound",
-        f"{names} {verb} about {number(float(bound[hovers][0]))}, where {beyond} clips it: beyond, "
-        "the derivative of the field in it vanishes, a step believes that, and nothing damps it. "
-        f"{len(rejected)} steps were rejected. A guard goes on along the tangent.",
-        guarded_with(box),
+        f"{names} {'hovers' if hovers.sum() == 1 else 'hover'} about {bound}, where {clips} clips: "
+        "beyond, the slope of the field vanishes, a step believes that, and nothing is damped. "
+        f"{rejected} steps were rejected. A guard goes on along the tangent.",
+        code,
         LIKELY if ended_with(seen, RESULTS.step_budget_spent) else PROBABLE,
     )
 
 
-def _flat(bounds: PyTree) -> np.ndarray:
-    return np.concatenate([np.ravel(x) for x in jtu.tree_leaves(bounds)])
+def _side(seen: Observation, bound: np.ndarray) -> str:
+    """Python text of one side of a box."""
+    return repr(float(bound[0])) if (bound == bound[0]).all() else _tree(seen, bound)
 
 
 def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Suggestion:

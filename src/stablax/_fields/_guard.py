@@ -1,6 +1,5 @@
 """`Guard`: the bounds of a field, as a value."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -139,17 +138,22 @@ class Guard:
 
         def show(x):
             if isinstance(x, np.ndarray):
-                return repr(x.item()) if x.ndim == 0 else f"np.{x!r}"
+                # As it can be pasted: numpy writes `inf`.
+                text = repr(x.item()) if x.ndim == 0 else f"np.{x!r}"
+                return text.replace("inf", "np.inf")
             if isinstance(x, dict):
                 return "{" + ", ".join(f"{k!r}: {show(v)}" for k, v in x.items()) + "}"
             if type(x) in (list, tuple):
                 return type(x).__name__ + "((" + ", ".join(map(show, x)) + ",))"
             return repr(x)
 
+        def is_default(x, default):
+            return x is default or isinstance(x, float | str) and x == default
+
         given = [
             f"{k}={show(getattr(self, k))}"
             for k, d in defaults.items()
-            if not (getattr(self, k) is d or k in ("pull", "outside") and getattr(self, k) == d)
+            if not is_default(getattr(self, k), d)
         ]
         return f"Guard({', '.join(given)})"
 
@@ -190,19 +194,15 @@ class Guard:
         draws it back but the tangent."""
         return self.has_tangent and self.reject and self.pull == 0
 
-    def inside(self, y: PyTree[Array]) -> PyTree[Array]:
-        """The point of the box whose tangent is taken at `y`: `clip(y)`, where a component was
-        moved by a least amount further in. On a bound a field that clips its input too has half
-        of a slope, or none."""
-        return self._moved_in(y, lambda excess: jnp.zeros_like(excess))
+    def inside(self, y: PyTree[Array], mirrored: bool = False) -> PyTree[Array]:
+        """The point of the box whose tangent is taken at `y`: `clip(y)`, further in by a least
+        amount where it was moved. On a bound a field that clips its input too has half of a slope,
+        or none.
 
-    def mirrored(self, y: PyTree[Array]) -> PyTree[Array]:
-        """As `inside`, but as far inside as `y` is outside. So next to the box that where a slope
-        grows without bound towards it (a root at zero) none is larger than the state can feel."""
-        return self._moved_in(y, lambda excess: excess)
-
-    def _moved_in(self, y: PyTree[Array], by: Callable[[Array], Array]) -> PyTree[Array]:
+        If `mirrored`, as far inside as `y` is outside: where a slope grows without limit towards
+        the bound (a root at zero), it is then none that the state is too coarse for."""
         lower, upper = self.bounds(y)
+        by = (lambda excess: excess) if mirrored else jnp.zeros_like
 
         def leaf(x, low, high):
             # A side without a bound costs nothing: this is done in every stage of a step.

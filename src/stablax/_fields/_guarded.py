@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, as_jacobian
 from .._precision import full_precision
-from .._states import as_state, same_shape_and_dtype, state_dtype, stop
+from .._states import any_nonzero, as_state, same_shape_and_dtype, state_dtype, stop
 from .._types import VF, Args, ScalarLike, Y
 from .._words import short
 from ._activity import GuardActivity
@@ -276,7 +276,7 @@ def evaluate_aside(
             lambda x, v: jnp.where(moved, v + (x - lax.stop_gradient(x)), x), out, value
         )
 
-    moved = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(shift)]))
+    moved = any_nonzero(shift)
     return _evaluate(*_parts(field), t, y, args, call, True)
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, PyTree
+import optax
+from jaxtyping import Array, PyTree
 
 from .._lanes import only_where, spread
-from .._states import all_finite, is_none, stop
+from .._states import add, all_finite, any_nonzero, stop
 from .._types import Args, ScalarLike, Y
 from ._gate import close
 
@@ -54,17 +55,13 @@ def _tangent(fn, t, inside, args, outside, clipped) -> PyTree:
     return jtu.tree_map(lambda x, use: jnp.where(use, x, 0), slopes, usable)
 
 
-def _any(outside: PyTree[Array]) -> Bool[Array, ""]:
-    return jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(outside)]))
-
-
 @eqx.filter_custom_jvp
 def _continued(fn, t, inside, args, outside, clipped):
     value = fn(t, inside, args)
     more = only_where(
-        _any(outside),
+        any_nonzero(outside),
         lambda: _tangent(fn, t, inside, args, outside, clipped),
-        spread(jtu.tree_map(jnp.zeros_like, value), fn, t, inside, args, outside),
+        spread(optax.tree.zeros_like(value), fn, t, inside, args, outside),
     )
     return jtu.tree_map(lambda v, m: jnp.where(m == 0, v, v + m), value, more)
 
@@ -76,7 +73,7 @@ def _continued_jvp(primals, tangents):
     out = _continued(*primals)
 
     # J (dc + d(y - c)), for what is inside and what is outside alike; ...
-    d_y = jtu.tree_map(_sum, d_inside, d_outside, is_leaf=is_none)
+    d_y = add(d_inside, d_outside)
     _, d_out = eqx.filter_jvp(_call, (fn, t, inside, args), (d_fn, d_t, d_y, d_args))
 
     # ... and what J itself changes by. Its linear map is selected away at both ends (see `_gate`):
@@ -93,17 +90,11 @@ def _continued_jvp(primals, tangents):
         return spread(more, primals, tangents)
 
     # No loop of at most one turn: that has no reverse mode.
-    is_out = _any(outside)
-    nothing = spread(jtu.tree_map(jnp.zeros_like, out), primals, tangents)
+    is_out = any_nonzero(outside)
+    nothing = spread(optax.tree.zeros_like(out), primals, tangents)
     more = lax.cond(is_out, change, lambda: nothing)
-    return out, jtu.tree_map(_sum, d_out, more, is_leaf=is_none)
+    return out, add(d_out, more)
 
 
 def _given(value, tangent):
     return jnp.zeros_like(value) if tangent is None else tangent
-
-
-def _sum(a, b):
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -19,7 +19,7 @@ from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, spread
 from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
-from .._states import all_finite, is_none
+from .._states import add, all_finite, is_none
 from .._types import Args
 
 
@@ -410,12 +410,3 @@ def _just_before(start: Array, end: Array) -> Array:
     the step round off."""
     largest = jnp.maximum(jnp.abs(start), jnp.abs(end))
     return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * largest
-
-
-def add(a: PyTree, b: PyTree) -> PyTree:
-    """`a + b`, where `b` has None for zero."""
-
-    def leaf(x, y):
-        return x if y is None else x + y
-
-    return jtu.tree_map(leaf, a, b, is_leaf=is_none)

@@ -15,12 +15,12 @@ from .._control import StepRecord, Watched
 from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
-from .._states import all_finite, finite_or_zero
+from .._states import add, all_finite, finite_or_zero
 from .._types import Args
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._event import EventOf
 from ._kept_step import KeepsStep
-from ._replay import AcceptedSteps, Inputs, add
+from ._replay import AcceptedSteps, Inputs
 from ._resolve import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict

@@ -17,6 +17,7 @@ from .._fields import Guard
 from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
 from .._precision import full_precision
 from .._states import all_finite
+from .._words import short
 from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
 from ._rosenbrock_step import Step, at_start, repeat_step, step_of, take_step
@@ -78,15 +79,19 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     **Arguments:**
 
     - `jacobian`: as in [`Rodas5P`][].
-    - `box`: a [`Guard`][]: the field is evaluated inside, and a step goes on outside along the
-        tangent with its own Jacobian. For controllers that keep the states next to the box; the
-        models say it by themselves. By default `None`.
+    - `box`: as in [`Rodas5P`][]; keyword-only.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
     tableau: eqx.AbstractClassVar[RosenbrockTableau]
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
     box: Guard | None = eqx.field(default=None, kw_only=True)
+
+    def __check_init__(self):
+        if not (self.box is None or isinstance(self.box, Guard)):
+            raise TypeError(
+                f"`box` must be a `Guard(lower, upper)` or None, got {short(self.box)}."
+            )
 
     @property
     def interpolation_cls(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -188,9 +193,13 @@ class Rodas5P(AbstractRosenbrock):
     - `jacobian`: the structure of the Jacobian: [`Dense`][] by default; [`Banded`][] and
         [`Sparse`][], with which a step of a large system costs O(n); [`MatrixFree`][]; or a
         function `fn(t, y, args) -> (n, n)`. Inside a model, `None` means what the field declares.
+    - `box`: a [`Guard`][]: the field is evaluated inside its bounds, and a step goes on outside
+        along the tangent with the Jacobian at its start. For controllers that keep the states
+        next to the box. By default `None`; the models set it from the guard of the field.
+        Keyword-only.
 
-    **Raises:** `TypeError` for another `jacobian`, `ValueError` at the first step if it does not
-    fit the state.
+    **Raises:** `TypeError` for another `jacobian` or `box`, `ValueError` at the first step if they
+    do not fit the state.
     """
 
     tableau: ClassVar[RosenbrockTableau] = RODAS5P
@@ -202,8 +211,8 @@ class Rodas4(AbstractRosenbrock):
     are cheaper than those of [`Rodas5P`][], and more are needed.
 
     A step costs one Jacobian, one factorisation and six evaluations of the field; the dense
-    output has order 3. In all else, the two parts of its error estimate and its argument
-    `jacobian`, as [`Rodas5P`][].
+    output has order 3. In all else, the two parts of its error estimate and its arguments
+    `jacobian` and `box`, as [`Rodas5P`][].
     """
 
     tableau: ClassVar[RosenbrockTableau] = RODAS4
@@ -215,8 +224,8 @@ class Rosenbrock23(AbstractRosenbrock):
     order 2(3), L-stable. For one to three digits, and for fields that are not smooth.
 
     A step costs one Jacobian, one factorisation and three evaluations of the field; the dense
-    output has order 2. In all else, the two parts of its error estimate and its argument
-    `jacobian`, as [`Rodas5P`][].
+    output has order 2. In all else, the two parts of its error estimate and its arguments
+    `jacobian` and `box`, as [`Rodas5P`][].
     """
 
     tableau: ClassVar[RosenbrockTableau] = ROSENBROCK23

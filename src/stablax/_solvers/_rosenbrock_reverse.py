@@ -5,10 +5,9 @@ parameter p is
 
     sum_i m_i . d/dp [h f(Y_i) + h J(y0) (u_i + E_i)] + (sum_i d_i m_i) . d/dp [h^2 df/dt]
 
-with E_i by how far Y_i is outside the box,
-so that from stage to stage only the transposed Jacobians at the points Y_i are needed. Automatic
-differentiation of the step finds the same numbers, with a product for each entry of J, and with
-more and smaller operations.
+with E_i by how far Y_i is outside the box, so that from stage to stage only the transposed
+Jacobians at the points Y_i are needed. Automatic differentiation of the step finds the same
+numbers, with a product for each entry of J, and with more and smaller operations.
 """
 
 import functools

@@ -60,7 +60,9 @@ class Step(eqx.Module):
         """The point of the box at which the field is evaluated."""
         if self.box is None:
             return flat
-        return ravel_pytree(self.box.mirrored(self.unravel(flat)))[0].astype(self.dtype)
+        return ravel_pytree(self.box.inside(self.unravel(flat), mirrored=True))[0].astype(
+            self.dtype
+        )
 
     def value(self, t, inside: Array) -> Array:
         """f, at a point inside the box."""
