@@ -65,6 +65,8 @@ from ._models import (
     AddDose as AddDose,
     DiscreteAdjoint as DiscreteAdjoint,
     DoseFunction as DoseFunction,
+    Event as Event,
+    EventLog as EventLog,
     GuardSummary as GuardSummary,
     Phase as Phase,
     ScaleDose as ScaleDose,
@@ -150,7 +152,7 @@ __all__ = [
     "Guard", "GuardedField", "Guarded", "MLPField", "ReactionField", "HybridField", "LogField",
     "ScaledNeuralField", "Scales", "Frozen",
     # models
-    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Stepping",
+    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Event", "Stepping",
     "simulate_batch", "with_options", "find_steady_state", "conserved_quantities", "WarmStart",
     # how they are solved
     "StiffPID", "Rodas5P", "Rodas4", "kvaerno5", "FiniteSteps", "DiscreteAdjoint",

@@ -56,6 +56,11 @@ def put(buffers: PyTree[Buffer], place: Int[Array, ""], values: PyTree[Array]) -
     return jtu.tree_map(lambda b, x: b.put(place, x), buffers, values, is_leaf=_is_buffer)
 
 
+def size_of(buffers: PyTree[Buffer]) -> int:
+    """How many places they have."""
+    return jtu.tree_leaves(buffers, is_leaf=_is_buffer)[0].size
+
+
 def _is_buffer(x: object) -> bool:
     return isinstance(x, Buffer)
 

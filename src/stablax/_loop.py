@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ._lane_loop import lane_loop, put, take
-from ._lanes import any_lane
+from ._lane_loop import lane_loop, put, size_of, take
+from ._lanes import any_lane, spread
 from ._types import Args, ScalarLike
 
 # A last step of so many rounding errors would spoil its dense output: the one before takes it.
@@ -40,6 +40,11 @@ class Steps(eqx.Module):
     # which knows `seen`.
     ends_at: Callable | None = None
     seen: PyTree = None
+    # `cuts_at(solver, seen, step, args, asked)`, asked of each step that is accepted: the `Cut` in
+    # it, and what the next question knows; with room for `events` of them, and so many `at_once`.
+    cuts_at: Callable | None = None
+    events: int = 0
+    at_once: int = 0
     keeps_last: bool = False  # whether the last step is kept
     width: int | None = None  # of a batch, how many step at once at most
 
@@ -68,20 +73,49 @@ def interpolated(solver: diffrax.AbstractSolver, step: KeptStep, t: ScalarLike) 
     return jtu.tree_map(lambda x, y: jnp.asarray(x, y.dtype), found, step.y0)
 
 
+class EventRows(eqx.Module):
+    """What is written of events: when, and the states before and after each."""
+
+    t: PyTree
+    before: PyTree
+    after: PyTree
+
+
+class Cut(eqx.Module):
+    """Where a step is cut short by events, if `happens`: at `t`, from where it goes on from `y`, if
+    it does not `end` there. `order`: the numbers of the events, then -1; their `rows`, as many."""
+
+    happens: Bool[Array, ""]
+    t: Float[Array, ""]
+    y: PyTree[Array]
+    order: Int[Array, " events"]
+    ends: Bool[Array, ""]
+    rows: EventRows
+
+
 class Written(eqx.Module):
-    """`rows` at the times that were reached; `times[k]` and `states[k]` at the end of accepted step
-    k, if they are recorded."""
+    """`rows` at the times that were reached.
+
+    If they are recorded, of accepted step k `times[k]` and `states[k]` where it ended, and where it
+    can be cut short the end `ends[k]` to which it was taken, and the `orders[k]` of a [`Cut`][].
+
+    Of events, if there are some: the number, and what else there is."""
 
     rows: PyTree
     times: PyTree
     states: PyTree
+    ends: PyTree
+    orders: PyTree
+    which: PyTree
+    events: EventRows | None
 
 
 class Solved(eqx.Module):
-    """How a loop ended: `row` rows, at `t` and `y`; `seen`: what the answer of `ends_at` at `y`
-    left."""
+    """How a loop ended: `row` rows and `event` events, at `t` and `y`; `seen`: what the last answer
+    of `ends_at` or `cuts_at` left."""
 
     row: Int[Array, ""]
+    event: Int[Array, ""] | None
     t: Float[Array, ""]
     y: PyTree[Array]
     control: PyTree
@@ -137,7 +171,7 @@ class _Stepper(eqx.Module):
 
     def step(self, moving: PyTree[Array], ts, written: Written) -> tuple[PyTree[Array], Written]:
         steps, solver, order, t1, args = self.steps, self.solver, self.order, self.t1, self.args
-        controller = steps.controller
+        controller: Any = steps.controller
         nearly_there = t1 - _LAST_STEP_ULPS * jnp.finfo(t1.dtype).eps * jnp.abs(t1)
         carry = eqx.combine(moving, self.fixed)
         solved = self.look(carry)
@@ -148,10 +182,23 @@ class _Stepper(eqx.Module):
         )
         # An estimate that is nan is no estimate.
         error = jtu.tree_map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        # A step that begins at an event begins at a time that moves; its length does not.
         keep, next_t, next_end, jumped, control, stopped = controller.adapt_step_size(
-            t, end, y, y1, args, error, order, solved.control
+            lax.stop_gradient(t), end, y, y1, args, error, order, solved.control
         )
         next_t = jnp.minimum(next_t, t1)
+        keep = jnp.asarray(keep) & live
+        cut, seen = None, solved.seen
+        if steps.cuts_at is not None:
+            cut, seen = steps.cuts_at(solver, seen, KeptStep(t, end, y, dense), args, keep)
+            at, length = lax.stop_gradient((cut.t, next_end - next_t))
+            resumed = controller.until_given_time(at, at + length)
+            next_t, next_end, y1, jumped, stopped = optax.tree.where(
+                cut.happens,
+                (jnp.minimum(cut.t, t1), resumed, cut.y, True, diffrax.RESULTS.successful),
+                (next_t, next_end, y1, jumped, stopped),
+            )
+            stopped = diffrax.RESULTS.where(cut.ends, diffrax.RESULTS.event_occurred, stopped)
         # Where the step is taken again it is shortened, since `t1` is where it ended.
         rest = jnp.where(keep, t1, next_t + 0.5 * (t1 - next_t))
         next_end = jnp.where(next_end > nearly_there, rest, next_end)
@@ -159,10 +206,15 @@ class _Stepper(eqx.Module):
         ended = diffrax.RESULTS.where(ended == diffrax.RESULTS.successful, stopped, ended)
         meter = steps.meter.step(carry.meter, _part(self.t0, next_t, t1))
 
-        keep = jnp.asarray(keep) & live
-
         def is_next(row):
-            return keep & (row < ts.size) & (take(ts, jnp.minimum(row, ts.size - 1)) <= end)
+            time = take(ts, jnp.minimum(row, ts.size - 1))
+            before_end = time <= end
+            if cut is not None:
+                # A row at an event is what comes after, if something does.
+                is_last = cut.ends | (cut.t >= t1)
+                before_cut = jnp.where(is_last, time <= cut.t, time < cut.t)
+                before_end = jnp.where(cut.happens, before_cut, before_end)
+            return keep & (row < ts.size) & before_end
 
         def save(carry):
             row, rows = carry
@@ -175,10 +227,15 @@ class _Stepper(eqx.Module):
         row, rows = solved.row, written.rows
         if ts.size:
             row, rows = lax.while_loop(lambda c: any_lane(is_next(c[0])), save, (row, rows))
-        times, states = written.times, written.states
-        if times is not None:
-            place = jnp.where(keep, solved.accepted, times.size)
-            times, states = put((times, states), place, (next_t, y1))
+        taken = (written.times, written.states, written.ends, written.orders)
+        if written.times is not None:
+            place = jnp.where(keep, solved.accepted, written.times.size)
+            ends, orders = (None, None) if cut is None else (end, cut.order)
+            taken = put(taken, place, (next_t, y1, ends, orders))
+        event, events = solved.event, (written.which, written.events)
+        if cut is not None and event is not None:
+            count_of = jnp.where(cut.happens, jnp.sum(cut.order >= 0), 0)
+            event, events = put_events(events, event, count_of, (cut.order, cut.rows))
         count = lambda number, flag: number + flag.astype(number.dtype)
         # What a lane that is done has stays as it is.
         control, ended, next_end, meter = optax.tree.where(
@@ -193,10 +250,30 @@ class _Stepper(eqx.Module):
         if carry.jumped is not False:
             jumped = jnp.where(keep, jumped, carry.jumped)
         tried, accepted = count(solved.tried, live), count(solved.accepted, keep)
-        solved = Solved(row, t, y, control, ended, tried, accepted, last, solved.seen)
+        solved = Solved(row, event, t, y, control, ended, tried, accepted, last, seen)
         looked = None if carry.looked is None else ~keep
         carry = _Carry(solved, looked, next_end, known, jumped, meter)
-        return eqx.filter(carry, eqx.is_array), Written(rows, times, states)
+        return eqx.filter(carry, eqx.is_array), Written(rows, *taken, *events)
+
+
+def put_events(
+    buffers: PyTree, event: Int[Array, ""], count: Int[Array, ""], values: PyTree[Array]
+) -> tuple[Int[Array, ""], PyTree]:
+    """The first `count` of `values` behind the `event` ones that are in the `buffers`; and how many
+    are then."""
+    room = size_of(buffers)
+    most = jtu.tree_leaves(values)[0].shape[0]
+
+    def write(carry):
+        place, buffers = carry
+        here = jtu.tree_map(lambda x: x[jnp.minimum(place, most - 1)], values)
+        is_one = place < count
+        buffers = put(buffers, jnp.where(is_one, event + place, room), here)
+        return place + is_one.astype(place.dtype), buffers
+
+    start = spread((jnp.zeros_like(event), buffers), values, event)
+    place, buffers = lax.while_loop(lambda c: any_lane(c[0] < count), write, start)
+    return event + place, buffers
 
 
 def integrate_steps(
@@ -230,13 +307,22 @@ def integrate_steps(
     size = steps.capacity
     times = None if size is None else jnp.full(size, jnp.inf, t0.dtype)
     states = None if size is None else blank(size)
+    ends = orders = which = events = event = None
+    if steps.cuts_at is not None:
+        event, which = zero, jnp.full(steps.events, -1, int)
+        states_of = blank(steps.events)
+        events = EventRows(jnp.zeros(steps.events, t0.dtype), states_of, states_of)
+        if size is not None:
+            ends = jnp.full(size, jnp.inf, t0.dtype)
+            orders = jnp.full((size, steps.at_once), -1, int)
 
-    jumped = False if _never_jumps(controller, t0, y0, args, order, control) else jnp.array(False)
+    never = steps.cuts_at is None and _never_jumps(controller, t0, y0, args, order, control)
+    jumped = False if never else jnp.array(False)
     control, known, meter = _as_arrays((control, known, steps.meter.init()))
     last = None
     if steps.keeps_last:
         last = KeptStep.none(solver, terms, t0, end, y0, args, known)
-    solved = Solved(row, t0, y0, control, successful, zero, zero, last, steps.seen)
+    solved = Solved(row, event, t0, y0, control, successful, zero, zero, last, steps.seen)
     looked = None if steps.ends_at is None else still
     carry = _Carry(solved, looked, end, known, jumped, meter)
     moving, fixed = eqx.partition(carry, eqx.is_array)
@@ -246,7 +332,7 @@ def integrate_steps(
         moving,
         _Stepper(steps, solver, order, t0, t1, args, fixed),
         ts,
-        Written(rows, times, states),
+        Written(rows, times, states, ends, orders, which, events),
         steps.width,
         keeps=True,
     )

@@ -123,6 +123,17 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The `root_finder` of the event did not find its time in the step in which it is. Leave it "
         "out: the one that a model brings cannot miss it."
     )
+    event_change_not_finite = "The `change` of an event returned a state that is not finite."
+    too_many_events = (
+        "An event happened once more than its `max_count`. If it may, raise that; if not, its "
+        "`change` does not keep it from happening again."
+    )
+    events_accumulate = (
+        "An event happened again at the same time, to its resolution: as the bounces of a ball "
+        "that comes to rest, or a switch without hysteresis, of which there are infinitely many in "
+        "a finite time (Zeno). End the solve before (an `Event` without a `change`, where what is "
+        "left is small enough), or let the switch back have another threshold."
+    )
     stages_unsolved = (
         "The step size fell to the resolution of time because the implicit equations of a step "
         "could not be solved. The Jacobian may be wrong or non-finite; try another solver, or "
@@ -185,7 +196,7 @@ nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
 unstable_steady_state not_finite not_conserved bad_times bad_phases step_budget_spent
 tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow event_not_finite
-event_not_located stages_unsolved
+event_not_located event_change_not_finite too_many_events events_accumulate stages_unsolved
 """.split()
 
 

@@ -179,12 +179,13 @@ def component_names(y: PyTree) -> list[str]:
     return names
 
 
-def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
-    """Raises unless `out` has the structure, shapes and dtypes of the state `y`."""
+def same_shape_and_dtype(out: PyTree, y: PyTree, what: str, kind: str = "dy/dt") -> None:
+    """Raises unless `out` has the structure, shapes and dtypes of the state `y`; an error says that
+    `what` returned it, and which `kind` of thing it is."""
     if jtu.tree_structure(out) != jtu.tree_structure(y):
         raise ValueError(
             f"{what} returned the structure {jtu.tree_structure(out)}, but the state `y` has the "
-            f"structure {jtu.tree_structure(y)}: dy/dt must match the state leaf by leaf."
+            f"structure {jtu.tree_structure(y)}: {kind} must match the state leaf by leaf."
             + (
                 " A list or tuple is tree structure: for a vector, write `y0=jnp.array([...])`."
                 if isinstance(y, list | tuple)
@@ -192,7 +193,7 @@ def same_shape_and_dtype(out: PyTree, y: PyTree, what: str) -> None:
             )
         )
     for (path, a), b in zip(jtu.tree_flatten_with_path(out)[0], jtu.tree_leaves(y), strict=True):
-        where = jtu.keystr(path) or "dy/dt"
+        where = jtu.keystr(path) or kind
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(
                 f"{what} returned shape {jnp.shape(a)} at {where}, but the state has shape "

@@ -1,9 +1,11 @@
-"""What happens when: phases and doses."""
+"""What happens when: phases, doses and events."""
 
 from ._models import (
     AbstractDose as AbstractDose,
     AddDose as AddDose,
     DoseFunction as DoseFunction,
+    Event as Event,
+    EventLog as EventLog,
     Phase as Phase,
     ScaleDose as ScaleDose,
     SetDose as SetDose,

@@ -1,6 +1,7 @@
 """Step acceptance: what a step must satisfy besides its error estimate."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -210,12 +211,27 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         )
         return keep, next_t0, next_t1, made_jump, state, result
 
+    def until_given_time(self, t0, t1) -> Any:
+        """Where a step from `t0` ends that would be to `t1`, if the controller was not asked: at
+        the next time that was given, or before it where that is a jump."""
+        step_ts, jump_ts = self._given_times()
+        after = lambda ts: jnp.min(jnp.where(ts > t0, ts, jnp.inf)).astype(t1.dtype)
+        ends = [after(ts) for ts in step_ts]
+        ends += [jnp.nextafter(after(ts), -jnp.inf) for ts in jump_ts]
+        return lax.stop_gradient(functools.reduce(jnp.minimum, ends, t1))
+
+    def _given_times(self) -> tuple[list[Array], list[Array]]:
+        """Times to step to, and those of jumps."""
+        controller, step_ts, jump_ts = self.controller, [], []
+        while isinstance(controller, diffrax.ClipStepSizeController):
+            step_ts += [] if controller.step_ts is None else [controller.step_ts]
+            jump_ts += [] if controller.jump_ts is None else [controller.jump_ts]
+            controller = controller.controller
+        return step_ts, jump_ts
+
     def _meets_given_time(self, t0, t1, resolution) -> Any:
         """Whether a step begins or ends at a time that was given: it may be as short as it is."""
-        controller, given = self.controller, []
-        while isinstance(controller, diffrax.ClipStepSizeController):
-            given += [ts for ts in (controller.step_ts, controller.jump_ts) if ts is not None]
-            controller = controller.controller
+        given = sum(self._given_times(), [])
         if not given:
             return False
         times = lax.stop_gradient(jnp.concatenate([jnp.asarray(ts, t0.dtype) for ts in given]))

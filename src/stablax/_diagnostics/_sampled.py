@@ -159,13 +159,14 @@ def _size(change: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def missed_events(seen: Observation) -> list[tuple[float, float]]:
     """Between which times the condition of the model's event was met, or changed its sign, and
-    changed back within a step, so that it was not noticed at the end of the step."""
+    changed back within a step, so that it was not noticed at the end of the step. (The conditions
+    of a [`Event`][] are looked at within the steps, too.)"""
     event = seen.model.options.event
     places = _windows(seen, _STEPS)
     places = places[seen.accepted[places]]
     if ended_with(seen, RESULTS.event_occurred):
         places = places[:-1]
-    if event is None or not len(places):
+    if not isinstance(event, diffrax.Event) or not len(places):
         return []
     parts = np.concatenate([[0.0], _grid(len(places), _ROWS, 4), [1.0]])
     times = seen.t[places][:, None] + seen.dt[places][:, None] * parts

@@ -7,6 +7,7 @@ from ._dose import (
     ScaleDose as ScaleDose,
     SetDose as SetDose,
 )
+from ._event import Event as Event, EventLog as EventLog
 from ._explain import (
     Outcome as Outcome,
     explain as explain,

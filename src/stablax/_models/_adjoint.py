@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._fields import Guard
-from .._loop import KeptStep
+from .._loop import EventRows, KeptStep
 from .._states import is_none, stop
 from ._forward_only import forward_only
 from ._linear_call import linear_call
@@ -51,12 +51,13 @@ class DiscreteAdjoint(eqx.Module):
 
 
 class Outputs(eqx.Module):
-    """`rows` at `ts`, the state `last` where the solve ended, and the last `step` if an event can
-    be in it; `rest` has no derivative."""
+    """`rows` at `ts`, the state `last` where the solve ended, the last `step` if an event of
+    diffrax can be in it, and the `events`; `rest` has no derivative."""
 
     rows: PyTree[Array]
     last: PyTree[Array]
     step: KeptStep | None
+    events: EventRows | None
     rest: PyTree
 
 
@@ -85,10 +86,12 @@ def _solve_jvp(primals, tangents):
     moves = jtu.tree_map(lambda x: x is not None, tangents[0], is_leaf=is_none)
     still = lambda tree: jtu.tree_map(lambda _: None, tree)
     dense = None if outputs.step is None else outputs.step.dense
-    moving = (outputs.rows, outputs.last, dense)
+    moving = (outputs.rows, outputs.last, dense, outputs.events)
     steps = Steps(inputs, moves, accepted, solver, terms, guard, width, stop(dense))
-    d_rows, d_last, d_dense = linear_call(forward, backward, steps, tangents[0], moving, _ONCE)
+    d_rows, d_last, d_dense, d_events = linear_call(
+        forward, backward, steps, tangents[0], moving, _ONCE
+    )
     d_step = still(outputs.step)
     if d_step is not None:
         d_step = KeptStep(d_step.t0, d_step.t1, d_step.y0, d_dense)
-    return outputs, Outputs(d_rows, d_last, d_step, still(outputs.rest))
+    return outputs, Outputs(d_rows, d_last, d_step, d_events, still(outputs.rest))

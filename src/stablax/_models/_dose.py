@@ -169,7 +169,7 @@ class DoseFunction(AbstractDose):
     def __call__(self, t, y, args):
         out = self.fn(t, y, args)
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
-        same_shape_and_dtype(out, y, f"The dose `{name}`")
+        same_shape_and_dtype(out, y, f"The dose `{name}`", "y")
         return out
 
 

@@ -1,179 +1,174 @@
-"""The event of a model: when the solve ends, and where in its last step that is."""
+"""`Event`: where a condition crosses zero, and what happens there; and the log of them."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import final
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optimistix as optx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .._captured import Captured, capture
-from .._loop import KeptStep, interpolated
-from .._states import is_none, stop, stop_unless
-from .._types import Args
-from ._bracket import bracketed_root
+from .._types import Explained, typechecked
+from .._words import short
+from ._dose import AbstractDose, DoseLike, as_dose
 
 
-class Found(eqx.Module):
-    """Where in the last step the first condition crosses zero, if any does (`crossed`)."""
+@final
+class Event(eqx.Module):
+    """Where `condition(t, y, args)` crosses zero the state changes, and the solve goes on; or it
+    ends there.
 
-    crossed: Bool[Array, ""]
-    t: Array
-    y: PyTree[Array]
-    located: Bool[Array, ""]  # unless the user's root finder failed
-    not_finite: Bool[Array, ""]  # the solve ended since a condition is nan
+    ```python
+    def bounce(t, y, args):
+        return jnp.array([0.0, -0.9 * y[1]])
 
 
-class EventOf(eqx.Module):
-    """A user's `event` in one solve.
+    floor = sx.Event(lambda t, y, args: y[0], direction=False, change=bounce)
+    model = sx.Simulate(lambda t, y, args: jnp.array([y[1], -9.81]), event=floor)
+    simulation = model(jnp.array([1.0, 0.0]), jnp.linspace(0.0, 3.0, 61))
+    simulation.events.t
+    ```
 
-    - `conditions`: its functions of `(t, y, args)`, with what they close over as a value.
-    - `way`: 1, or -1 backward in time, where diffrax runs on -t. The conditions do not see that.
-    - `real`: which of its conditions are numbers, that can be solved for; the others are booleans.
+    The time is found on the dense output of the step, to the resolution of time, and the next step
+    starts there. Times, states and all that follows have the derivatives of the event, in both
+    modes, in the state, `t0`, the parameters of the field and the `args`, which `condition` and
+    `change` see too. What they close over has one as well.
+
+    Conditions are looked at eight times in each step, on its dense output. One that crosses twice
+    between two of those is not seen, and one that touches zero without crossing it is no event;
+    the time of one that does so nearly has a derivative that grows without limit.
+
+    At its own event a condition is zero. Then it counts as on the side on which it goes on, so that
+    neither going on nor being sent back is another event. At `t0` it is one, if it is zero there
+    and goes on in a direction that is taken.
+
+    **Arguments:**
+
+    - `condition`: `fn(t, y, args)`, a real number of shape `()`, continuous along a solution.
+    - `direction`: `True` if only a crossing from below is one, `False` if only one from above (as
+        the solve goes: backward in time, too), `None` for both.
+    - `change`: the state after it: a function `fn(t, y, args) -> y`, or a dose ([`SetDose`][],
+        [`AddDose`][], [`ScaleDose`][], of one's own; an array is added). `None`: the solve ends.
+        (`lambda t, y, args: y` keeps the state: the event is only recorded.)
+    - `max_count`: >= 1; how often it may happen in one solve (of phases, in each). The next time
+        ends the solve, with the result `too_many_events`. The log has room for so many.
+
+    **Raises:** `TypeError` or `ValueError` for an argument that does not fit; when a model is
+    called, for a condition that is no real number, and a change that does not return a state.
     """
 
-    root_finder: optx.AbstractRootFinder | None
-    directions: tuple[bool | None, ...] = eqx.field(static=True)
-    conditions: list[Captured]
-    way: Array
-    real: tuple[bool, ...] = eqx.field(static=True)
+    condition: Callable
+    change: AbstractDose | None
+    direction: bool | None = eqx.field(static=True)
+    max_count: int = eqx.field(static=True)
 
-    def __init__(self, event: diffrax.Event, settings: dict[str, PyTree], way, t, y, args):
-        self.root_finder, self.way = event.root_finder, way
-        self.directions = tuple(jtu.tree_leaves(event.direction, is_leaf=is_none))
-        functions = jtu.tree_leaves(event.cond_fn, is_leaf=callable)
-        calls = [eqx.Partial(_call, function, settings) for function in functions]
-        self.real = tuple(_is_real(call, t, y, args) for call in calls)
-        # The derivative in what a function closes over is that of its crossing.
-        self.conditions = [capture(call, t, y, args) for call in calls]
-
-    def _real_directions(self) -> list[bool | None]:
-        return [d for d, r in zip(self.directions, self.real, strict=True) if r]
-
-    @property
-    def is_located(self) -> bool:
-        """Whether its time can be anywhere in a step, and not at the end only."""
-        return any(self.real)
-
-    @property
-    def first_seen(self) -> tuple[Array, Array]:
-        """What the first `look` knows: values of the conditions, and that it is the first."""
-        return jnp.zeros(sum(self.real), jnp.result_type(self.way)), jnp.array(True)
-
-    def look(self, seen: tuple[Array, Array], t, y, args) -> tuple[Bool[Array, ""], Any]:
-        """Whether stablax's loop ends at `y` and its time `t`: where a condition is true, is nan,
-        or has changed its sign in the step."""
-        (before, first), (t, y, args) = seen, stop((t * self.way, y, args))
-        ends = [jnp.array(False)]
-        for condition, is_real in zip(self.conditions, self.real, strict=True):
-            if not is_real:
-                ends.append(jnp.asarray(condition(t, y, args)))
-        values = before
-        if self.is_located:
-            values = self._real_values(t, y, args)
-            crosses = jnp.any(_crosses(before, values, self._real_directions()))
-            ends += [~first & crosses, jnp.any(jnp.isnan(values))]
-        return jnp.any(jnp.stack(ends)), (values, jnp.zeros_like(first))
-
-    def for_loop(self) -> diffrax.Event:
-        """What diffrax's loop ends at: the end of the step with the event."""
-        conditions, directions = self.conditions, list(self.directions)
-
-        def in_loop(condition):
-            # Whether a step is the last has no derivative.
-            value = lambda t, y, args: condition(t * self.way, y, args)
-            return lambda t, y, args, **_: lax.stop_gradient(value(t, y, args))
-
-        def lost(t, y, args):
-            return jnp.any(jnp.isnan(self._real_values(t, y, args)))
-
-        if self.is_located:
-            # A sign that is nan is no crossing where the event has a direction.
-            conditions, directions = [*conditions, lost], [*directions, None]
-        return diffrax.Event([in_loop(c) for c in conditions], direction=directions)
-
-    def _real_values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
-        """The values of those that are numbers. What is not `relevant` has no derivative: it need
-        not be finite."""
-        real = [c for c, is_real in zip(self.conditions, self.real, strict=True) if is_real]
-        values = []
-        for k, condition in enumerate(real):
-            inputs = (condition, t, y, args)
-            if relevant is not None:
-                inputs = stop_unless(relevant[k], inputs)
-            condition, *rest = inputs
-            values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
-        return jnp.stack(values)
-
-    def find(
+    @typechecked
+    def __init__(
         self,
-        solver: diffrax.AbstractSolver,
-        step: KeptStep,
-        y1: PyTree[Array],
-        args: Args,
-        happened: Bool[Array, ""],
-    ) -> Found:
-        """Looks where in the last `step` of the `solver`, to the state `y1`, the event is."""
-        t0, t1 = lax.stop_gradient((step.t0 * self.way, step.t1 * self.way))
-        ends = jtu.tree_map(lambda *x: jnp.stack(x), (t0, step.y0), (t1, y1))
-        at_ends = jax.vmap(lambda t, y: self._real_values(t, y, args))(*ends)
-        before, after = lax.stop_gradient((at_ends[0], at_ends[1]))
-        not_finite = happened & jnp.any(jnp.isnan(before) | jnp.isnan(after))
-        crossed = happened & ~not_finite & _crosses(before, after, self._real_directions())
-        any_crossed = jnp.any(crossed)
-        sides = jnp.where(crossed, jnp.sign(before - after), 0)
-        interpolate = lambda t: interpolated(solver, step, t * self.way)
+        condition: Explained[Callable],
+        *,
+        direction: bool | None = None,
+        change: Explained[DoseLike] = None,
+        max_count: int = 100,
+    ):
+        if not callable(condition):
+            raise TypeError(
+                f"`condition` must be a function `fn(t, y, args)` whose zero is the event, got "
+                f"{short(condition)}."
+            )
+        if max_count < 1:
+            raise ValueError(f"`max_count` must be at least 1, got {max_count}.")
+        try:
+            self.condition, self.change = condition, as_dose(change)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"`change` must be a function `fn(t, y, args)` that returns the state after the "
+                f"event, or a dose. As one that is added, {error}"
+            ) from None
+        self.direction = direction
+        self.max_count = 1 if self.change is None else max_count
 
-        def gap(t, values):
-            """Above 0 before the first of the conditions that cross does so, below 0 after."""
-            gaps = jnp.where(crossed, sides * values, jnp.inf)
-            return jnp.where(any_crossed, jnp.min(gaps), (t0 + t1) / 2 - t)
 
-        def solve(f, _):
-            if self.root_finder is None:
-                root = bracketed_root(f, t0, t1, gap(t0, before), gap(t1, after))
-                return root, jnp.ones_like(root)
-            return _by_optimistix(f, self.root_finder, t0, t1)
+class EventLog(eqx.Module):
+    """The events that took place in a solve, in the order of time (and those of one time in the
+    order in which they changed the state).
 
-        t, located = lax.custom_root(
-            lambda t: gap(t, self._real_values(t, interpolate(t), args, crossed)),
-            t1,
-            solve,
-            lambda slope, x: x / slope(jnp.ones_like(x)),
-            has_aux=True,
+    **Attributes:** with a leading axis, as many as there may be: the sum of the `max_count` of all
+    events (1 for one that ends the solve), of phases for each of them.
+
+    - `t`: the times, differentiable; behind the last event, where the solve ended.
+    - `which`: the number of the event, in the order in which they were given to the model; -1
+        behind the last.
+    - `happened`: whether there is such an event; those that took place come first.
+    - `before`, `after`: the state before it and after it, differentiable: the structure of `y0`.
+        Behind the last event, the last state.
+    """
+
+    t: Float[Array, " events"]
+    which: Int[Array, " events"]
+    happened: Bool[Array, " events"]
+    before: PyTree[Float[Array, "events ..."]]
+    after: PyTree[Float[Array, "events ..."]]
+
+    @typechecked
+    def of(self, which: int) -> "EventLog":
+        """Only those of one event, first.
+
+        **Arguments:**
+
+        - `which`: its number.
+
+        **Returns:** an `EventLog` of the same size.
+        """
+        return self._only(self.happened & (self.which == which))
+
+    def _only(self, happened: Bool[Array, " events"]) -> "EventLog":
+        order = jnp.argsort(~happened, axis=-1, stable=True)
+        axis = happened.ndim - 1
+
+        def ordered(x):
+            places = order.reshape(*order.shape, *[1] * (x.ndim - order.ndim))
+            return jnp.take_along_axis(x, places, axis=axis)
+
+        log = jtu.tree_map(ordered, self)
+        return eqx.tree_at(lambda log: log.happened, log, ordered(happened))
+
+    def over_phases(self, t1: Array, last: PyTree[Array]) -> "EventLog":
+        """Those of all phases, which are the leading axis, as one log."""
+        flat = jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), self)
+        return flat._only(flat.happened).padded(t1, last)
+
+    def padded(self, t1: Array, last: PyTree[Array]) -> "EventLog":
+        """With the end of the solve behind the last event; where that is has no derivative."""
+
+        def pad(x, end):
+            is_one = self.happened.reshape(-1, *[1] * (x.ndim - 1))
+            return jnp.where(is_one, x, lax.stop_gradient(end))
+
+        states = [jtu.tree_map(pad, states, last) for states in (self.before, self.after)]
+        which = jnp.where(self.happened, self.which, -1)
+        return EventLog(pad(self.t, t1), which, self.happened, *states)
+
+
+def as_event(
+    event: Explained[diffrax.Event | Event | Sequence[Event] | None],
+) -> diffrax.Event | tuple[Event, ...] | None:
+    """What a user gave as the `event` of a model."""
+    if event is None or isinstance(event, diffrax.Event):
+        return event
+    events = [event] if isinstance(event, Event) else event
+    is_sequence = isinstance(events, Sequence) and not isinstance(events, str)
+    if not is_sequence or not all(isinstance(e, Event) for e in events):
+        hint = f"; perhaps `stablax.Event({_called(event)})`" if callable(event) else ""
+        raise TypeError(
+            "`event` must be a `stablax.Event`, a sequence of them, or a `diffrax.Event`, got "
+            f"{short(event)}{hint}."
         )
-        return Found(any_crossed, t, interpolate(t), located > 0, not_finite)
+    return tuple(events) or None
 
 
-def _by_optimistix(f, root_finder, t0, t1):
-    """The root by the user's own finder, and 1 if it was found, else 0."""
-    options = dict(lower=jnp.minimum(t0, t1), upper=jnp.maximum(t0, t1))
-    found = optx.root_find(lambda t, _: f(t), root_finder, t1, options=options, throw=False)
-    located: Any = found.result == optx.RESULTS.successful
-    return found.value, jnp.asarray(located, found.value.dtype)
-
-
-def _is_real(condition, t, y, args) -> bool:
-    out = eqx.filter_eval_shape(condition, t, y, args)
-    if jtu.tree_structure(out) != jtu.tree_structure(0) or jnp.shape(out) != ():
-        raise ValueError(
-            f"A condition of `event` must return one number or one boolean, got {out}."
-        )
-    return jnp.issubdtype(jnp.result_type(out), jnp.floating)
-
-
-def _call(function, settings, t, y, args):
-    return function(t, y, args, **settings)
-
-
-def _crosses(before, after, directions: list[bool | None]) -> Bool[Array, " conditions"]:
-    """Which conditions change sign in their direction: diffrax's definition."""
-    old, new = jnp.sign(before), jnp.sign(after)
-    either = jnp.array([d is None for d in directions])
-    upward = jnp.array([d is True for d in directions])
-    rises, falls = (old <= 0) & (new > 0), (old > 0) & (new <= 0)
-    return jnp.where(either, old != new, jnp.where(upward, rises, falls))
+def _called(fn: Callable) -> str:
+    return fn.__name__ if inspect.isfunction(fn) and fn.__name__.isidentifier() else "..."

@@ -56,6 +56,7 @@ class _Facts(NamedTuple):
     end: Array  # the last time asked for
     value: Array  # of the worst component, where the solve stopped
     steady: PyTree
+    latest: tuple[Array, Array] | None  # the last two events: which, and when
 
 
 def _facts(simulation: Simulation) -> _Facts:
@@ -71,7 +72,13 @@ def _facts(simulation: Simulation) -> _Facts:
     component = jnp.maximum(stats["component"], 0)
     value = jnp.take_along_axis(last, component[..., None], axis=-1)[..., 0]
     steady = None if simulation.steady is None else steady_facts(simulation.steady)
-    return _Facts(simulation.result, stats, last_asked(simulation.ts), value, steady)
+    end, events, latest = last_asked(simulation.ts), simulation.events, None
+    if events is not None:
+        count = jnp.sum(events.happened, axis=-1, keepdims=True)
+        places = jnp.concatenate([count - 2, count - 1], axis=-1)
+        at = lambda x: jnp.take_along_axis(x, jnp.maximum(places, 0), axis=-1)
+        latest = (jnp.where(places < 0, -1, at(events.which)), at(events.t))
+    return _Facts(simulation.result, stats, end, value, steady, latest)
 
 
 def _paragraph(facts: _Facts, about: About) -> str:
@@ -97,6 +104,8 @@ def _paragraph(facts: _Facts, about: About) -> str:
         f" The solve stopped at t = {t:.6g} of {float(facts.end):.6g}{_phase(facts.stats)} after "
         f"{steps} steps ({rejected} rejected), the last of size {dt:.3g}"
     )
+    if facts.latest is not None:
+        text += _latest(*facts.latest)
     component = int(facts.stats["component"])
     if component >= 0:
         text += (
@@ -113,6 +122,14 @@ def _paragraph(facts: _Facts, about: About) -> str:
             "a larger `rtol`."
         )
     return text
+
+
+def _latest(which: Array, t: Array) -> str:
+    """The last events."""
+    each = [
+        f"event {int(k)} at t = {float(s):.6g}" for k, s in zip(which, t, strict=True) if k >= 0
+    ]
+    return f"; the last events were {' and '.join(each)}" if each else ""
 
 
 def _phase(stats) -> str:

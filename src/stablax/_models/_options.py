@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, final
 
 import diffrax
@@ -12,6 +13,7 @@ import equinox as eqx
 from .._types import VF, Explained
 from .._words import called, shown
 from ._adjoint import DiscreteAdjoint
+from ._event import Event, as_event
 
 
 class SolveArguments(TypedDict, total=False):
@@ -22,7 +24,7 @@ class SolveArguments(TypedDict, total=False):
     adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint | None
     max_steps: int
     dt0: float | None
-    event: diffrax.Event | None
+    event: diffrax.Event | Event | Sequence[Event] | None
     progress_meter: diffrax.AbstractProgressMeter | None
     telemetry: bool
     trace: Literal["record", "print"] | None
@@ -51,7 +53,7 @@ class AbstractSolveOptions(eqx.Module):
     adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint | None
     max_steps: int = 4096
     dt0: float | None = eqx.field(default=None, converter=_step_size)
-    event: diffrax.Event | None = None
+    event: diffrax.Event | tuple[Event, ...] | None = eqx.field(default=None, converter=as_event)
     progress_meter: diffrax.AbstractProgressMeter = eqx.field(default=None, converter=_meter)
     telemetry: bool = False
     trace: Explained[Literal["record", "print"] | None] = None

@@ -131,9 +131,9 @@ def differentiable(
         )
     outputs, _ = run(inputs, False)
     if isinstance(plan.adjoint, diffrax.ForwardMode):
-        moving = (outputs.rows, outputs.last, outputs.step)
-        rows, last, step = forward_only(moving, _FORWARD)
-        return Outputs(rows, last, step, outputs.rest)
+        moving = (outputs.rows, outputs.last, outputs.step, outputs.events)
+        rows, last, step, events = forward_only(moving, _FORWARD)
+        return Outputs(rows, last, step, events, outputs.rest)
     return outputs
 
 

@@ -16,11 +16,12 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from .._fields import Aside, Guard
 from .._lane_loop import as_buffers, lane_loop, put, take
-from .._lanes import any_lane, spread
-from .._loop import KeptStep, interpolated
+from .._lanes import any_lane, only_where, spread
+from .._loop import EventRows, KeptStep, interpolated, put_events
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
 from .._states import add, all_finite, is_none
 from .._types import Args
+from ._events import Events
 
 
 class Inputs(eqx.Module):
@@ -32,16 +33,20 @@ class Inputs(eqx.Module):
     t1: Array
     ts: Array
     args: Args
+    events: Events | None
 
 
 class AcceptedSteps(eqx.Module):
-    """The accepted steps: `times[k]` and `states[k]` at the end of step k; and whether the last
-    one reaches the end that was asked for."""
+    """The accepted steps: `times[k]` and `states[k]` where step k ended; and whether the last one
+    reaches the end that was asked for. Where events can cut them short, `ends[k]` to which it was
+    taken, and `orders[k]` of the events there: their numbers, then -1."""
 
     times: Array
     states: PyTree[Array]
     count: Array
     arrives: Bool[Array, ""]
+    ends: Array | None
+    orders: Array | None
 
 
 class Steps(eqx.Module):
@@ -60,17 +65,25 @@ class Steps(eqx.Module):
     @property
     def record(self) -> "_Record":
         """What a pass reads at one place a step; the rest of the steps is the same in all."""
-        return _Record(self.inputs.ts, self.accepted.times, self.accepted.states)
+        accepted = self.accepted
+        taken = (accepted.times, accepted.states, accepted.ends, accepted.orders)
+        return _Record(self.inputs.ts, *taken)
 
     @property
     def parameters(self) -> tuple[PyTree, PyTree]:
-        """The field and its args: what moves, and the rest."""
-        moves = (self.moves.field, self.moves.args)
-        return eqx.partition((self.inputs.field, self.inputs.args), moves)
+        """The field, its args and the events: what moves, and the rest."""
+        moves = (self.moves.field, self.moves.args, self.moves.events)
+        return eqx.partition((self.inputs.field, self.inputs.args, self.inputs.events), moves)
 
     def system(self, shift, end, moving) -> tuple[PyTree, Args]:
-        field, args = eqx.combine(moving, self.parameters[1])
+        field, args, _ = eqx.combine(moving, self.parameters[1])
         return self.terms(field, shift, end), args
+
+    def at_events(self, step: "_Step", moving, dense, start, end) -> tuple:
+        """Of a step that is cut short: the time, the state after the events, and their states."""
+        _, args, events = eqx.combine(moving, self.parameters[1])
+        kept = KeptStep(start, end, self.inputs.y0, dense)
+        return events.take_place(self.solver, kept, step.stop, args, step.order)
 
     def at(self, k: Array, record: "_Record") -> "_Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
@@ -80,7 +93,14 @@ class Steps(eqx.Module):
         before = jnp.maximum(k - 1, 0)
         start = jnp.where(first, inputs.t0, take(record.times, before))
         arrives = last & accepted.arrives
-        end = jnp.where(arrives, inputs.t1, take(record.times, jnp.maximum(k, 0)))
+        stop, order, after_cut = take(record.times, jnp.maximum(k, 0)), None, None
+        end = stop
+        if record.orders is not None:
+            order = take(record.orders, jnp.maximum(k, 0))
+            after_cut = ~first & (take(record.orders, before)[0] >= 0)
+            end = jnp.where(order[0] >= 0, take(record.ends, jnp.maximum(k, 0)), end)
+            arrives &= order[0] < 0
+        end = jnp.where(arrives, inputs.t1, end)
         end = jnp.where(accepted.count > 0, end, inputs.t0)
         y = optax.tree.where(first, inputs.y0, take(record.states, before))
         # The end of a step that was taken up to a jump of the field is recorded behind the jump,
@@ -88,7 +108,7 @@ class Steps(eqx.Module):
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
         seen = lax.stop_gradient((end, _just_before(start, end)))
-        return _Step(first, last, arrives, start, end, y, seen)
+        return _Step(first, last, arrives, start, end, y, seen, stop, order, after_cut)
 
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
         return interpolated(self.solver, KeptStep(start, end, self.inputs.y0, dense), t)
@@ -105,6 +125,15 @@ class Steps(eqx.Module):
         stages = self.solver.tableau.stages
         blank = jtu.tree_map(lambda y: jnp.zeros((stages, *y.shape), y.dtype), self.inputs.y0)
         return spread(blank, self.inputs)
+
+    @property
+    def zero_events(self) -> EventRows | None:
+        """No change of the events."""
+        events, inputs = self.inputs.events, self.inputs
+        if events is None:
+            return None
+        states = jtu.tree_map(lambda y: jnp.zeros((events.capacity, *y.shape), y.dtype), inputs.y0)
+        return EventRows(jnp.zeros(events.capacity, inputs.t0.dtype), states, states)
 
     @property
     def rows(self) -> Array:
@@ -126,6 +155,8 @@ class _Record(eqx.Module):
     ts: PyTree
     times: PyTree
     states: PyTree
+    ends: PyTree
+    orders: PyTree
 
 
 class _Step(eqx.Module):
@@ -136,6 +167,49 @@ class _Step(eqx.Module):
     end: Array
     y: PyTree[Array]
     seen: tuple[Array, Array]  # the end, and a time just before it
+    stop: Array  # where it ended, if events cut it short
+    order: Array | None
+    after_cut: Array | None  # whether the one before was cut short
+
+    @property
+    def is_cut(self) -> Array:
+        assert self.order is not None
+        return self.order[0] >= 0
+
+    @property
+    def count(self) -> Array:
+        """Of the events in it."""
+        assert self.order is not None
+        return jnp.sum(self.order >= 0)
+
+    def events_in(self, rows: EventRows, first: Array) -> EventRows:
+        """Those of its events in `rows`, from the `first` on, and zeros."""
+        assert self.order is not None
+        each = [take(rows, first + place) for place in range(self.order.size)]
+        stacked = jtu.tree_map(lambda *xs: jnp.stack(xs), *each)
+        some = self.order >= 0
+        is_one = lambda x: some.reshape(-1, *[1] * (x.ndim - 1))
+        return jtu.tree_map(lambda x: jnp.where(is_one(x), x, 0), stacked)
+
+    def has(self, t: Array, is_backwards: Array) -> Array:
+        """Whether a row at `t` is not after its end."""
+        not_after = lambda end: jnp.where(is_backwards, t >= end, t <= end)
+        if self.order is None:
+            return not_after(self.end)
+        return jnp.where(self.is_cut, not_after(self.stop) & (t != self.stop), not_after(self.end))
+
+    def begins_before(self, t: Array, is_backwards: Array) -> Array:
+        """Whether a row at `t` is after its start."""
+        later = jnp.where(is_backwards, t < self.start, t > self.start)
+        return later if self.after_cut is None else later | self.after_cut & (t == self.start)
+
+
+def _none_of(step: _Step, y: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+    """States before and after its events, of none."""
+    assert step.order is not None
+    count = step.order.size
+    none = jtu.tree_map(lambda x: jnp.zeros((count, *x.shape), x.dtype), y)
+    return none, none
 
 
 class _AbstractPass(eqx.Module):
@@ -151,8 +225,10 @@ class _AbstractPass(eqx.Module):
             over.steps.inputs.ts,
             over.steps.accepted.times,
             over.steps.accepted.states,
+            over.steps.accepted.ends,
+            over.steps.accepted.orders,
         )
-        return eqx.tree_at(record, self, (None, None, None))
+        return eqx.tree_at(record, self, (None,) * 5, is_leaf=is_none)
 
     @abc.abstractmethod
     def order(self, i: Array) -> Array:
@@ -167,6 +243,8 @@ class _Forth(eqx.Module):
     row: Array
     d_y: PyTree[Array]
     d_dense: PyTree[Array] | None  # of the step before
+    d_start: Array | None  # after an event
+    event: Array | None
 
 
 class _ForwardPass(_AbstractPass):
@@ -181,22 +259,23 @@ class _ForwardPass(_AbstractPass):
 
     def take(self, k, at: _Forth, aside, reads, writes):
         record, d_ts = reads
+        writes, d_events = writes
         steps, (shift, held) = self.steps, aside
         step = steps.at(k, record)
         system = functools.partial(steps.system, shift, step.seen)
         repeat = functools.partial(_repeat, for_forward_mode(steps.solver), system, held)
-        d_start = jnp.where(step.first, self.d_t0, 0)
+        d_start = jnp.where(step.first, self.d_t0, 0) if at.d_start is None else at.d_start
         d_end = jnp.where(step.arrives, self.d_t1, 0)
+        d_times = (d_start, d_end)
         points, d_points = (
             (steps.parameters[0], step.start, step.end, step.y),
-            (self.d_moving, d_start, d_end, at.d_y),
+            (self.d_moving, *d_times, at.d_y),
         )
         (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
 
         def in_step(row):
             t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
-            before_end = jnp.where(steps.is_backwards, t >= step.end, t <= step.end)
-            return (row < self.rows) & (before_end | step.last)
+            return (row < self.rows) & (step.has(t, steps.is_backwards) | step.last)
 
         def save(carry):
             row, writes = carry
@@ -208,12 +287,26 @@ class _ForwardPass(_AbstractPass):
             return row + asked.astype(row.dtype), put(writes, place, d_row)
 
         row, writes = lax.while_loop(lambda c: any_lane(in_step(c[0])), save, (at.row, writes))
-        kept = None if steps.dense is None else d_dense
-        return _Forth(row, d_y, kept), writes, steps.held(dense)
+        kept, event = None if steps.dense is None else d_dense, at.event
+        d_next = None
+        if step.order is not None and event is not None:
+
+            def move():
+                points = (steps.parameters[0], dense, step.start, step.end)
+                d_points = (self.d_moving, d_dense, *d_times)
+                return eqx.filter_jvp(functools.partial(steps.at_events, step), points, d_points)[1]
+
+            still = (jnp.zeros_like(step.stop), d_y, *_none_of(step, d_y))
+            d_next, d_y, *d_states = only_where(step.is_cut, move, still)
+            d_rows = EventRows(jnp.broadcast_to(d_next, step.order.shape), *d_states)
+            event, d_events = put_events(d_events, event, step.count, d_rows)
+        at = _Forth(row, d_y, kept, d_next, event)
+        return at, (writes, d_events), steps.held(dense)
 
 
-def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
-    """The tangents of the rows, of the last state, and of the dense output of the last step."""
+def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, EventRows | None]:
+    """The tangents of the rows, of the last state, of the dense output of the last step, and of
+    the events."""
     inputs, count = steps.inputs, steps.accepted.count
     zero = lambda d, x: jtu.tree_map(
         lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=is_none
@@ -225,11 +318,15 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree]:
     still = jtu.tree_map(
         lambda d: jnp.where(count == 0, jnp.broadcast_to(d, (inputs.ts.size, *d.shape)), 0), d_y0
     )
-    rows = steps.rows
-    start = _Forth(jnp.zeros_like(rows), d_y0, optax.tree.zeros_like(steps.dense))
-    over = _ForwardPass(steps, rows, (tangents.field, tangents.args), d_t0, d_t1)
-    end, d_rows = step_by_step(over, start, (steps.record, d_ts), still)
-    return d_rows, end.d_y, end.d_dense
+    rows, dense = steps.rows, optax.tree.zeros_like(steps.dense)
+    d_events = steps.zero_events
+    has_events = d_events is not None
+    d_start, event = (d_t0, jnp.zeros_like(count)) if has_events else (None, None)
+    start = _Forth(jnp.zeros_like(rows), d_y0, dense, d_start, event)
+    d_moving = (tangents.field, tangents.args, tangents.events)
+    over = _ForwardPass(steps, rows, d_moving, d_t0, d_t1)
+    end, (d_rows, d_events) = step_by_step(over, start, (steps.record, d_ts), (still, d_events))
+    return d_rows, end.d_y, end.d_dense, d_events
 
 
 class _Back(eqx.Module):
@@ -238,6 +335,7 @@ class _Back(eqx.Module):
     d_moving: PyTree[Array]
     d_start: Array
     d_end: Array
+    event: Array | None
 
 
 class _BackwardPass(_AbstractPass):
@@ -249,7 +347,7 @@ class _BackwardPass(_AbstractPass):
         return self.steps.accepted.count - 1 - i
 
     def take(self, k, at: _Back, aside, reads, writes):
-        record, d_rows = reads
+        record, d_rows, d_events = reads
         steps, (shift, held) = self.steps, aside
         step = steps.at(k, record)
         start, end = step.start, step.end
@@ -259,8 +357,7 @@ class _BackwardPass(_AbstractPass):
 
         def in_step(row):
             t = take(record.ts, jnp.maximum(row, 0))
-            later = jnp.where(steps.is_backwards, t < start, t > start)
-            return (row >= 0) & (later | step.first)
+            return (row >= 0) & (step.begins_before(t, steps.is_backwards) | step.first)
 
         def save(carry):
             row, so_far, d_ts = carry
@@ -277,21 +374,35 @@ class _BackwardPass(_AbstractPass):
         d_dense = optax.tree.zeros_like(dense)
         if self.d_kept is not None:
             d_dense = optax.tree.where(step.last, self.d_kept, d_dense)
-        zero_time = jnp.zeros_like(start)
-        saved = spread((at.row, (d_dense, zero_time, zero_time), writes))
+        d_y, d_moving, zero_time = at.d_y, at.d_moving, jnp.zeros_like(start)
+        so_far, event = (d_dense, zero_time, zero_time), at.event
+        if step.order is not None and event is not None:
+            event = event - step.count
+
+            def pull_events():
+                d = step.events_in(d_events, event)
+                at_events = functools.partial(steps.at_events, step)
+                _, pull = eqx.filter_vjp(at_events, moving, dense, start, end)
+                return pull((at.d_start + jnp.sum(d.t), d_y, d.before, d.after))
+
+            none = (optax.tree.zeros_like(moving), *so_far)
+            more, *so_far = only_where(step.is_cut, pull_events, none)
+            d_moving, so_far = add(d_moving, more), tuple(so_far)
+            d_y = jtu.tree_map(lambda d: jnp.where(step.is_cut, 0, d), d_y)
+        saved = spread((at.row, so_far, writes))
         more_rows = lambda carry: any_lane(in_step(carry[0]))
         row, (d_dense, d_start, d_stop), writes = lax.while_loop(more_rows, save, saved)
-        more, step_start, step_end, d_y = pull(at.d_y, d_dense)
+        more, step_start, step_end, d_y = pull(d_y, d_dense)
         d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
-        new = _Back(row, d_y, add(at.d_moving, more), d_start + step_start, d_end)
+        new = _Back(row, d_y, add(d_moving, more), d_start + step_start, d_end, event)
         return new, writes, steps.held(dense)
 
 
-def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
-    """The cotangents of the inputs that move, from those of the rows, of the last state, and of
-    the dense output of the last step."""
+def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, EventRows | None]) -> Inputs:
+    """The cotangents of the inputs that move, from those of the rows, of the last state, of the
+    dense output of the last step, and of the events."""
     inputs, count = steps.inputs, steps.accepted.count
-    d_rows, d_last, d_kept = cotangents
+    d_rows, d_last, d_kept, d_events = cotangents
     # Rows of a solve without steps are its start.
     d_last = jtu.tree_map(
         lambda d, rows: d + jnp.where(count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
@@ -300,13 +411,13 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree]) -> Inputs:
     # In a batch a scatter costs more than the step: only where somebody asks for it.
     d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
     rows = steps.rows
-    start = _Back(
-        rows - 1, d_last, optax.tree.zeros_like(steps.parameters[0]), zero_time, zero_time
-    )
+    orders, d_moving = steps.accepted.orders, optax.tree.zeros_like(steps.parameters[0])
+    event = None if orders is None else jnp.sum(orders >= 0)
+    start = _Back(rows - 1, d_last, d_moving, zero_time, zero_time, event)
     over = _BackwardPass(steps, rows, d_kept)
-    end, d_ts = step_by_step(over, start, (steps.record, d_rows), d_ts)
-    d_field, d_args = end.d_moving
-    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, d_ts, d_args)
+    end, d_ts = step_by_step(over, start, (steps.record, d_rows, d_events), d_ts)
+    d_field, d_args, d_of_events = end.d_moving
+    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, d_ts, d_args, d_of_events)
     return eqx.filter(d_inputs, steps.moves)
 
 

@@ -18,6 +18,7 @@ _ADJOINTS = (
     diffrax.DirectAdjoint,
     diffrax.ForwardMode,
 )
+_OWN_LOOP = DiscreteAdjoint | diffrax.ForwardMode
 # Their steps depend on the step before.
 _REMEMBERING = diffrax.LeapfrogMidpoint | diffrax.ReversibleHeun
 
@@ -29,7 +30,7 @@ def resolve(given: SolveOptions, field: VF) -> ResolvedOptions:
     solver = _solver(given.solver, field)
     controller = _controller(given.controller, solver, field)
     adjoint = _adjoint(given.adjoint, solver)
-    _check_rest(given, controller)
+    _check_rest(given, controller, adjoint)
     resolved = dict(solver=solver, controller=controller, adjoint=adjoint)
     return ResolvedOptions(**{**fields_of(given), **resolved}, given=given)
 
@@ -124,10 +125,20 @@ def _adjoint(
     return adjoint
 
 
-def _check_rest(given: SolveOptions, controller: diffrax.AbstractStepSizeController) -> None:
+def _check_rest(
+    given: SolveOptions,
+    controller: diffrax.AbstractStepSizeController,
+    adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint,
+) -> None:
     max_steps, trace = given.max_steps, given.trace
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if isinstance(given.event, tuple) and not isinstance(adjoint, _OWN_LOOP):
+        raise ValueError(
+            f"`event`: a `stablax.Event` needs the default adjoint or `diffrax.ForwardMode()`, but "
+            f"`adjoint={type(adjoint).__name__}()` goes through diffrax's loop. That takes a "
+            "`diffrax.Event`, which ends the solve."
+        )
     if given.dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
     text = isinstance(trace, str)

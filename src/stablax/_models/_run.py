@@ -1,5 +1,6 @@
 """From the inputs of a solve to what its loop leaves: our own loop, or diffrax's."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,13 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._control import StepRecord, Watched
-from .._loop import KeptStep, Steps, integrate_steps
+from .._loop import EventRows, KeptStep, Steps, integrate_steps
 from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
 from .._states import add, all_finite, finite_or_zero
 from .._types import Args
 from ._adjoint import DiscreteAdjoint, Outputs
-from ._event import EventOf
+from ._diffrax_event import EventOf
 from ._kept_step import KeepsStep
 from ._replay import AcceptedSteps, Inputs
 from ._resolve import is_imex
@@ -78,7 +79,7 @@ def terms_of(
 
 class Ended(eqx.Module):
     """How a loop ended: the times `saved` of the rows that were reached (the others: not finite),
-    and the time `t` where it did."""
+    and the time `t` where it did; of events, how many there were, and their numbers."""
 
     saved: Array
     t: Array
@@ -86,6 +87,7 @@ class Ended(eqx.Module):
     watched: Watched | None
     stats: dict[str, Array]
     result: RESULTS
+    events: tuple[Array, Array] | None = None
 
 
 class _Run(eqx.Module):
@@ -94,6 +96,7 @@ class _Run(eqx.Module):
     step: KeptStep | None
     ended: Ended
     accepted: AcceptedSteps | None
+    events: EventRows | None = None
 
 
 def run_loop(
@@ -107,19 +110,19 @@ def run_loop(
     # Without a step to take nothing moves.
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
-    held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args)
+    held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args, inputs.events)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
     at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
     last = optax.tree.where(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
-    ended = Ended(ended.saved, ended.t, ended.record, ended.watched, ended.stats, result)
-    return Outputs(run.rows, last, run.step, ended), run.accepted
+    ended = dataclasses.replace(ended, result=result)
+    return Outputs(run.rows, last, run.step, run.events, ended), run.accepted
 
 
 def event_of(plan: Plan, pace: Pace, inputs: Inputs) -> EventOf | None:
-    """The event of a solve, whose conditions are told what diffrax tells them."""
-    if plan.event is None:
+    """The `diffrax.Event` of a solve, whose conditions are told what diffrax tells them."""
+    if not isinstance(plan.event, diffrax.Event):
         return None
     t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
     way = jnp.where(t1 < t0, -1, 1).astype(t0.dtype)
@@ -146,6 +149,9 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
 def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool) -> _Run:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     controller = pace.controller.wrap(way)
+    events, seen = inputs.events, None if event is None else event.first_seen
+    if events is not None:
+        seen = events.first_seen(inputs.t0, inputs.y0, inputs.args)
     steps = Steps(
         terms=terms_of(plan.solver, inputs.field, way=way),
         solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
@@ -154,7 +160,10 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         max_steps=pace.max_steps,
         capacity=plan.capacity if record else None,
         ends_at=None if event is None else event.look,
-        seen=None if event is None else event.first_seen,
+        seen=seen,
+        cuts_at=None if events is None else jtu.Partial(events.look, way),
+        events=0 if events is None else events.capacity,
+        at_once=0 if events is None else events.size,
         keeps_last=event is not None and event.is_located,
         width=plan.width,
     )
@@ -175,11 +184,20 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         stats=stats,
         result=promoted(solved.result),
     )
+    if events is not None:
+        result = solved.seen.result(ended.result)
+        ended = dataclasses.replace(ended, result=result, events=(solved.event, written.which))
     accepted = None
     if written.times is not None:
-        arrives = ended.result == RESULTS.successful
-        accepted = AcceptedSteps(written.times * way, written.states, solved.accepted, arrives)
-    return _Run(written.rows, solved.y, solved.last, ended, accepted)
+        accepted = AcceptedSteps(
+            times=written.times * way,
+            states=written.states,
+            count=solved.accepted,
+            arrives=ended.result == RESULTS.successful,
+            ends=None if written.ends is None else written.ends * way,
+            orders=written.orders,
+        )
+    return _Run(written.rows, solved.y, solved.last, ended, accepted, written.events)
 
 
 def _diffrax_loop(
@@ -234,8 +252,8 @@ def at_the_event(
     here = found.crossed & found.located
     t, last = optax.tree.where(here, (found.t, found.y), (ended.t, outputs.last))
     saved = jnp.where(event.way * ended.saved > event.way * t, jnp.nan, ended.saved)
-    ended = Ended(saved, t, ended.record, ended.watched, ended.stats, result)
-    return Outputs(outputs.rows, last, None, ended)
+    ended = dataclasses.replace(ended, saved=saved, t=t, result=result)
+    return Outputs(outputs.rows, last, None, None, ended)
 
 
 @eqx.filter_custom_jvp

@@ -22,6 +22,7 @@ from .._states import finite_or_zero, is_none
 from .._static import Split, Static
 from .._types import VF
 from ._call import explain_forward_mode
+from ._event import EventLog
 from ._explain import raise_on_failure
 from ._model import AbstractModel
 from ._phase import Leg, Overrides, Phase, Stack
@@ -51,6 +52,7 @@ class _Outcome(eqx.Module):
     result: RESULTS
     stats: dict[str, Array]
     guard: GuardSummary
+    events: EventLog | None
     steps: StepLog | None
 
 
@@ -199,7 +201,13 @@ def run_phases(
         guard = eqx.tree_at(lambda g: g.accepted, guard, accepted.over_phases(), is_leaf=is_none)
     log = None if first.trace != "record" else StepLog.joined(logs)
     about = About(names_of(field, start), family_of(first.solver))
-    return Simulation(ts, ys, progress.reached, t1, steady, result, stats, guard, log, about)
+    events = None
+    if outcome.events is not None:
+        last = finite_or_zero(progress.y)
+        events = of_successful(result, outcome.events.over_phases(t1, last))
+    return Simulation(
+        ts, ys, progress.reached, t1, steady, result, stats, guard, events, log, about
+    )
 
 
 def _step(
@@ -239,7 +247,12 @@ def _step(
 
     rows = jtu.tree_map(put, simulation.ys, progress.rows)
     outcome = _Outcome(
-        going, simulation.result, simulation.stats, simulation.guard, simulation.steps
+        going,
+        simulation.result,
+        simulation.stats,
+        simulation.guard,
+        simulation.events,
+        simulation.steps,
     )
     progress = _Progress(
         jnp.where(going, simulation.t1, t),

@@ -7,6 +7,7 @@ from .._control import GuardCounts, StepLog
 from .._results import RESULTS, ended
 from .._steady import SteadyState
 from .._words import called
+from ._event import EventLog
 
 
 class GuardSummary(eqx.Module):
@@ -64,6 +65,7 @@ class Simulation(eqx.Module):
         solve ended: `t`, the step size `dt` last tried, and the `component` (its index in
         `ravel_pytree` order) that was worst in the last rejected step.
     - `guard`: a [`GuardSummary`][].
+    - `events`: the [`EventLog`][] of a model with [`Event`][]s, otherwise `None`.
     - `steps`: with `trace="record"` the [`StepLog`][] of all steps, otherwise `None`.
     """
 
@@ -75,6 +77,7 @@ class Simulation(eqx.Module):
     result: RESULTS
     stats: dict[str, Array]
     guard: GuardSummary
+    events: EventLog | None
     steps: StepLog | None
     about: About
 

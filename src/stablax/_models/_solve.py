@@ -13,11 +13,14 @@ from jaxtyping import Array, Bool, PyTree
 from .._captured import capture
 from .._control import Watch
 from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
+from .._loop import EventRows
 from .._results import RESULTS, Cause
 from .._solvers import family_of, for_forward_mode, prepare
 from .._states import all_finite, finite_or_zero, stop
 from .._types import VF, Args
 from ._adjoint import Outputs
+from ._event import EventLog
+from ._events import Events
 from ._protect import closed_inputs, differentiable, of_successful
 from ._replay import Inputs
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
@@ -89,7 +92,8 @@ def integrate(
     names = names_of(field, y0)
     watch = _watch(plan, guarded.guard, outputs_masked, names)
     controller = dataclasses.replace(pace.controller, masks=masks, watch=watch)
-    inputs = Inputs(closed, y0, t0, end, save, args)
+    events = Events.of(plan.event, t0, y0, args) if isinstance(plan.event, tuple) else None
+    inputs = Inputs(closed, y0, t0, end, save, args, events)
     event = event_of(plan, pace, inputs)
     # Whether a step is the last has no derivative.
     run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))
@@ -97,9 +101,33 @@ def integrate(
     if outputs.step is not None:
         assert event is not None
         outputs = at_the_event(event, plan, inputs, outputs, outputs.step)
+    if outputs.events is not None:
+        outputs = _at_its_time(outputs, outputs.events)
     about = About(names, family_of(plan.solver))
     simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
     return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
+
+
+def _at_its_time(outputs: Outputs, events: EventRows) -> Outputs:
+    """With the time at which an event ended the solve, which has a derivative."""
+    ended: Ended = outputs.rest
+    assert ended.events is not None
+    count, _ = ended.events
+    last = events.t[jnp.maximum(count - 1, 0)]
+    t = jnp.where(ended.result == RESULTS.event_occurred, last, ended.t)
+    rest = dataclasses.replace(ended, t=t)
+    return Outputs(outputs.rows, outputs.last, outputs.step, events, rest)
+
+
+def _log(outputs: Outputs, t1: Array, last: PyTree[Array]) -> EventLog | None:
+    """The events of a solve that ended at `t1` and `last`."""
+    events, ended = outputs.events, outputs.rest
+    if events is None:
+        return None
+    count, which = ended.events
+    happened = jnp.arange(which.size) < count
+    log = EventLog(events.t, which, happened, events.before, events.after)
+    return of_successful(ended.result, log.padded(t1, last))
 
 
 def _outputs_masked(field: Callable, t, y, args):
@@ -148,5 +176,6 @@ def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simu
         masked_accepted=record.masked_accepted,
         accepted=None if watched is None else watched.guard,
     )
-    log = None if watched is None else watched.log
-    return Simulation(ts, ys, reached, t1, None, result, stats, summary, log, about)
+    steps = None if watched is None else watched.log
+    events = _log(outputs, t1, finite_or_zero(last))
+    return Simulation(ts, ys, reached, t1, None, result, stats, summary, events, steps, about)

@@ -27,6 +27,7 @@ from .._static import Static, is_traced, real_array
 from .._types import Explained, NumbersLike, typechecked
 from .._words import short
 from ._adjoint import DiscreteAdjoint
+from ._event import Event
 from ._options import ResolvedOptions
 
 
@@ -141,7 +142,7 @@ class Plan(eqx.Module):
 
     solver: diffrax.AbstractSolver
     adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint
-    event: diffrax.Event | None
+    event: diffrax.Event | tuple[Event, ...] | None
     progress_meter: diffrax.AbstractProgressMeter
     telemetry: bool
     trace: str | None

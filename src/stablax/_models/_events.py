@@ -1,0 +1,391 @@
+"""The events of a solve: which take place in a step, when, and what they make of the state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from .._captured import Captured, capture
+from .._lanes import only_where, spread
+from .._loop import Cut, EventRows, KeptStep, interpolated
+from .._results import RESULTS
+from .._states import all_finite, same_shape_and_dtype, stop, stop_unless
+from .._types import Args
+from ._bracket import bracketed_root
+from ._dose import AbstractDose, DoseFunction
+from ._event import Event
+
+# Places in a step at which the conditions are looked at, its end included, besides one for each.
+_LOOKS = 8
+# Units of rounding of the time within which two events are at one time, and two of one event are
+# one too many.
+_TIED = 256
+# Units of rounding by which a condition changes at the start of a step, relative to where it is at
+# the first look, if it starts at rest.
+_AT_REST = 2**14
+# Units of rounding of its size in the step: a condition that is so near to zero is at zero.
+_NOTHING = 16
+
+# Why a solve ended at an event, as a number, since only diffrax's results go through the loop.
+_GOES_ON, _ENDS, _TOO_MANY, _ACCUMULATES, _LOST, _CHANGE_LOST = range(6)
+_RESULTS = {
+    _TOO_MANY: RESULTS.too_many_events,
+    _ACCUMULATES: RESULTS.events_accumulate,
+    _LOST: RESULTS.event_not_finite,
+    _CHANGE_LOST: RESULTS.event_change_not_finite,
+}
+
+
+class Seen(eqx.Module):
+    """What the next step needs to know of those before.
+
+    - `values`: of the conditions where it starts; exactly zero after an event of their own.
+    - `is_new`: whether there was no step yet.
+    - `counts`, `latest`: how often each event took place, and when last.
+    - `why`: why the solve ended.
+    """
+
+    values: Float[Array, " conditions"]
+    is_new: Bool[Array, ""]
+    counts: Int[Array, " conditions"]
+    latest: Float[Array, " conditions"]
+    why: Int[Array, ""]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        return jnp.sum(self.counts)
+
+    def result(self, otherwise: RESULTS) -> RESULTS:
+        """How the solve ended, if an event ended it."""
+        for why, result in _RESULTS.items():
+            otherwise = RESULTS.where(self.why == why, result, otherwise)
+        return otherwise
+
+
+class _Looks(eqx.Module):
+    """The conditions at places in a step; and at that one which is an even part of it from the
+    start."""
+
+    times: Float[Array, " looks"]
+    values: Float[Array, "looks conditions"]
+    part: Float[Array, ""]
+    after_part: Float[Array, " conditions"]
+
+
+class _Bracket(eqx.Module):
+    """Where in a step the first events are: before look `place`, counted from 0. At -1 they are at
+    the start of the step, and behind the last look there is none."""
+
+    place: Int[Array, ""]
+    crosses: Bool[Array, " conditions"]  # which cross there
+    signs: Float[Array, " conditions"]  # before
+    slope: Float[Array, " conditions"]  # at the start of the step
+
+
+class Events(eqx.Module):
+    """The events of a model in one solve. What they close over is a value."""
+
+    conditions: list[Captured]
+    changes: list[Captured | None]
+    directions: tuple[bool | None, ...] = eqx.field(static=True)
+    max_counts: tuple[int, ...] = eqx.field(static=True)
+
+    @staticmethod
+    def of(events: tuple[Event, ...], t: Array, y: PyTree[Array], args: Args) -> "Events":
+        conditions, changes = [], []
+        for k, event in enumerate(events):
+            number = functools.partial(_number, k, event.condition)
+            conditions.append(capture(number, t, y, args))
+            state = None if event.change is None else functools.partial(_state, k, event.change)
+            changes.append(None if state is None else capture(state, t, y, args))
+        directions = tuple(event.direction for event in events)
+        return Events(conditions, changes, directions, tuple(event.max_count for event in events))
+
+    @property
+    def size(self) -> int:
+        return len(self.conditions)
+
+    @property
+    def capacity(self) -> int:
+        """How many there may be."""
+        return sum(self.max_counts)
+
+    def first_seen(self, t0: Array, y0: PyTree[Array], args: Args) -> Seen:
+        """At the start of a solve, at the time `t0` of the conditions."""
+        values = self.values(*stop((t0, y0, args)))
+        never = jnp.full(self.size, -jnp.inf, t0.dtype)
+        counts = jnp.zeros(self.size, int)
+        return Seen(values, jnp.array(True), counts, never, jnp.array(_GOES_ON))
+
+    def values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
+        """Those of the conditions. What is not `relevant` has no derivative: it need not be
+        finite."""
+        values = []
+        for k, condition in enumerate(self.conditions):
+            inputs = (condition, t, y, args)
+            if relevant is not None:
+                inputs = stop_unless(relevant[k], inputs)
+            condition, *rest = inputs
+            values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
+        return jnp.stack(values)
+
+    def changed(self, which: Int[Array, ""], t, y, args) -> PyTree[Array]:
+        """The state after event `which`; if that is -1, or ends the solve, `y`."""
+        after = y
+        for k, change in enumerate(self.changes):
+            if change is not None:
+                change, *inputs = stop_unless(which == k, (change, t, y, args))
+                after = optax.tree.where(which == k, change(*inputs), after)
+        return after
+
+    def take_place(
+        self, solver: diffrax.AbstractSolver, step: KeptStep, t, args, order, way: ArrayLike = 1
+    ) -> tuple[Array, PyTree[Array], PyTree[Array], PyTree[Array]]:
+        """Those of a `step`, at its time `t`; that of the conditions is `way * t`. `order`: their
+        numbers, one after the other, and then -1.
+
+        With their derivatives: the time, the state after all, and those before and after each."""
+        first = jnp.arange(self.size) == order[0]
+
+        def gap(t):
+            values = self.values(t * way, interpolated(solver, step, t), args, first)
+            return jnp.sum(jnp.where(first, values, 0))
+
+        t = lax.custom_root(
+            gap, t, lambda _, found: found, lambda slope, x: x / slope(jnp.ones_like(x))
+        )
+        y = interpolated(solver, step, t)
+
+        def change(y, which):
+            after = self.changed(which, t * way, y, args)
+            return after, (y, after)
+
+        y, (before, after) = lax.scan(change, spread(y, self, step, args), order)
+        return t, y, before, after
+
+    def look(
+        self,
+        way: Array,
+        solver: diffrax.AbstractSolver,
+        seen: Seen,
+        step: KeptStep,
+        args: Args,
+        asked: Bool[Array, ""],
+    ) -> tuple[Cut, Seen]:
+        """What takes place in a `step` that is accepted, if `asked`."""
+        held, at_args = stop((self, args))
+        search = _Search(held, way, solver, seen, stop(step), at_args)
+        looks = search.looks()
+        bracket = search.bracket(looks)
+        # Behind an event the state may be one that the change keeps the solve away from.
+        place, count = bracket.place, len(looks.times)
+        is_before = jnp.arange(count) < place
+        lost = asked & jnp.any(jnp.isnan(looks.values) & is_before[:, None])
+        happens = asked & ~lost & (place < count)
+
+        def find():
+            found = search.find(looks, bracket)
+            t, y, *states = self.take_place(solver, step, found.t, args, found.order, way)
+            times = jnp.broadcast_to(t * way, found.order.shape)
+            return t, y, found.order, EventRows(times, *states), found.seen
+
+        each = jtu.tree_map(lambda x: jnp.zeros((self.size, *x.shape), x.dtype), step.y0)
+        nobody = jnp.full(self.size, -1, int)
+        rows = EventRows(jnp.zeros(self.size, step.t1.dtype), each, each)
+        on = dataclasses.replace(seen, values=looks.values[-1])
+        nothing = (step.t1, step.y0, nobody, rows, on)
+        t, y, order, rows, after = only_where(happens, find, spread(nothing, self, step, args))
+        why = jnp.where(lost, _LOST, after.why)
+        after = dataclasses.replace(after, is_new=jnp.zeros_like(seen.is_new), why=why)
+        after = optax.tree.where(asked, after, seen)
+        return Cut(happens, t, y, order, asked & (why != _GOES_ON), rows), after
+
+    def crosses(self, before: Array, after: Array) -> Bool[Array, "... conditions"]:
+        """Which conditions cross in a direction that is taken. Leaving zero is no crossing."""
+        rises = np.array([d is not False for d in self.directions])
+        falls = np.array([d is not True for d in self.directions])
+        rises, falls = (jnp.broadcast_to(x, before.shape) for x in (rises, falls))
+        return (before < 0) & (after >= 0) & rises | (before > 0) & (after <= 0) & falls
+
+
+class _Search(eqx.Module):
+    """For the events of one step; nothing of it has a derivative."""
+
+    events: Events
+    way: Array
+    solver: diffrax.AbstractSolver
+    seen: Seen
+    step: KeptStep
+    args: Args
+
+    def state(self, t) -> PyTree[Array]:
+        return interpolated(self.solver, self.step, t)
+
+    def values(self, t) -> Float[Array, " conditions"]:
+        return self.events.values(t * self.way, self.state(t), self.args)
+
+    def looks(self) -> "_Looks":
+        """The conditions at places in the step, one after the other: evenly, and where each is next
+        to zero by a parabola through the three that are closest to it. So a condition that only
+        just crosses is seen, too."""
+        t0, t1 = self.step.t0, self.step.t1
+        parts = jnp.linspace(1 / _LOOKS, 1, _LOOKS, dtype=t1.dtype)
+        times = (t0 + (t1 - t0) * parts).at[-1].set(t1)
+        values = jax.vmap(self.values)(times)
+        all_times = jnp.concatenate([t0[None], times])
+        all_values = jnp.concatenate([self.seen.values[None], values])
+        middle = jnp.clip(jnp.nanargmin(jnp.abs(all_values), axis=0), 1, _LOOKS - 1)
+        at = lambda place: jnp.take_along_axis(all_values, place[None], axis=0)[0]
+        before, here, after = at(middle - 1), at(middle), at(middle + 1)
+        curved = after - 2 * here + before
+        part = (before - after) / jnp.where(curved == 0, 1, 2 * curved)
+        part = jnp.where(jnp.isfinite(part), jnp.clip(part, -1, 1), 0)
+        vertex = jnp.minimum(all_times[middle] + part * (times[0] - t0), t1)
+        vertex = jnp.where(vertex > t0, vertex, times[0])
+        all_times = jnp.concatenate([times, vertex])
+        all_values = jnp.concatenate([values, jax.vmap(self.values)(vertex)])
+        order = jnp.argsort(all_times, stable=True)
+        return _Looks(all_times[order], all_values[order], times[0] - t0, values[0])
+
+    def bracket(self, looks: _Looks) -> _Bracket:
+        seen, t0, values = self.seen, self.step.t0, looks.values
+        at_zero = seen.values == 0
+        _, slope = jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))
+        most = _AT_REST * jnp.finfo(t0.dtype).eps * jnp.abs(looks.after_part)
+        at_rest = jnp.abs(slope * looks.part) <= most
+        # From zero it is where it goes.
+        goes = jnp.sign(jnp.where(at_rest, looks.after_part, slope))
+        start = jnp.where(at_zero, goes, jnp.sign(seen.values))
+        signs = jnp.concatenate([start[None], jnp.sign(values)])
+        crosses = self.events.crosses(signs[:-1], signs[1:])
+        place = jnp.where(jnp.any(crosses, axis=0), jnp.argmax(crosses, axis=0), len(values))
+        # At rest after its own event it would be the next one at once.
+        again = at_rest & (seen.latest == t0)
+        at_start = at_zero & (seen.is_new | again) & self.events.crosses(-goes, goes)
+        place = jnp.where(at_start, -1, place)
+        first = jnp.min(place)
+        return _Bracket(first, place == first, signs[jnp.maximum(first, 0)], slope)
+
+    def find(self, looks: _Looks, bracket: _Bracket) -> "_Found":
+        """When they are, and in which order they change the state."""
+        seen, step, times, values = self.seen, self.step, looks.times, looks.values
+        t0, t1, eps = step.t0, step.t1, jnp.finfo(step.t1.dtype).eps
+        place = jnp.maximum(bracket.place, 0)
+        is_first = place == 0
+        # A condition that starts from zero is zero at the start of the step, too: divided by what
+        # makes it so it has the zero that is asked for only.
+        at_zero = is_first & (seen.values == 0)
+        part = lambda t: jnp.where(at_zero, (t - t0) / (t1 - t0), 1)
+
+        def gap(values):
+            """Above zero before the first of those that cross does so, below zero after."""
+            return jnp.min(jnp.where(bracket.crosses, bracket.signs * values, jnp.inf))
+
+        before = jnp.where(is_first, seen.values, values[place - 1])
+        before = jnp.where(at_zero, bracket.slope * (t1 - t0), before)
+        start, end = jnp.where(is_first, t0, times[place - 1]), times[place]
+        after = values[place] / part(end)
+        found = bracketed_root(
+            lambda t: gap(self.values(t) / part(t)), start, end, gap(before), gap(after)
+        )
+        t = jnp.where(bracket.place < 0, t0, found)
+        # Those that are at one time take place in the order in which they were given.
+        near = jnp.minimum(t + _TIED * eps * jnp.abs(t), end)
+        sizes = bracket.signs * self.values(near) / part(near)
+        gaps = jnp.where(bracket.crosses, sizes, jnp.inf)
+        tied = bracket.crosses & ((gaps <= 0) | (gaps == jnp.min(gaps)) | (bracket.place < 0))
+        scale = jnp.maximum(jnp.abs(seen.values), jnp.nanmax(jnp.abs(values), axis=0))
+        return self._chain(t, tied, _NOTHING * eps * scale)
+
+    def _chain(self, t: Array, tied: Array, nothing: Array) -> "_Found":
+        """The events at `t`, and those that they set off at once."""
+        events, seen = self.events, self.seen
+        y, time = self.state(t), t * self.way
+        values = events.values(time, y, self.args)
+        nothing = jnp.where(tied, nothing + 2 * jnp.abs(values), 0)
+        most, number = np.array(events.max_counts), np.arange(events.size)
+        ends = np.array([change is None for change in events.changes])
+        resolution = _TIED * jnp.finfo(t.dtype).eps * jnp.abs(t)
+
+        def turn(place, state):
+            y, seen, pending, done, order = state
+            next_one = jnp.argmax(pending & ~done)
+            is_next = (number == next_one) & pending & ~done & (seen.why == _GOES_ON)
+            after = events.changed(jnp.where(jnp.any(is_next), next_one, -1), time, y, self.args)
+            values = events.values(time, after, self.args)
+            values = jnp.where(jnp.abs(values) <= nothing, 0, values)
+            more = events.crosses(seen.values, values) & ~is_next
+            why = seen.why
+            for reason, holds in (
+                (_ENDS, is_next & ends),
+                (_ACCUMULATES, jnp.any(is_next) & more & done),
+                (_CHANGE_LOST, is_next & ~all_finite(after)),
+                (_ACCUMULATES, is_next & (t - seen.latest <= resolution)),
+                (_TOO_MANY, is_next & (seen.counts >= most)),
+            ):
+                why = jnp.where(jnp.any(holds), reason, why)
+            takes_place = jnp.any(is_next) & (why <= _ENDS)
+            is_now = is_next & takes_place
+            seen = Seen(
+                jnp.where(takes_place, values, seen.values),
+                seen.is_new,
+                seen.counts + is_now.astype(seen.counts.dtype),
+                jnp.where(is_now, t, seen.latest),
+                why,
+            )
+            order = order.at[place].set(jnp.where(takes_place, next_one, -1))
+            pending = pending | takes_place & more
+            return optax.tree.where(takes_place, after, y), seen, pending, done | is_now, order
+
+        values = jnp.where(jnp.abs(values) <= nothing, 0, values)
+        start = dataclasses.replace(seen, values=values)
+        order = jnp.full(events.size, -1, int)
+        state = spread((y, start, tied, jnp.zeros_like(tied), order), self)
+        _, seen, *_, order = lax.fori_loop(0, events.size, turn, state)
+        return _Found(t, order, seen)
+
+
+class _Found(eqx.Module):
+    t: Array
+    order: Int[Array, " conditions"]
+    seen: Seen
+
+
+def _number(place: int, condition: Callable, t, y, args) -> Array:
+    out = condition(t, y, args)
+    is_number = jtu.all_leaves([out]) and eqx.is_array_like(out) and jnp.shape(out) == ()
+    if not (is_number and jnp.issubdtype(jnp.result_type(out), jnp.floating)):
+        raise TypeError(
+            f"The `condition` of event {place} (the first is 0) must return one real number that "
+            f"changes its sign where the event is, got {eqx.tree_pformat(out)}." + _hint(out)
+        )
+    return jnp.asarray(out)
+
+
+def _hint(out: object) -> str:
+    if (
+        jtu.all_leaves([out])
+        and eqx.is_array_like(out)
+        and jnp.issubdtype(jnp.result_type(out), jnp.bool_)
+    ):
+        return " Instead of `x < limit` return `x - limit`, with `direction=False`."
+    return ""
+
+
+def _state(place: int, change: AbstractDose, t, y, args) -> PyTree[Array]:
+    try:
+        out = (change.fn if isinstance(change, DoseFunction) else change)(t, y, args)
+        same_shape_and_dtype(out, y, "It", "y")
+    except (ValueError, TypeError) as error:
+        kind = type(error)
+        raise kind(f"The `change` of event {place} (the first is 0): {error}") from error
+    return out
