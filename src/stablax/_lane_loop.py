@@ -34,11 +34,11 @@ class Buffer(eqx.Module):
     def size(self) -> int:
         return self.array.shape[0 if self.lane is None else 1]
 
-    def take(self, place: Int[Array, ""]) -> Array:
+    def take(self, place: Int[Array, "..."]) -> Array:
         return self.array[place] if self.lane is None else self.array[self.lane, place]
 
-    def put(self, place: Int[Array, ""], value: Array) -> "Buffer":
-        """With `value` at `place`; behind its end, nowhere."""
+    def put(self, place: Int[Array, "..."], value: Array) -> "Buffer":
+        """With `value` at `place`, or places; behind its end, nowhere."""
         if self.on is not None:
             place = jnp.where(self.on, place, self.size)
         if self.lane is None:
@@ -48,17 +48,12 @@ class Buffer(eqx.Module):
         return Buffer(array, self.lane, self.on)
 
 
-def take(buffers: PyTree[Buffer], place: Int[Array, ""]) -> PyTree[Array]:
+def take(buffers: PyTree[Buffer], place: Int[Array, "..."]) -> PyTree[Array]:
     return jtu.tree_map(lambda b: b.take(place), buffers, is_leaf=_is_buffer)
 
 
-def put(buffers: PyTree[Buffer], place: Int[Array, ""], values: PyTree[Array]) -> PyTree[Buffer]:
+def put(buffers: PyTree[Buffer], place: Int[Array, "..."], values: PyTree[Array]) -> PyTree[Buffer]:
     return jtu.tree_map(lambda b, x: b.put(place, x), buffers, values, is_leaf=_is_buffer)
-
-
-def size_of(buffers: PyTree[Buffer]) -> int:
-    """How many places they have."""
-    return jtu.tree_leaves(buffers, is_leaf=_is_buffer)[0].size
 
 
 def _is_buffer(x: object) -> bool:
@@ -288,6 +283,7 @@ _put = Primitive("put")
 
 
 def _put_all(buffer, lane, place, value):
+    lane = lane.reshape(*lane.shape, *[1] * (place.ndim - lane.ndim))
     return buffer.at[lane, place].set(value, mode="drop")
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ._lane_loop import lane_loop, put, size_of, take
-from ._lanes import any_lane, spread
+from ._lane_loop import Buffer, lane_loop, put, take
+from ._lanes import any_lane
 from ._types import Args, ScalarLike
 
 # A last step of so many rounding errors would spoil its dense output: the one before takes it.
@@ -41,10 +41,11 @@ class Steps(eqx.Module):
     ends_at: Callable | None = None
     seen: PyTree = None
     # `cuts_at(solver, seen, step, args, asked)`, asked of each step that is accepted: the `Cut` in
-    # it, and what the next question knows; with room for `events` of them, and so many `at_once`.
+    # it, and what the next question knows. Of events there are so many `at_once`, and there is
+    # room for `events`: so many, and so many numbers about each.
     cuts_at: Callable | None = None
-    events: int = 0
     at_once: int = 0
+    events: tuple[int, int] = (0, 0)
     keeps_last: bool = False  # whether the last step is kept
     width: int | None = None  # of a batch, how many step at once at most
 
@@ -73,24 +74,16 @@ def interpolated(solver: diffrax.AbstractSolver, step: KeptStep, t: ScalarLike) 
     return jtu.tree_map(lambda x, y: jnp.asarray(x, y.dtype), found, step.y0)
 
 
-class EventRows(eqx.Module):
-    """What is written of events: when, and the states before and after each."""
-
-    t: PyTree
-    before: PyTree
-    after: PyTree
-
-
 class Cut(eqx.Module):
     """Where a step is cut short by events, if `happens`: at `t`, from where it goes on from `y`, if
-    it does not `end` there. `order`: the numbers of the events, then -1; their `rows`, as many."""
+    it does not `end` there. `order`: the numbers of the events, then -1; and `rows` about them."""
 
     happens: Bool[Array, ""]
     t: Float[Array, ""]
     y: PyTree[Array]
     order: Int[Array, " events"]
     ends: Bool[Array, ""]
-    rows: EventRows
+    rows: Float[Array, "events row"]
 
 
 class Written(eqx.Module):
@@ -99,15 +92,14 @@ class Written(eqx.Module):
     If they are recorded, of accepted step k `times[k]` and `states[k]` where it ended, and where it
     can be cut short the end `ends[k]` to which it was taken, and the `orders[k]` of a [`Cut`][].
 
-    Of events, if there are some: the number, and what else there is."""
+    Of events, if there are some, the `rows` of their cuts, one after the other."""
 
     rows: PyTree
     times: PyTree
     states: PyTree
     ends: PyTree
     orders: PyTree
-    which: PyTree
-    events: EventRows | None
+    events: PyTree
 
 
 class Solved(eqx.Module):
@@ -232,10 +224,10 @@ class _Stepper(eqx.Module):
             place = jnp.where(keep, solved.accepted, written.times.size)
             ends, orders = (None, None) if cut is None else (end, cut.order)
             taken = put(taken, place, (next_t, y1, ends, orders))
-        event, events = solved.event, (written.which, written.events)
+        event, events = solved.event, written.events
         if cut is not None and event is not None:
-            count_of = jnp.where(cut.happens, jnp.sum(cut.order >= 0), 0)
-            event, events = put_events(events, event, count_of, (cut.order, cut.rows))
+            of_cut = jnp.where(cut.happens, jnp.sum(cut.order >= 0), 0)
+            event, events = put_events(events, event, of_cut, cut.rows)
         count = lambda number, flag: number + flag.astype(number.dtype)
         # What a lane that is done has stays as it is.
         control, ended, next_end, meter = optax.tree.where(
@@ -253,27 +245,19 @@ class _Stepper(eqx.Module):
         solved = Solved(row, event, t, y, control, ended, tried, accepted, last, seen)
         looked = None if carry.looked is None else ~keep
         carry = _Carry(solved, looked, next_end, known, jumped, meter)
-        return eqx.filter(carry, eqx.is_array), Written(rows, *taken, *events)
+        times, states, ends, orders = taken
+        written = Written(rows, times, states, ends, orders, events)
+        return eqx.filter(carry, eqx.is_array), written
 
 
 def put_events(
-    buffers: PyTree, event: Int[Array, ""], count: Int[Array, ""], values: PyTree[Array]
-) -> tuple[Int[Array, ""], PyTree]:
-    """The first `count` of `values` behind the `event` ones that are in the `buffers`; and how many
-    are then."""
-    room = size_of(buffers)
-    most = jtu.tree_leaves(values)[0].shape[0]
-
-    def write(carry):
-        place, buffers = carry
-        here = jtu.tree_map(lambda x: x[jnp.minimum(place, most - 1)], values)
-        is_one = place < count
-        buffers = put(buffers, jnp.where(is_one, event + place, room), here)
-        return place + is_one.astype(place.dtype), buffers
-
-    start = spread((jnp.zeros_like(event), buffers), values, event)
-    place, buffers = lax.while_loop(lambda c: any_lane(c[0] < count), write, start)
-    return event + place, buffers
+    buffer: Buffer, event: Int[Array, ""], count: Int[Array, ""], rows: Float[Array, "events row"]
+) -> tuple[Int[Array, ""], Buffer]:
+    """The first `count` of the `rows` behind the `event` ones that are in the `buffer`; and how
+    many are then."""
+    for k in range(rows.shape[0]):
+        buffer = put(buffer, jnp.where(k < count, event + k, buffer.size), rows[k])
+    return event + count.astype(event.dtype), buffer
 
 
 def integrate_steps(
@@ -307,11 +291,9 @@ def integrate_steps(
     size = steps.capacity
     times = None if size is None else jnp.full(size, jnp.inf, t0.dtype)
     states = None if size is None else blank(size)
-    ends = orders = which = events = event = None
+    ends = orders = events = event = None
     if steps.cuts_at is not None:
-        event, which = zero, jnp.full(steps.events, -1, int)
-        states_of = blank(steps.events)
-        events = EventRows(jnp.zeros(steps.events, t0.dtype), states_of, states_of)
+        event, events = zero, jnp.zeros(steps.events, t0.dtype)
         if size is not None:
             ends = jnp.full(size, jnp.inf, t0.dtype)
             orders = jnp.full((size, steps.at_once), -1, int)
@@ -332,7 +314,7 @@ def integrate_steps(
         moving,
         _Stepper(steps, solver, order, t0, t1, args, fixed),
         ts,
-        Written(rows, times, states, ends, orders, which, events),
+        Written(rows, times, states, ends, orders, events),
         steps.width,
         keeps=True,
     )

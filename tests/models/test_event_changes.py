@@ -354,8 +354,12 @@ def test_at_the_start():
     pushed = sx.Simulate(falls, event=BALL)
     simulation = pushed(jnp.array([0.0, -1.0]), [0.0, 0.05], args=BOUNCING)
     np.testing.assert_allclose(simulation.ys[0], [0.0, 0.9])
-    at_rest = pushed(jnp.zeros(2), [1.0], args=BOUNCING, throw=False)
-    assert "happened again at the same time" in sx.explain(at_rest)
+    # From rest a change that changes nothing keeps nothing from going on; another one does not.
+    assert pushed(jnp.zeros(2), [1.0], args=BOUNCING).events.happened.sum() == 1
+    event = sx.Event(lambda t, y, a: y[0] - a, change=lambda t, y, a: y.at[0].set(a).at[1].add(1.0))
+    stuck = sx.Simulate(lambda t, y, a: jnp.stack([-t, 0 * t]), event=event)
+    simulation = stuck(jnp.array([1.0, 0.0]), [1.0], args=1.0, throw=False)
+    assert "happened again at the same time" in sx.explain(simulation)
 
 
 def test_rows_at_an_event():

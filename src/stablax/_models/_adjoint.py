@@ -9,11 +9,12 @@ import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from .._fields import Guard
-from .._loop import EventRows, KeptStep
+from .._loop import KeptStep
 from .._states import is_none, stop
+from ._accepted import AcceptedSteps, Inputs, Steps
 from ._forward_only import forward_only
 from ._linear_call import linear_call
-from ._replay import AcceptedSteps, Inputs, Steps, backward, forward
+from ._replay import backward, forward
 
 _ONCE = (
     "`DiscreteAdjoint` has reverse mode once, and first. For second derivatives differentiate the "
@@ -52,12 +53,12 @@ class DiscreteAdjoint(eqx.Module):
 
 class Outputs(eqx.Module):
     """`rows` at `ts`, the state `last` where the solve ended, the last `step` if an event of
-    diffrax can be in it, and the `events`; `rest` has no derivative."""
+    diffrax can be in it, and rows about the `events`; `rest` has no derivative."""
 
     rows: PyTree[Array]
     last: PyTree[Array]
     step: KeptStep | None
-    events: EventRows | None
+    events: Array | None
     rest: PyTree
 
 

@@ -12,23 +12,26 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from .._captured import Captured, capture
 from .._lanes import only_where, spread
-from .._loop import Cut, EventRows, KeptStep, interpolated
+from .._loop import Cut, KeptStep, interpolated
 from .._results import RESULTS
-from .._states import all_finite, same_shape_and_dtype, stop, stop_unless
+from .._states import all_finite, any_nonzero, same_shape_and_dtype, stop, stop_unless
 from .._types import Args
 from ._bracket import bracketed_root
 from ._dose import AbstractDose, DoseFunction
-from ._event import Event
+from ._event import Event, EventLog
 
 # Places in a step at which the conditions are looked at, its end included, besides one for each.
 _LOOKS = 8
 # Units of rounding of the time within which two events are at one time, and two of one event are
 # one too many.
 _TIED = 256
+# Where a parabola leaves so little of a condition, it may have crossed zero.
+_NEAR = 0.25
 # Units of rounding by which a condition changes at the start of a step, relative to where it is at
 # the first look, if it starts at rest.
 _AT_REST = 2**14
@@ -51,6 +54,7 @@ class Seen(eqx.Module):
     - `values`: of the conditions where it starts; exactly zero after an event of their own.
     - `is_new`: whether there was no step yet.
     - `counts`, `latest`: how often each event took place, and when last.
+    - `altered`: whether the last ones changed the state.
     - `why`: why the solve ended.
     """
 
@@ -58,6 +62,7 @@ class Seen(eqx.Module):
     is_new: Bool[Array, ""]
     counts: Int[Array, " conditions"]
     latest: Float[Array, " conditions"]
+    altered: Bool[Array, ""]
     why: Int[Array, ""]
 
     @property
@@ -124,7 +129,7 @@ class Events(eqx.Module):
         values = self.values(*stop((t0, y0, args)))
         never = jnp.full(self.size, -jnp.inf, t0.dtype)
         counts = jnp.zeros(self.size, int)
-        return Seen(values, jnp.array(True), counts, never, jnp.array(_GOES_ON))
+        return Seen(values, jnp.array(True), counts, never, jnp.array(False), jnp.array(_GOES_ON))
 
     def values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
         """Those of the conditions. What is not `relevant` has no derivative: it need not be
@@ -149,11 +154,12 @@ class Events(eqx.Module):
 
     def take_place(
         self, solver: diffrax.AbstractSolver, step: KeptStep, t, args, order, way: ArrayLike = 1
-    ) -> tuple[Array, PyTree[Array], PyTree[Array], PyTree[Array]]:
+    ) -> tuple[Array, PyTree[Array], Array]:
         """Those of a `step`, at its time `t`; that of the conditions is `way * t`. `order`: their
         numbers, one after the other, and then -1.
 
-        With their derivatives: the time, the state after all, and those before and after each."""
+        With their derivatives: the time, the state after all, and a row about each: the time of
+        the conditions, its number, the states before and after it."""
         first = jnp.arange(self.size) == order[0]
 
         def gap(t):
@@ -167,10 +173,22 @@ class Events(eqx.Module):
 
         def change(y, which):
             after = self.changed(which, t * way, y, args)
-            return after, (y, after)
+            flat = ravel_pytree((t * way, which.astype(t.dtype), y, after))[0]
+            return after, flat
 
-        y, (before, after) = lax.scan(change, spread(y, self, step, args), order)
-        return t, y, before, after
+        y, rows = lax.scan(change, spread(y, self, step, args), order)
+        return t, y, rows
+
+    def row_size(self, y: PyTree[Array]) -> int:
+        """How many numbers a row has."""
+        return 2 + 2 * sum(x.size for x in jtu.tree_leaves(y))
+
+    def log(self, rows: Array, count: Array, y: PyTree[Array]) -> EventLog:
+        """What the rows of the first `count` events say; of states like `y`."""
+        times, which = rows[:, 0], lax.stop_gradient(rows[:, 1]).astype(int)
+        unravel = jax.vmap(ravel_pytree(y)[1])
+        before, after = map(unravel, jnp.split(rows[:, 2:], 2, axis=1))
+        return EventLog(times, which, jnp.arange(len(rows)) < count, before, after)
 
     def look(
         self,
@@ -194,13 +212,11 @@ class Events(eqx.Module):
 
         def find():
             found = search.find(looks, bracket)
-            t, y, *states = self.take_place(solver, step, found.t, args, found.order, way)
-            times = jnp.broadcast_to(t * way, found.order.shape)
-            return t, y, found.order, EventRows(times, *states), found.seen
+            t, y, rows = self.take_place(solver, step, found.t, args, found.order, way)
+            return t, y, found.order, rows, found.seen
 
-        each = jtu.tree_map(lambda x: jnp.zeros((self.size, *x.shape), x.dtype), step.y0)
         nobody = jnp.full(self.size, -1, int)
-        rows = EventRows(jnp.zeros(self.size, step.t1.dtype), each, each)
+        rows = jnp.zeros((self.size, self.row_size(step.y0)), step.t1.dtype)
         on = dataclasses.replace(seen, values=looks.values[-1])
         nothing = (step.t1, step.y0, nobody, rows, on)
         t, y, order, rows, after = only_where(happens, find, spread(nothing, self, step, args))
@@ -233,33 +249,50 @@ class _Search(eqx.Module):
     def values(self, t) -> Float[Array, " conditions"]:
         return self.events.values(t * self.way, self.state(t), self.args)
 
-    def looks(self) -> "_Looks":
-        """The conditions at places in the step, one after the other: evenly, and where each is next
-        to zero by a parabola through the three that are closest to it. So a condition that only
-        just crosses is seen, too."""
+    def looks(self) -> _Looks:
+        """The conditions at places in the step, one after the other: evenly, and where each comes
+        so near to zero that it may cross twice."""
         t0, t1 = self.step.t0, self.step.t1
         parts = jnp.linspace(1 / _LOOKS, 1, _LOOKS, dtype=t1.dtype)
         times = (t0 + (t1 - t0) * parts).at[-1].set(t1)
         values = jax.vmap(self.values)(times)
+        part, count = times[0] - t0, self.events.size
+        even = _Looks(
+            jnp.concatenate([times, jnp.repeat(t1, count)]),
+            jnp.concatenate([values, jnp.repeat(values[-1:], count, axis=0)]),
+            part,
+            values[0],
+        )
+        # By the parabola through the three that are nearest to zero.
         all_times = jnp.concatenate([t0[None], times])
         all_values = jnp.concatenate([self.seen.values[None], values])
         middle = jnp.clip(jnp.nanargmin(jnp.abs(all_values), axis=0), 1, _LOOKS - 1)
         at = lambda place: jnp.take_along_axis(all_values, place[None], axis=0)[0]
         before, here, after = at(middle - 1), at(middle), at(middle + 1)
-        curved = after - 2 * here + before
-        part = (before - after) / jnp.where(curved == 0, 1, 2 * curved)
-        part = jnp.where(jnp.isfinite(part), jnp.clip(part, -1, 1), 0)
-        vertex = jnp.minimum(all_times[middle] + part * (times[0] - t0), t1)
-        vertex = jnp.where(vertex > t0, vertex, times[0])
-        all_times = jnp.concatenate([times, vertex])
-        all_values = jnp.concatenate([values, jax.vmap(self.values)(vertex)])
-        order = jnp.argsort(all_times, stable=True)
-        return _Looks(all_times[order], all_values[order], times[0] - t0, values[0])
+        slope, curved = (after - before) / 2, after - 2 * here + before
+        way = -slope / jnp.where(curved == 0, 1, curved)
+        lowest = jnp.abs(here) - slope**2 / jnp.where(curved == 0, jnp.inf, 2 * jnp.abs(curved))
+        near = (curved * here > 0) & (jnp.abs(way) < 1.5) & (lowest < _NEAR * jnp.abs(here))
+
+        def with_lowest():
+            lowest = jnp.minimum(all_times[middle] + jnp.clip(way, -1, 1) * part, t1)
+            lowest = jnp.where(near & (lowest > t0), lowest, t1)
+            more = jax.vmap(self.values)(lowest)
+            all_times_ = jnp.concatenate([times, lowest])
+            order = jnp.argsort(all_times_, stable=True)
+            all_values_ = jnp.concatenate([values, more])
+            return _Looks(all_times_[order], all_values_[order], part, values[0])
+
+        return only_where(jnp.any(near), with_lowest, spread(even, self))
 
     def bracket(self, looks: _Looks) -> _Bracket:
         seen, t0, values = self.seen, self.step.t0, looks.values
         at_zero = seen.values == 0
-        _, slope = jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))
+        slope = only_where(
+            jnp.any(at_zero),
+            lambda: jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))[1],
+            spread(jnp.zeros_like(values[0]), self),
+        )
         most = _AT_REST * jnp.finfo(t0.dtype).eps * jnp.abs(looks.after_part)
         at_rest = jnp.abs(slope * looks.part) <= most
         # From zero it is where it goes.
@@ -268,8 +301,8 @@ class _Search(eqx.Module):
         signs = jnp.concatenate([start[None], jnp.sign(values)])
         crosses = self.events.crosses(signs[:-1], signs[1:])
         place = jnp.where(jnp.any(crosses, axis=0), jnp.argmax(crosses, axis=0), len(values))
-        # At rest after its own event it would be the next one at once.
-        again = at_rest & (seen.latest == t0)
+        # Set to rest by its own event it would be the next one at once.
+        again = at_rest & (seen.latest == t0) & seen.altered
         at_start = at_zero & (seen.is_new | again) & self.events.crosses(-goes, goes)
         place = jnp.where(at_start, -1, place)
         first = jnp.min(place)
@@ -340,6 +373,7 @@ class _Search(eqx.Module):
                 seen.is_new,
                 seen.counts + is_now.astype(seen.counts.dtype),
                 jnp.where(is_now, t, seen.latest),
+                seen.altered,
                 why,
             )
             order = order.at[place].set(jnp.where(takes_place, next_one, -1))
@@ -350,8 +384,9 @@ class _Search(eqx.Module):
         start = dataclasses.replace(seen, values=values)
         order = jnp.full(events.size, -1, int)
         state = spread((y, start, tied, jnp.zeros_like(tied), order), self)
-        _, seen, *_, order = lax.fori_loop(0, events.size, turn, state)
-        return _Found(t, order, seen)
+        after, seen, *_, order = lax.fori_loop(0, events.size, turn, state)
+        altered = any_nonzero(optax.tree.sub(after, y))
+        return _Found(t, order, dataclasses.replace(seen, altered=altered))
 
 
 class _Found(eqx.Module):

@@ -53,9 +53,9 @@ from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
 from .._solvers import AbstractRosenbrock, prepare
 from .._states import state_dtype, stop
+from ._accepted import AcceptedSteps, Inputs
 from ._adjoint import DiscreteAdjoint, Outputs, solve
 from ._forward_only import forward_only
-from ._replay import AcceptedSteps, Inputs
 from ._run import terms_of
 from ._stepping import Plan
 

@@ -12,204 +12,15 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from .._fields import Aside, Guard
+from .._fields import Aside
 from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, only_where, spread
-from .._loop import EventRows, KeptStep, interpolated, put_events
+from .._loop import put_events
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
 from .._states import add, all_finite, is_none
-from .._types import Args
-from ._events import Events
-
-
-class Inputs(eqx.Module):
-    """What a solve depends on."""
-
-    field: Callable
-    y0: PyTree[Array]
-    t0: Array
-    t1: Array
-    ts: Array
-    args: Args
-    events: Events | None
-
-
-class AcceptedSteps(eqx.Module):
-    """The accepted steps: `times[k]` and `states[k]` where step k ended; and whether the last one
-    reaches the end that was asked for. Where events can cut them short, `ends[k]` to which it was
-    taken, and `orders[k]` of the events there: their numbers, then -1."""
-
-    times: Array
-    states: PyTree[Array]
-    count: Array
-    arrives: Bool[Array, ""]
-    ends: Array | None
-    orders: Array | None
-
-
-class Steps(eqx.Module):
-    """The accepted steps of a solve, to be repeated. `moves`: which inputs have a derivative.
-    `dense`: of the last step, if that has one, too."""
-
-    inputs: Inputs
-    moves: Inputs
-    accepted: AcceptedSteps
-    solver: diffrax.AbstractSolver
-    terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree]
-    guard: Guard | None
-    width: int | None
-    dense: PyTree[Array] | None
-
-    @property
-    def record(self) -> "_Record":
-        """What a pass reads at one place a step; the rest of the steps is the same in all."""
-        accepted = self.accepted
-        taken = (accepted.times, accepted.states, accepted.ends, accepted.orders)
-        return _Record(self.inputs.ts, *taken)
-
-    @property
-    def parameters(self) -> tuple[PyTree, PyTree]:
-        """The field, its args and the events: what moves, and the rest."""
-        moves = (self.moves.field, self.moves.args, self.moves.events)
-        return eqx.partition((self.inputs.field, self.inputs.args, self.inputs.events), moves)
-
-    def system(self, shift, end, moving) -> tuple[PyTree, Args]:
-        field, args, _ = eqx.combine(moving, self.parameters[1])
-        return self.terms(field, shift, end), args
-
-    def at_events(self, step: "_Step", moving, dense, start, end) -> tuple:
-        """Of a step that is cut short: the time, the state after the events, and their states."""
-        _, args, events = eqx.combine(moving, self.parameters[1])
-        kept = KeptStep(start, end, self.inputs.y0, dense)
-        return events.take_place(self.solver, kept, step.stop, args, step.order)
-
-    def at(self, k: Array, record: "_Record") -> "_Step":
-        """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
-        with none."""
-        inputs, accepted = self.inputs, self.accepted
-        first, last = k <= 0, k >= accepted.count - 1
-        before = jnp.maximum(k - 1, 0)
-        start = jnp.where(first, inputs.t0, take(record.times, before))
-        arrives = last & accepted.arrives
-        stop, order, after_cut = take(record.times, jnp.maximum(k, 0)), None, None
-        end = stop
-        if record.orders is not None:
-            order = take(record.orders, jnp.maximum(k, 0))
-            after_cut = ~first & (take(record.orders, before)[0] >= 0)
-            end = jnp.where(order[0] >= 0, take(record.ends, jnp.maximum(k, 0)), end)
-            arrives &= order[0] < 0
-        end = jnp.where(arrives, inputs.t1, end)
-        end = jnp.where(accepted.count > 0, end, inputs.t0)
-        y = optax.tree.where(first, inputs.y0, take(record.states, before))
-        # The end of a step that was taken up to a jump of the field is recorded behind the jump,
-        # whose other side the step must not see. Only the field looks earlier: a step that ends
-        # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
-        # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
-        seen = lax.stop_gradient((end, _just_before(start, end)))
-        return _Step(first, last, arrives, start, end, y, seen, stop, order, after_cut)
-
-    def interpolate(self, dense, start, end, t) -> PyTree[Array]:
-        return interpolated(self.solver, KeptStep(start, end, self.inputs.y0, dense), t)
-
-    def held(self, dense) -> PyTree[Array] | None:
-        """What a step that is taken aside keeps of the step as it was: the stages of a Rosenbrock
-        method. For other methods it is the field that keeps its value; see `evaluate_aside`."""
-        return dense["stages"] if isinstance(self.solver, AbstractRosenbrock) else None
-
-    def blank(self) -> PyTree[Array] | None:
-        """Of the structure of `held`."""
-        if not isinstance(self.solver, AbstractRosenbrock):
-            return None
-        stages = self.solver.tableau.stages
-        blank = jtu.tree_map(lambda y: jnp.zeros((stages, *y.shape), y.dtype), self.inputs.y0)
-        return spread(blank, self.inputs)
-
-    @property
-    def zero_events(self) -> EventRows | None:
-        """No change of the events."""
-        events, inputs = self.inputs.events, self.inputs
-        if events is None:
-            return None
-        states = jtu.tree_map(lambda y: jnp.zeros((events.capacity, *y.shape), y.dtype), inputs.y0)
-        return EventRows(jnp.zeros(events.capacity, inputs.t0.dtype), states, states)
-
-    @property
-    def rows(self) -> Array:
-        """How many were reached. The others belong to no step."""
-        inputs, accepted = self.inputs, self.accepted
-        last = accepted.times[jnp.maximum(accepted.count - 1, 0)]
-        end = jnp.where(accepted.count > 0, last, jnp.nan)
-        reached = jnp.where(self.is_backwards, inputs.ts >= end, inputs.ts <= end)
-        return jnp.sum(jnp.isfinite(inputs.ts) & reached)
-
-    @property
-    def is_backwards(self) -> Array:
-        return self.inputs.t1 < self.inputs.t0
-
-
-class _Record(eqx.Module):
-    """Arrays, or in a loop [`Buffer`][]s of them."""
-
-    ts: PyTree
-    times: PyTree
-    states: PyTree
-    ends: PyTree
-    orders: PyTree
-
-
-class _Step(eqx.Module):
-    first: Array
-    last: Array
-    arrives: Array  # at the end that was asked for
-    start: Array
-    end: Array
-    y: PyTree[Array]
-    seen: tuple[Array, Array]  # the end, and a time just before it
-    stop: Array  # where it ended, if events cut it short
-    order: Array | None
-    after_cut: Array | None  # whether the one before was cut short
-
-    @property
-    def is_cut(self) -> Array:
-        assert self.order is not None
-        return self.order[0] >= 0
-
-    @property
-    def count(self) -> Array:
-        """Of the events in it."""
-        assert self.order is not None
-        return jnp.sum(self.order >= 0)
-
-    def events_in(self, rows: EventRows, first: Array) -> EventRows:
-        """Those of its events in `rows`, from the `first` on, and zeros."""
-        assert self.order is not None
-        each = [take(rows, first + place) for place in range(self.order.size)]
-        stacked = jtu.tree_map(lambda *xs: jnp.stack(xs), *each)
-        some = self.order >= 0
-        is_one = lambda x: some.reshape(-1, *[1] * (x.ndim - 1))
-        return jtu.tree_map(lambda x: jnp.where(is_one(x), x, 0), stacked)
-
-    def has(self, t: Array, is_backwards: Array) -> Array:
-        """Whether a row at `t` is not after its end."""
-        not_after = lambda end: jnp.where(is_backwards, t >= end, t <= end)
-        if self.order is None:
-            return not_after(self.end)
-        return jnp.where(self.is_cut, not_after(self.stop) & (t != self.stop), not_after(self.end))
-
-    def begins_before(self, t: Array, is_backwards: Array) -> Array:
-        """Whether a row at `t` is after its start."""
-        later = jnp.where(is_backwards, t < self.start, t > self.start)
-        return later if self.after_cut is None else later | self.after_cut & (t == self.start)
-
-
-def _none_of(step: _Step, y: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
-    """States before and after its events, of none."""
-    assert step.order is not None
-    count = step.order.size
-    none = jtu.tree_map(lambda x: jnp.zeros((count, *x.shape), x.dtype), y)
-    return none, none
+from ._accepted import Inputs, Steps
 
 
 class _AbstractPass(eqx.Module):
@@ -296,15 +107,15 @@ class _ForwardPass(_AbstractPass):
                 d_points = (self.d_moving, d_dense, *d_times)
                 return eqx.filter_jvp(functools.partial(steps.at_events, step), points, d_points)[1]
 
-            still = (jnp.zeros_like(step.stop), d_y, *_none_of(step, d_y))
-            d_next, d_y, *d_states = only_where(step.is_cut, move, still)
-            d_rows = EventRows(jnp.broadcast_to(d_next, step.order.shape), *d_states)
+            no_rows = jnp.zeros((step.order.size, *d_events.array.shape[-1:]), step.stop.dtype)
+            still = (jnp.zeros_like(step.stop), d_y, no_rows)
+            d_next, d_y, d_rows = only_where(step.is_cut, move, still)
             event, d_events = put_events(d_events, event, step.count, d_rows)
         at = _Forth(row, d_y, kept, d_next, event)
         return at, (writes, d_events), steps.held(dense)
 
 
-def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, EventRows | None]:
+def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Array | None]:
     """The tangents of the rows, of the last state, of the dense output of the last step, and of
     the events."""
     inputs, count = steps.inputs, steps.accepted.count
@@ -376,14 +187,16 @@ class _BackwardPass(_AbstractPass):
             d_dense = optax.tree.where(step.last, self.d_kept, d_dense)
         d_y, d_moving, zero_time = at.d_y, at.d_moving, jnp.zeros_like(start)
         so_far, event = (d_dense, zero_time, zero_time), at.event
-        if step.order is not None and event is not None:
+        order = step.order
+        if order is not None and event is not None:
             event = event - step.count
 
             def pull_events():
-                d = step.events_in(d_events, event)
+                d_of_these = take(d_events, event + jnp.arange(order.size))
+                is_one = (order >= 0)[:, None]
                 at_events = functools.partial(steps.at_events, step)
                 _, pull = eqx.filter_vjp(at_events, moving, dense, start, end)
-                return pull((at.d_start + jnp.sum(d.t), d_y, d.before, d.after))
+                return pull((at.d_start, d_y, jnp.where(is_one, d_of_these, 0)))
 
             none = (optax.tree.zeros_like(moving), *so_far)
             more, *so_far = only_where(step.is_cut, pull_events, none)
@@ -398,7 +211,7 @@ class _BackwardPass(_AbstractPass):
         return new, writes, steps.held(dense)
 
 
-def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, EventRows | None]) -> Inputs:
+def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, Array | None]) -> Inputs:
     """The cotangents of the inputs that move, from those of the rows, of the last state, of the
     dense output of the last step, and of the events."""
     inputs, count = steps.inputs, steps.accepted.count
@@ -514,10 +327,3 @@ def _replay(solver: diffrax.AbstractSolver, system: Callable, held, moving, star
     repeat = functools.partial(_repeat, solver, system, held)
     (_, dense), pull = eqx.filter_vjp(repeat, moving, start, end, y)
     return dense, lambda d_end, d_dense: pull((d_end, d_dense))
-
-
-def _just_before(start: Array, end: Array) -> Array:
-    """A time before `end` by more than what its record and its computation as the last stage of
-    the step round off."""
-    largest = jnp.maximum(jnp.abs(start), jnp.abs(end))
-    return end - 4 * jnp.finfo(end.dtype).eps * jnp.sign(end - start) * largest

@@ -13,15 +13,15 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .._control import StepRecord, Watched
-from .._loop import EventRows, KeptStep, Steps, integrate_steps
+from .._loop import KeptStep, Steps, integrate_steps
 from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
 from .._states import add, all_finite, finite_or_zero
 from .._types import Args
+from ._accepted import AcceptedSteps, Inputs
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._diffrax_event import EventOf
 from ._kept_step import KeepsStep
-from ._replay import AcceptedSteps, Inputs
 from ._resolve import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict
@@ -79,7 +79,7 @@ def terms_of(
 
 class Ended(eqx.Module):
     """How a loop ended: the times `saved` of the rows that were reached (the others: not finite),
-    and the time `t` where it did; of events, how many there were, and their numbers."""
+    and the time `t` where it did; and how many `events` there were."""
 
     saved: Array
     t: Array
@@ -87,7 +87,7 @@ class Ended(eqx.Module):
     watched: Watched | None
     stats: dict[str, Array]
     result: RESULTS
-    events: tuple[Array, Array] | None = None
+    events: Array | None = None
 
 
 class _Run(eqx.Module):
@@ -96,7 +96,7 @@ class _Run(eqx.Module):
     step: KeptStep | None
     ended: Ended
     accepted: AcceptedSteps | None
-    events: EventRows | None = None
+    events: Array | None = None
 
 
 def run_loop(
@@ -162,8 +162,8 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         ends_at=None if event is None else event.look,
         seen=seen,
         cuts_at=None if events is None else jtu.Partial(events.look, way),
-        events=0 if events is None else events.capacity,
         at_once=0 if events is None else events.size,
+        events=(0, 0) if events is None else (events.capacity, events.row_size(inputs.y0)),
         keeps_last=event is not None and event.is_located,
         width=plan.width,
     )
@@ -186,7 +186,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
     )
     if events is not None:
         result = solved.seen.result(ended.result)
-        ended = dataclasses.replace(ended, result=result, events=(solved.event, written.which))
+        ended = dataclasses.replace(ended, result=result, events=solved.event)
     accepted = None
     if written.times is not None:
         accepted = AcceptedSteps(

@@ -13,16 +13,15 @@ from jaxtyping import Array, Bool, PyTree
 from .._captured import capture
 from .._control import Watch
 from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
-from .._loop import EventRows
 from .._results import RESULTS, Cause
 from .._solvers import family_of, for_forward_mode, prepare
 from .._states import all_finite, finite_or_zero, stop
 from .._types import VF, Args
+from ._accepted import Inputs
 from ._adjoint import Outputs
 from ._event import EventLog
 from ._events import Events
 from ._protect import closed_inputs, differentiable, of_successful
-from ._replay import Inputs
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
 from ._stepping import Pace, Plan
@@ -101,33 +100,19 @@ def integrate(
     if outputs.step is not None:
         assert event is not None
         outputs = at_the_event(event, plan, inputs, outputs, outputs.step)
-    if outputs.events is not None:
-        outputs = _at_its_time(outputs, outputs.events)
+    log = None
+    if events is not None and outputs.events is not None:
+        log = events.log(outputs.events, outputs.rest.events, y0)
+        outputs = eqx.tree_at(lambda o: o.rest.t, outputs, _time_of_end(outputs.rest, log))
     about = About(names, family_of(plan.solver))
-    simulation = _summarise(outputs, about, ts, end, going & asked, ordered)
+    simulation = _summarise(outputs, log, about, ts, end, going & asked, ordered)
     return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
 
 
-def _at_its_time(outputs: Outputs, events: EventRows) -> Outputs:
-    """With the time at which an event ended the solve, which has a derivative."""
-    ended: Ended = outputs.rest
-    assert ended.events is not None
-    count, _ = ended.events
-    last = events.t[jnp.maximum(count - 1, 0)]
-    t = jnp.where(ended.result == RESULTS.event_occurred, last, ended.t)
-    rest = dataclasses.replace(ended, t=t)
-    return Outputs(outputs.rows, outputs.last, outputs.step, events, rest)
-
-
-def _log(outputs: Outputs, t1: Array, last: PyTree[Array]) -> EventLog | None:
-    """The events of a solve that ended at `t1` and `last`."""
-    events, ended = outputs.events, outputs.rest
-    if events is None:
-        return None
-    count, which = ended.events
-    happened = jnp.arange(which.size) < count
-    log = EventLog(events.t, which, happened, events.before, events.after)
-    return of_successful(ended.result, log.padded(t1, last))
+def _time_of_end(ended: Ended, log: EventLog) -> Array:
+    """Where an event ended the solve, that of the event, which has a derivative."""
+    latest = log.t[jnp.maximum(jnp.sum(log.happened) - 1, 0)]
+    return jnp.where(ended.result == RESULTS.event_occurred, latest, ended.t)
 
 
 def _outputs_masked(field: Callable, t, y, args):
@@ -146,7 +131,9 @@ def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:
     )
 
 
-def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simulation:
+def _summarise(
+    outputs: Outputs, log: EventLog | None, about: About, ts, end, active, ordered
+) -> Simulation:
     rows, last = outputs.rows, outputs.last
     ended: Ended = outputs.rest
     record, watched, statistics = ended.record, ended.watched, ended.stats
@@ -177,5 +164,5 @@ def _summarise(outputs: Outputs, about: About, ts, end, active, ordered) -> Simu
         accepted=None if watched is None else watched.guard,
     )
     steps = None if watched is None else watched.log
-    events = _log(outputs, t1, finite_or_zero(last))
+    events = None if log is None else of_successful(result, log.padded(t1, finite_or_zero(last)))
     return Simulation(ts, ys, reached, t1, None, result, stats, summary, events, steps, about)
