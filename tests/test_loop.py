@@ -374,6 +374,45 @@ def test_steady_states_and_phases_run_on_many_devices(tmp_path):
 
 
 @pytest.mark.slow
+def test_events_on_many_devices(tmp_path):
+    """Each lane has its own, and no device waits for another inside a loop."""
+    script = """
+        bounce = lambda t, y, e: jnp.stack([jnp.zeros_like(y[0]), -e * y[1]])
+        events = [
+            sx.Event(lambda t, y, e: y[0], direction=False, change=bounce, max_count=8),
+            sx.Event(lambda t, y, e: y[0] - 0.3, change=lambda t, y, e: y, max_count=16),
+        ]
+        falls = lambda t, y, e: jnp.stack([y[1], jnp.full_like(y[1], -9.81)])
+        model = sx.Simulate(falls, event=events)
+        y0 = jnp.stack([jnp.linspace(0.4, 1.5, 8), jnp.zeros(8)], axis=1)
+
+        def total(y0, e, mesh=None, batch_size=None):
+            given = dict(ts=jnp.array([0.5, 1.2]), args=e)
+            solved = sx.simulate_batch(
+                model, dict(y0=y0), shared=given, batch_size=batch_size, mesh=mesh, throw=False
+            )
+            log = solved.events
+            times = jnp.sum(jnp.where(log.happened, log.t, 0))
+            return times + solved.ys.sum(), log.happened.sum(-1)
+
+        slopes = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+        (value, counts), expected = jax.jit(slopes)(y0, 0.8)
+        assert len(set(counts.tolist())) > 2
+        for width in (None, 2):
+            program = jax.jit(lambda y0, e: slopes(y0, e, mesh, width))
+            spread = jax.device_put(y0, NamedSharding(mesh, lanes))
+            program = program.lower(spread, 0.8).compile()
+            exchanges(program)
+            (found, many), slope = program(spread, 0.8)
+            np.testing.assert_array_equal(many, counts)
+            np.testing.assert_allclose(found, value, rtol=1e-10)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), slope, expected)
+        print("all")
+    """
+    assert run(MESH, script, folder=tmp_path, devices=2).strip() == "all"
+
+
+@pytest.mark.slow
 def test_lanes_are_exchanged_on_many_devices(tmp_path):
     """`simulate_batch` over a mesh, and inside a `shard_map`: each device exchanges its own lanes,
     and none waits for another inside a loop."""

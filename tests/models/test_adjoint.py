@@ -32,6 +32,15 @@ def test_rows_of_a_solve_without_steps_are_its_start():
         np.testing.assert_array_equal(slope, [1.0, 1.0])
 
 
+def test_forward_mode_of_an_imex_method():
+    """Its explicit part is zero, and has no tangent."""
+    model = sx.Simulate(decay, solver=sx.kencarp4())
+    last = lambda k: model(1.0, [1.0], args=k).ys[-1]
+    slopes = jax.jit(lambda k: (jax.grad(last)(k), jax.jacfwd(last)(k)))(1.5)
+    np.testing.assert_allclose(slopes[0], slopes[1], rtol=1e-10)
+    np.testing.assert_allclose(slopes[1], -np.exp(-1.5), rtol=1e-4)
+
+
 WEIGHTS = jnp.array([1.0, 0.5, -2.0, 3.0])
 
 

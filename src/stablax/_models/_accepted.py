@@ -76,9 +76,9 @@ class Steps(eqx.Module):
 
     def at_events(self, step: "Step", moving, dense, start, end) -> tuple:
         """Of a step that is cut short: the time, the state after the events, rows about them."""
-        _, args, events = eqx.combine(moving, self.parameters[1])
+        field, args, events = eqx.combine(moving, self.parameters[1])
         kept = KeptStep(start, end, self.inputs.y0, dense)
-        return events.take_place(self.solver, kept, step.stop, args, step.order)
+        return events.take_place(self.solver, field, kept, step.stop, args, step.order)
 
     def at(self, k: Array, record: "Record") -> "Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or

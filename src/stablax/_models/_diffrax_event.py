@@ -1,5 +1,6 @@
 """A `diffrax.Event` of a model: when the solve ends, and where in its last step that is."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -12,10 +13,11 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._captured import Captured, capture
-from .._loop import KeptStep, interpolated
+from .._loop import KeptStep
 from .._states import is_none, stop, stop_unless
 from .._types import Args
 from ._bracket import bracketed_root
+from ._solution import solution_at
 
 
 class Found(eqx.Module):
@@ -112,6 +114,7 @@ class EventOf(eqx.Module):
     def find(
         self,
         solver: diffrax.AbstractSolver,
+        field: Callable,
         step: KeptStep,
         y1: PyTree[Array],
         args: Args,
@@ -126,7 +129,7 @@ class EventOf(eqx.Module):
         crossed = happened & ~not_finite & _crosses(before, after, self._real_directions())
         any_crossed = jnp.any(crossed)
         sides = jnp.where(crossed, jnp.sign(before - after), 0)
-        interpolate = lambda t: interpolated(solver, step, t * self.way)
+        interpolate = lambda t: solution_at(solver, field, step, t * self.way, args, self.way)
 
         def gap(t, values):
             """Above 0 before the first of the conditions that cross does so, below 0 after."""

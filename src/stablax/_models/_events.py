@@ -24,6 +24,7 @@ from .._types import Args
 from ._bracket import bracketed_root
 from ._dose import AbstractDose, DoseFunction
 from ._event import Event, EventLog
+from ._solution import solution_at
 
 # Places in a step at which the conditions are looked at, its end included, besides one for each.
 _LOOKS = 8
@@ -77,18 +78,15 @@ class Seen(eqx.Module):
 
 
 class _Looks(eqx.Module):
-    """The conditions at places in a step; and at that one which is an even part of it from the
-    start."""
+    """The conditions at times in a step, from its start to its end."""
 
     times: Float[Array, " looks"]
     values: Float[Array, "looks conditions"]
-    part: Float[Array, ""]
-    after_part: Float[Array, " conditions"]
 
 
 class _Bracket(eqx.Module):
-    """Where in a step the first events are: before look `place`, counted from 0. At -1 they are at
-    the start of the step, and behind the last look there is none."""
+    """Where in a step the first events are: between look `place` and the next. At -1 they are at
+    the start of the step, and at the last there are none."""
 
     place: Int[Array, ""]
     crosses: Bool[Array, " conditions"]  # which cross there
@@ -153,7 +151,14 @@ class Events(eqx.Module):
         return after
 
     def take_place(
-        self, solver: diffrax.AbstractSolver, step: KeptStep, t, args, order, way: ArrayLike = 1
+        self,
+        solver: diffrax.AbstractSolver,
+        field: Callable,
+        step: KeptStep,
+        t: Array,
+        args: Args,
+        order: Int[Array, " conditions"],
+        way: ArrayLike = 1,
     ) -> tuple[Array, PyTree[Array], Array]:
         """Those of a `step`, at its time `t`; that of the conditions is `way * t`. `order`: their
         numbers, one after the other, and then -1.
@@ -161,15 +166,15 @@ class Events(eqx.Module):
         With their derivatives: the time, the state after all, and a row about each: the time of
         the conditions, its number, the states before and after it."""
         first = jnp.arange(self.size) == order[0]
+        state = lambda t: solution_at(solver, field, step, t, args, way)
 
         def gap(t):
-            values = self.values(t * way, interpolated(solver, step, t), args, first)
-            return jnp.sum(jnp.where(first, values, 0))
+            return jnp.sum(jnp.where(first, self.values(t * way, state(t), args, first), 0))
 
         t = lax.custom_root(
             gap, t, lambda _, found: found, lambda slope, x: x / slope(jnp.ones_like(x))
         )
-        y = interpolated(solver, step, t)
+        y = state(t)
 
         def change(y, which):
             after = self.changed(which, t * way, y, args)
@@ -193,6 +198,7 @@ class Events(eqx.Module):
     def look(
         self,
         way: Array,
+        field: Callable,
         solver: diffrax.AbstractSolver,
         seen: Seen,
         step: KeptStep,
@@ -203,27 +209,21 @@ class Events(eqx.Module):
         held, at_args = stop((self, args))
         search = _Search(held, way, solver, seen, stop(step), at_args)
         looks = search.looks()
-        bracket = search.bracket(looks)
-        # Behind an event the state may be one that the change keeps the solve away from.
-        place, count = bracket.place, len(looks.times)
-        is_before = jnp.arange(count) < place
-        lost = asked & jnp.any(jnp.isnan(looks.values) & is_before[:, None])
-        happens = asked & ~lost & (place < count)
 
         def find():
-            found = search.find(looks, bracket)
-            t, y, rows = self.take_place(solver, step, found.t, args, found.order, way)
-            return t, y, found.order, rows, found.seen
+            found = search.find(looks)
+            t, y, rows = self.take_place(solver, field, step, found.t, args, found.order, way)
+            return found.happens, t, y, found.order, rows, found.seen
 
         nobody = jnp.full(self.size, -1, int)
         rows = jnp.zeros((self.size, self.row_size(step.y0)), step.t1.dtype)
-        on = dataclasses.replace(seen, values=looks.values[-1])
-        nothing = (step.t1, step.y0, nobody, rows, on)
-        t, y, order, rows, after = only_where(happens, find, spread(nothing, self, step, args))
-        why = jnp.where(lost, _LOST, after.why)
-        after = dataclasses.replace(after, is_new=jnp.zeros_like(seen.is_new), why=why)
+        nothing = (jnp.array(False), step.t1, step.y0, nobody, rows, search.unchanged(looks))
+        closely = asked & search.looks_closely(looks)
+        found = only_where(closely, find, spread(nothing, self, step, args, seen))
+        happens, t, y, order, rows, after = found
+        after = dataclasses.replace(after, is_new=jnp.zeros_like(seen.is_new))
         after = optax.tree.where(asked, after, seen)
-        return Cut(happens, t, y, order, asked & (why != _GOES_ON), rows), after
+        return Cut(happens, t, y, order, asked & (after.why != _GOES_ON), rows), after
 
     def crosses(self, before: Array, after: Array) -> Bool[Array, "... conditions"]:
         """Which conditions cross in a direction that is taken. Leaving zero is no crossing."""
@@ -250,57 +250,69 @@ class _Search(eqx.Module):
         return self.events.values(t * self.way, self.state(t), self.args)
 
     def looks(self) -> _Looks:
-        """The conditions at places in the step, one after the other: evenly, and where each comes
-        so near to zero that it may cross twice."""
+        """The conditions at the start of the step, and evenly in it to its end."""
         t0, t1 = self.step.t0, self.step.t1
         parts = jnp.linspace(1 / _LOOKS, 1, _LOOKS, dtype=t1.dtype)
         times = (t0 + (t1 - t0) * parts).at[-1].set(t1)
         values = jax.vmap(self.values)(times)
-        part, count = times[0] - t0, self.events.size
-        even = _Looks(
-            jnp.concatenate([times, jnp.repeat(t1, count)]),
-            jnp.concatenate([values, jnp.repeat(values[-1:], count, axis=0)]),
-            part,
-            values[0],
+        return _Looks(
+            jnp.concatenate([t0[None], times]), jnp.concatenate([self.seen.values[None], values])
         )
-        # By the parabola through the three that are nearest to zero.
-        all_times = jnp.concatenate([t0[None], times])
-        all_values = jnp.concatenate([self.seen.values[None], values])
-        middle = jnp.clip(jnp.nanargmin(jnp.abs(all_values), axis=0), 1, _LOOKS - 1)
-        at = lambda place: jnp.take_along_axis(all_values, place[None], axis=0)[0]
+
+    def unchanged(self, looks: _Looks) -> Seen:
+        """What is seen at the end of the step, if nothing takes place."""
+        return dataclasses.replace(self.seen, values=looks.values[-1])
+
+    def looks_closely(self, looks: _Looks) -> Bool[Array, ""]:
+        """Whether something may take place. It is dear to find out what."""
+        values = looks.values
+        crosses = self.events.crosses(values[:-1], values[1:])
+        special = (values[0] == 0) | jnp.any(jnp.isnan(values), axis=0) | self._lowest(looks)[0]
+        return jnp.any(crosses) | jnp.any(special)
+
+    def _lowest(self, looks: _Looks) -> tuple[Bool[Array, " conditions"], Array]:
+        """Which conditions may cross twice between two looks, and when they are nearest to zero: by
+        the parabola through the three looks that are."""
+        values = looks.values
+        middle = jnp.clip(jnp.nanargmin(jnp.abs(values), axis=0), 1, _LOOKS - 1)
+        at = lambda place: jnp.take_along_axis(values, place[None], axis=0)[0]
         before, here, after = at(middle - 1), at(middle), at(middle + 1)
         slope, curved = (after - before) / 2, after - 2 * here + before
         way = -slope / jnp.where(curved == 0, 1, curved)
-        lowest = jnp.abs(here) - slope**2 / jnp.where(curved == 0, jnp.inf, 2 * jnp.abs(curved))
-        near = (curved * here > 0) & (jnp.abs(way) < 1.5) & (lowest < _NEAR * jnp.abs(here))
+        least = jnp.abs(here) - slope**2 / jnp.where(curved == 0, jnp.inf, 2 * jnp.abs(curved))
+        near = (curved * here > 0) & (jnp.abs(way) < 1.5) & (least < _NEAR * jnp.abs(here))
+        times = looks.times[middle] + jnp.clip(way, -1, 1) * (looks.times[1] - looks.times[0])
+        return near, times
 
-        def with_lowest():
-            lowest = jnp.minimum(all_times[middle] + jnp.clip(way, -1, 1) * part, t1)
-            lowest = jnp.where(near & (lowest > t0), lowest, t1)
-            more = jax.vmap(self.values)(lowest)
-            all_times_ = jnp.concatenate([times, lowest])
-            order = jnp.argsort(all_times_, stable=True)
-            all_values_ = jnp.concatenate([values, more])
-            return _Looks(all_times_[order], all_values_[order], part, values[0])
-
-        return only_where(jnp.any(near), with_lowest, spread(even, self))
-
-    def bracket(self, looks: _Looks) -> _Bracket:
-        seen, t0, values = self.seen, self.step.t0, looks.values
-        at_zero = seen.values == 0
-        slope = only_where(
-            jnp.any(at_zero),
-            lambda: jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))[1],
-            spread(jnp.zeros_like(values[0]), self),
+    def _more(self, looks: _Looks) -> _Looks:
+        """With one more for each condition, where it may cross twice."""
+        near, times = self._lowest(looks)
+        start, end = looks.times[0], looks.times[-1]
+        times = jnp.where(near & (times > start) & (times < end), times, end)
+        values = jnp.concatenate([looks.values, jax.vmap(self.values)(times)])
+        times = jnp.concatenate([looks.times, times])
+        # In the order of time. A sort is slow to compile.
+        number = jnp.arange(len(times))
+        is_later = (times[:, None] > times[None]) | (
+            (times[:, None] == times[None]) & (number[:, None] > number[None])
         )
-        most = _AT_REST * jnp.finfo(t0.dtype).eps * jnp.abs(looks.after_part)
-        at_rest = jnp.abs(slope * looks.part) <= most
+        place = jnp.sum(is_later, axis=1)
+        is_at = number[:, None] == place[None]
+        times = jnp.sum(jnp.where(is_at, times[None], 0), axis=1)
+        values = jnp.sum(jnp.where(is_at[..., None], values[None], 0), axis=1)
+        return _Looks(times, values)
+
+    def _bracket(self, looks: _Looks, even: _Looks) -> _Bracket:
+        seen, (t0, *_), values = self.seen, looks.times, looks.values
+        at_zero = values[0] == 0
+        _, slope = jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))
+        most = _AT_REST * jnp.finfo(t0.dtype).eps * jnp.abs(even.values[1])
+        at_rest = jnp.abs(slope * (even.times[1] - t0)) <= most
         # From zero it is where it goes.
-        goes = jnp.sign(jnp.where(at_rest, looks.after_part, slope))
-        start = jnp.where(at_zero, goes, jnp.sign(seen.values))
-        signs = jnp.concatenate([start[None], jnp.sign(values)])
+        goes = jnp.sign(jnp.where(at_rest, even.values[1], slope))
+        signs = jnp.sign(values).at[0].set(jnp.where(at_zero, goes, jnp.sign(values[0])))
         crosses = self.events.crosses(signs[:-1], signs[1:])
-        place = jnp.where(jnp.any(crosses, axis=0), jnp.argmax(crosses, axis=0), len(values))
+        place = jnp.where(jnp.any(crosses, axis=0), jnp.argmax(crosses, axis=0), len(crosses))
         # Set to rest by its own event it would be the next one at once.
         again = at_rest & (seen.latest == t0) & seen.altered
         at_start = at_zero & (seen.is_new | again) & self.events.crosses(-goes, goes)
@@ -308,25 +320,31 @@ class _Search(eqx.Module):
         first = jnp.min(place)
         return _Bracket(first, place == first, signs[jnp.maximum(first, 0)], slope)
 
-    def find(self, looks: _Looks, bracket: _Bracket) -> "_Found":
+    def find(self, even: _Looks) -> "_Found":
         """When they are, and in which order they change the state."""
-        seen, step, times, values = self.seen, self.step, looks.times, looks.values
-        t0, t1, eps = step.t0, step.t1, jnp.finfo(step.t1.dtype).eps
-        place = jnp.maximum(bracket.place, 0)
-        is_first = place == 0
+        seen, looks = self.seen, self._more(even)
+        times, values = looks.times, looks.values
+        t0, t1, eps = times[0], times[-1], jnp.finfo(times.dtype).eps
+        bracket = self._bracket(looks, even)
+        count, place = len(times) - 1, jnp.maximum(bracket.place, 0)
+        happens = bracket.place < count
+        # Behind an event the state may be one that the change keeps the solve away from.
+        is_before = jnp.arange(count) < bracket.place
+        lost = jnp.any(jnp.isnan(values[1:]) & is_before[:, None])
+
         # A condition that starts from zero is zero at the start of the step, too: divided by what
         # makes it so it has the zero that is asked for only.
-        at_zero = is_first & (seen.values == 0)
+        at_zero = (place == 0) & (seen.values == 0)
         part = lambda t: jnp.where(at_zero, (t - t0) / (t1 - t0), 1)
 
         def gap(values):
             """Above zero before the first of those that cross does so, below zero after."""
             return jnp.min(jnp.where(bracket.crosses, bracket.signs * values, jnp.inf))
 
-        before = jnp.where(is_first, seen.values, values[place - 1])
-        before = jnp.where(at_zero, bracket.slope * (t1 - t0), before)
-        start, end = jnp.where(is_first, t0, times[place - 1]), times[place]
-        after = values[place] / part(end)
+        before = jnp.where(at_zero, bracket.slope * (t1 - t0), values[place])
+        start = times[place]
+        end = jnp.where(happens, times[place + 1], start)
+        after = values[place + 1] / part(end)
         found = bracketed_root(
             lambda t: gap(self.values(t) / part(t)), start, end, gap(before), gap(after)
         )
@@ -336,11 +354,19 @@ class _Search(eqx.Module):
         sizes = bracket.signs * self.values(near) / part(near)
         gaps = jnp.where(bracket.crosses, sizes, jnp.inf)
         tied = bracket.crosses & ((gaps <= 0) | (gaps == jnp.min(gaps)) | (bracket.place < 0))
-        scale = jnp.maximum(jnp.abs(seen.values), jnp.nanmax(jnp.abs(values), axis=0))
-        return self._chain(t, tied, _NOTHING * eps * scale)
+        scale = jnp.nanmax(jnp.abs(values), axis=0)
 
-    def _chain(self, t: Array, tied: Array, nothing: Array) -> "_Found":
-        """The events at `t`, and those that they set off at once."""
+        order, after = self._chain(t, tied, _NOTHING * eps * scale)
+        unchanged = self.unchanged(even)
+        happens = happens & ~lost
+        after = optax.tree.where(happens, after, unchanged)
+        why = jnp.where(lost, _LOST, after.why)
+        order = jnp.where(happens, order, -1)
+        return _Found(happens, t, order, dataclasses.replace(after, why=why))
+
+    def _chain(self, t: Array, tied: Array, nothing: Array) -> tuple[Array, Seen]:
+        """The order of the events at `t`, and of those that they set off at once; and what is seen
+        after them. A condition of the `tied` ones that is `nothing` away from zero is at zero."""
         events, seen = self.events, self.seen
         y, time = self.state(t), t * self.way
         values = events.values(time, y, self.args)
@@ -386,10 +412,11 @@ class _Search(eqx.Module):
         state = spread((y, start, tied, jnp.zeros_like(tied), order), self)
         after, seen, *_, order = lax.fori_loop(0, events.size, turn, state)
         altered = any_nonzero(optax.tree.sub(after, y))
-        return _Found(t, order, dataclasses.replace(seen, altered=altered))
+        return order, dataclasses.replace(seen, altered=altered)
 
 
 class _Found(eqx.Module):
+    happens: Bool[Array, ""]
     t: Array
     order: Int[Array, " conditions"]
     seen: Seen

@@ -82,7 +82,9 @@ class _ForwardPass(_AbstractPass):
             (steps.parameters[0], step.start, step.end, step.y),
             (self.d_moving, *d_times, at.d_y),
         )
-        (_, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
+        (y, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
+        # What is constant has none: of an IMEX method the explicit part, which is zero.
+        d_y, d_dense = _or_zero((d_y, d_dense), (y, dense))
 
         def in_step(row):
             t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
@@ -115,15 +117,19 @@ class _ForwardPass(_AbstractPass):
         return at, (writes, d_events), steps.held(dense)
 
 
+def _or_zero(tangents: PyTree, values: PyTree[Array]) -> PyTree[Array]:
+    """`tangents`, where None is that of what has none."""
+    fill = lambda d, x: jnp.zeros_like(x) if d is None else d
+    return jtu.tree_map(fill, tangents, values, is_leaf=is_none)
+
+
 def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Array | None]:
     """The tangents of the rows, of the last state, of the dense output of the last step, and of
     the events."""
     inputs, count = steps.inputs, steps.accepted.count
-    zero = lambda d, x: jtu.tree_map(
-        lambda d, x: jnp.zeros_like(x) if d is None else d, d, x, is_leaf=is_none
-    )
     d_t0, d_t1, d_y0, d_ts = (
-        zero(getattr(tangents, name), getattr(inputs, name)) for name in ("t0", "t1", "y0", "ts")
+        _or_zero(getattr(tangents, name), getattr(inputs, name))
+        for name in ("t0", "t1", "y0", "ts")
     )
     # Rows of a solve without steps are its start.
     still = jtu.tree_map(

@@ -161,7 +161,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         capacity=plan.capacity if record else None,
         ends_at=None if event is None else event.look,
         seen=seen,
-        cuts_at=None if events is None else jtu.Partial(events.look, way),
+        cuts_at=None if events is None else jtu.Partial(events.look, way, inputs.field),
         at_once=0 if events is None else events.size,
         events=(0, 0) if events is None else (events.capacity, events.row_size(inputs.y0)),
         keeps_last=event is not None and event.is_located,
@@ -244,7 +244,7 @@ def at_the_event(
         start = jnp.where(begins, inputs.t0 * event.way, step.t0)
         step = KeptStep(start, step.t1, step.y0, step.dense)
     happened = ended.result == RESULTS.event_occurred
-    found = event.find(plan.solver, step, outputs.last, inputs.args, happened)
+    found = event.find(plan.solver, inputs.field, step, outputs.last, inputs.args, happened)
     result = RESULTS.where(found.crossed & ~found.located, RESULTS.event_not_located, ended.result)
     # Where the state itself is not finite, that is what failed.
     is_lost = found.not_finite & all_finite(outputs.last)

@@ -45,13 +45,15 @@ class Simulate(AbstractModel):
         events.
     - `max_steps`: >= 1. By default 4096.
     - `dt0`: first step size [time]; by default chosen.
-    - `event`: a `diffrax.Event` that ends the solve. Its time is the `t1` of the simulation; rows
-        after it are marked in `reached`, and hold the state at the event. A condition that
-        returns a number is solved for, to the resolution of time (its `root_finder` is used if
-        it has one): time and state have the derivatives of the event. Of several, the first in
-        time ends the solve. One that returns a boolean ends it with the step at whose end it is
-        true, at a time without a derivative. An event whose condition changes its sign twice
-        within a step is not seen.
+    - `event`: an [`Event`][], or a sequence of them: where a condition crosses zero the state
+        changes, and the solve goes on, or ends there. The log of them is the `events` of the
+        simulation. Needs `DiscreteAdjoint` or `ForwardMode`. Or a `diffrax.Event` that ends the
+        solve, with any adjoint: a condition of it that returns a number is solved for (its
+        `root_finder` is used if it has one); of several, the first in time ends the solve; one
+        that returns a boolean ends it with the step at whose end it is true, at a time without a
+        derivative; one that changes its sign twice within a step is not seen. Where an event ends
+        the solve, its time is the `t1` of the simulation; rows after it are marked in `reached`,
+        and hold the state there.
     - `progress_meter`: for long solves, such as `diffrax.TqdmProgressMeter()`. One that raises
         stops the solve; Ctrl-C alone waits for its end.
     - `telemetry`: whether the activity of the guard on the accepted steps is counted for each
