@@ -21,6 +21,7 @@ from .._types import Args
 from ._accepted import AcceptedSteps, Inputs
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._diffrax_event import EventOf
+from ._event_search import look
 from ._kept_step import KeepsStep
 from ._resolve import is_imex
 from ._stepping import Pace, Plan
@@ -161,7 +162,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         capacity=plan.capacity if record else None,
         ends_at=None if event is None else event.look,
         seen=seen,
-        cuts_at=None if events is None else jtu.Partial(events.look, way, inputs.field),
+        cuts_at=None if events is None else jtu.Partial(look, events, way, inputs.field),
         at_once=0 if events is None else events.size,
         events=(0, 0) if events is None else (events.capacity, events.row_size(inputs.y0)),
         keeps_last=event is not None and event.is_located,
