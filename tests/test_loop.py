@@ -239,34 +239,6 @@ def test_programs_run_on_many_devices(tmp_path):
         spread = jax.device_put(batch, NamedSharding(mesh, lanes))
         same(jax.jit(jax.vmap(both))(spread))
 
-        import diffrax
-
-        # Methods of diffrax: explicit, ESDIRK, IMEX; and a field with a constant.
-        change = np.array([[-1.0, 1.0, 0.0], [1.0, -1.0, -1.0], [0.0, 0.0, 1.0]])
-
-        def network(t, y, k):
-            flows = jnp.stack([k[0] * y[0], k[2] * y[1] * y[2], k[1] * y[1] ** 2])
-            return jnp.asarray(change) @ flows
-
-        for solver, checks in (
-            (diffrax.Tsit5(), (True,)),
-            (sx.kvaerno3(), (True, False)),
-            (sx.kencarp4(), (True,)),
-        ):
-            other = sx.Simulate(network, solver=solver)
-            early = lambda args: other(robertson.y0, [0.01], args=args, throw=False).ys[-1, 0]
-            each = jax.vmap(jax.value_and_grad(early))
-            alone = jax.jit(each)(batch)
-            if isinstance(solver, diffrax.Tsit5):
-                for a, b in zip(jax.pmap(each)(batch.reshape(2, 2, -1)), alone):
-                    np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-8, atol=1e-15)
-            for check in checks:
-                program = jax.jit(jax.shard_map(each, check_vma=check, **options))
-                program = program.lower(batch).compile()
-                for a, b in zip(program(batch), alone):
-                    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-15)
-                assert not exchanges(program)
-
         # The devices share what has a derivative.
         starts = jnp.array([1.0, 0.0, 0.0]) + 0.1 * jnp.arange(4.0)[:, None]
         inside = sx.Guarded(robertson.field, sx.Guard(lower=0.0))
@@ -290,22 +262,6 @@ def test_programs_run_on_many_devices(tmp_path):
             np.testing.assert_allclose(by_start, right[0], rtol=1e-8)
             np.testing.assert_allclose(by_args, right[1], rtol=1e-8)
             exchanges(program)
-
-        # An event, and switch times that are data.
-        ends = sx.Simulate(
-            lambda t, y, k: -k * y, event=diffrax.Event(lambda t, y, k, **_: y - 0.5)
-        )
-
-        def when(y0):
-            stepping = sx.Stepping(jump_ts=[0.1 * y0])
-            return ends(y0, [5.0], args=2.0, stepping=stepping, throw=False).t1
-
-        y0s = jnp.linspace(1.0, 2.0, 4)
-        options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
-        program = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
-        program = program.lower(y0s).compile()
-        np.testing.assert_allclose(program(y0s), 0.5 / y0s, rtol=1e-4)
-        assert not exchanges(program)
 
         def hidden(starts, args):
             model = sx.Simulate(lambda t, y, _: robertson.field(t, y, args))
@@ -371,6 +327,59 @@ def test_steady_states_and_phases_run_on_many_devices(tmp_path):
             print("all")
     """
     assert run(MESH, script, folder=tmp_path, devices=2).strip() == "all"
+
+
+@pytest.mark.slow
+def test_methods_of_diffrax_run_on_many_devices(tmp_path):
+    """As ours; and an event of diffrax, with switch times that are data."""
+    script = """
+        options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
+        import diffrax
+
+        # Methods of diffrax: explicit, ESDIRK, IMEX; and a field with a constant.
+        change = np.array([[-1.0, 1.0, 0.0], [1.0, -1.0, -1.0], [0.0, 0.0, 1.0]])
+
+        def network(t, y, k):
+            flows = jnp.stack([k[0] * y[0], k[2] * y[1] * y[2], k[1] * y[1] ** 2])
+            return jnp.asarray(change) @ flows
+
+        for solver, checks in (
+            (diffrax.Tsit5(), (True,)),
+            (sx.kvaerno3(), (True, False)),
+            (sx.kencarp4(), (True,)),
+        ):
+            other = sx.Simulate(network, solver=solver)
+            early = lambda args: other(robertson.y0, [0.01], args=args, throw=False).ys[-1, 0]
+            each = jax.vmap(jax.value_and_grad(early))
+            alone = jax.jit(each)(batch)
+            if isinstance(solver, diffrax.Tsit5):
+                for a, b in zip(jax.pmap(each)(batch.reshape(2, 2, -1)), alone):
+                    np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-8, atol=1e-15)
+            for check in checks:
+                program = jax.jit(jax.shard_map(each, check_vma=check, **options))
+                program = program.lower(batch).compile()
+                for a, b in zip(program(batch), alone):
+                    np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-15)
+                assert not exchanges(program)
+
+        # An event, and switch times that are data.
+        ends = sx.Simulate(
+            lambda t, y, k: -k * y, event=diffrax.Event(lambda t, y, k, **_: y - 0.5)
+        )
+
+        def when(y0):
+            stepping = sx.Stepping(jump_ts=[0.1 * y0])
+            return ends(y0, [5.0], args=2.0, stepping=stepping, throw=False).t1
+
+        y0s = jnp.linspace(1.0, 2.0, 4)
+        options = dict(mesh=mesh, in_specs=lanes, out_specs=lanes)
+        program = jax.jit(jax.shard_map(jax.vmap(jax.grad(when)), **options))
+        program = program.lower(y0s).compile()
+        np.testing.assert_allclose(program(y0s), 0.5 / y0s, rtol=1e-4)
+        assert not exchanges(program)
+        print("all")
+    """
+    assert run(MESH, PROGRAM, script, folder=tmp_path, devices=2).strip() == "all"
 
 
 @pytest.mark.slow

@@ -183,12 +183,14 @@ class _Stepper(eqx.Module):
         cut, seen = None, solved.seen
         if steps.cuts_at is not None:
             cut, seen = steps.cuts_at(solver, seen, KeptStep(t, end, y, dense), args, keep)
-            at, length = lax.stop_gradient((cut.t, next_end - next_t))
-            resumed = controller.until_given_time(at, at + length)
-            next_t, next_end, y1, jumped, stopped = optax.tree.where(
+            resumed = controller.resumed(
+                lax.stop_gradient(cut.t), end, next_end, solved.control, control
+            )
+            fine = diffrax.RESULTS.successful
+            next_t, (next_end, control), y1, jumped, stopped = optax.tree.where(
                 cut.happens,
-                (jnp.minimum(cut.t, t1), resumed, cut.y, True, diffrax.RESULTS.successful),
-                (next_t, next_end, y1, jumped, stopped),
+                (jnp.where(cut.t > nearly_there, t1, cut.t), resumed, cut.y, True, fine),
+                (next_t, (next_end, control), y1, jumped, stopped),
             )
             stopped = diffrax.RESULTS.where(cut.ends, diffrax.RESULTS.event_occurred, stopped)
         # Where the step is taken again it is shortened, since `t1` is where it ended.
@@ -203,7 +205,7 @@ class _Stepper(eqx.Module):
             before_end = time <= end
             if cut is not None:
                 # A row at an event is what comes after, if something does.
-                is_last = cut.ends | (cut.t >= t1)
+                is_last = cut.ends | (next_t >= t1)
                 before_cut = jnp.where(is_last, time <= cut.t, time < cut.t)
                 before_end = jnp.where(cut.happens, before_cut, before_end)
             return keep & (row < ts.size) & before_end
@@ -255,9 +257,9 @@ def put_events(
 ) -> tuple[Int[Array, ""], Buffer]:
     """The first `count` of the `rows` behind the `event` ones that are in the `buffer`; and how
     many are then."""
-    for k in range(rows.shape[0]):
-        buffer = put(buffer, jnp.where(k < count, event + k, buffer.size), rows[k])
-    return event + count.astype(event.dtype), buffer
+    number = jnp.arange(rows.shape[0])
+    places = jnp.where(number < count, event + number, buffer.size)
+    return event + count.astype(event.dtype), put(buffer, places, rows)
 
 
 def integrate_steps(

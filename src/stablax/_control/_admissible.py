@@ -211,22 +211,31 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         )
         return keep, next_t0, next_t1, made_jump, state, result
 
-    def until_given_time(self, t0, t1) -> Any:
-        """Where a step from `t0` ends that would be to `t1`, if the controller was not asked: at
-        the next time that was given, or before it where that is a jump."""
+    def resumed(self, t, end, next_end, before: _State, after: _State) -> tuple[Any, _State]:
+        """Where the next step ends, if one to `end` was cut short at `t`, and what the controller
+        then knows. `before` that step it knew one thing, `after` it another, and that the next one
+        ends at `next_end`."""
+        if not isinstance(self.controller, diffrax.AbstractAdaptiveStepSizeController):
+            # The steps are given: the rest of this one comes next.
+            is_rest = t < end
+            inner = optax.tree.where(is_rest, before.inner, after.inner)
+            return jnp.where(is_rest, end, next_end), dataclasses.replace(after, inner=inner)
+        # As long as it would have been, up to the next time that is given, or just before it where
+        # that is a jump: the controller believes that it has come to the one at `end`.
         step_ts, jump_ts = self._given_times()
-        after = lambda ts: jnp.min(jnp.where(ts > t0, ts, jnp.inf)).astype(t1.dtype)
-        ends = [after(ts) for ts in step_ts]
-        ends += [jnp.nextafter(after(ts), -jnp.inf) for ts in jump_ts]
-        return lax.stop_gradient(functools.reduce(jnp.minimum, ends, t1))
+        later = lambda ts: jnp.min(jnp.where(ts > t, ts, jnp.inf)).astype(next_end.dtype)
+        ends = [later(ts) for ts in step_ts]
+        ends += [jnp.nextafter(later(ts), -jnp.inf) for ts in jump_ts]
+        return functools.reduce(jnp.minimum, ends, t + (next_end - end)), after
 
     def _given_times(self) -> tuple[list[Array], list[Array]]:
         """Times to step to, and those of jumps."""
         controller, step_ts, jump_ts = self.controller, [], []
-        while isinstance(controller, diffrax.ClipStepSizeController):
-            step_ts += [] if controller.step_ts is None else [controller.step_ts]
-            jump_ts += [] if controller.jump_ts is None else [controller.jump_ts]
-            controller = controller.controller
+        while controller is not None:
+            if isinstance(controller, diffrax.ClipStepSizeController):
+                step_ts += [] if controller.step_ts is None else [controller.step_ts]
+                jump_ts += [] if controller.jump_ts is None else [controller.jump_ts]
+            controller = getattr(controller, "controller", None)
         return step_ts, jump_ts
 
     def _meets_given_time(self, t0, t1, resolution) -> Any:

@@ -23,7 +23,8 @@ class StepLog(eqx.Module):
 
     **Attributes:** arrays of length `max_steps`, of which the first `count` are steps
 
-    - `t`: where the step began. `dt`: its size, negative backwards in time.
+    - `t`: where the step began. `dt`: its size, negative backwards in time. (An event ends a step
+        before that.)
     - `error`: the estimated error in units of the tolerance (accepted at 1 or below); inf for a
         step that was not finite or left the box, 0 for a solver without an estimate.
     - `cause`: why it was rejected, a member of [`Cause`][]; 0 if it was accepted.

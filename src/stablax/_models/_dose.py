@@ -17,8 +17,9 @@ from .._words import short
 
 
 class AbstractDose(eqx.Module):
-    """What happens to the state at the start of a [`Phase`][]. Call data, like the rest of a phase:
-    its arrays are traced and differentiable. Subclass it for a kind of your own."""
+    """What happens to the state at the start of a [`Phase`][], where it is call data, like the rest
+    of a phase: its arrays are traced and differentiable; or at an [`Event`][]. Subclass it for a
+    kind of your own."""
 
     @abc.abstractmethod
     def __call__(self, t: Array, y: PyTree[Array], args: Args) -> PyTree[Array]:
@@ -27,7 +28,7 @@ class AbstractDose(eqx.Module):
         **Arguments:**
 
         - `t`, `y`: the time, and the state there.
-        - `args`: the condition of the phase that begins.
+        - `args`: the condition of the phase that begins, or under which the event is.
 
         **Returns:** the state after it; the structure, shapes and dtype of `y`.
         """

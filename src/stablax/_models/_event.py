@@ -35,7 +35,8 @@ class Event(eqx.Module):
     The time is found on the dense output of the step, to the resolution of time, and the next step
     starts there. Times, states and all that follows have the derivatives of the event, in both
     modes, in the state, `t0`, the parameters of the field and the `args`, which `condition` and
-    `change` see too. What they close over has one as well.
+    `change` see too, and in what functions close over. (Arrays of a dose or a module are
+    constants.)
 
     Conditions are looked at eight times in each step, on its dense output. One that crosses twice
     between two of those is not seen, and one that touches zero without crossing it is no event;
@@ -99,7 +100,7 @@ class EventLog(eqx.Module):
     **Attributes:** with a leading axis, as many as there may be: the sum of the `max_count` of all
     events (1 for one that ends the solve), of phases for each of them.
 
-    - `t`: the times, differentiable; behind the last event, where the solve ended.
+    - `t`: the times, differentiable; behind the last event, where the solve ended (constant).
     - `which`: the number of the event, in the order in which they were given to the model; -1
         behind the last.
     - `happened`: whether there is such an event; those that took place come first.
@@ -115,7 +116,7 @@ class EventLog(eqx.Module):
 
     @typechecked
     def of(self, which: int) -> "EventLog":
-        """Only those of one event, first.
+        """Only those of one event, first. Behind them stands what is last in the whole log.
 
         **Arguments:**
 
@@ -123,15 +124,16 @@ class EventLog(eqx.Module):
 
         **Returns:** an `EventLog` of the same size.
         """
-        return self._only(self.happened & (self.which == which))
+        last = lambda x: jnp.take(x, -1, axis=self.happened.ndim - 1)
+        end = (last(self.t), jtu.tree_map(last, self.after))
+        return self._only(self.happened & (self.which == which)).padded(*end)
 
-    def _only(self, happened: Bool[Array, " events"]) -> "EventLog":
+    def _only(self, happened: Bool[Array, "... events"]) -> "EventLog":
         order = jnp.argsort(~happened, axis=-1, stable=True)
-        axis = happened.ndim - 1
 
         def ordered(x):
             places = order.reshape(*order.shape, *[1] * (x.ndim - order.ndim))
-            return jnp.take_along_axis(x, places, axis=axis)
+            return jnp.take_along_axis(x, places, axis=order.ndim - 1)
 
         log = jtu.tree_map(ordered, self)
         return eqx.tree_at(lambda log: log.happened, log, ordered(happened))
@@ -143,14 +145,14 @@ class EventLog(eqx.Module):
 
     def padded(self, t1: Array, last: PyTree[Array]) -> "EventLog":
         """With the end of the solve behind the last event; where that is has no derivative."""
+        happened, axis = self.happened, self.happened.ndim - 1
 
         def pad(x, end):
-            is_one = self.happened.reshape(-1, *[1] * (x.ndim - 1))
-            return jnp.where(is_one, x, lax.stop_gradient(end))
+            is_one = happened.reshape(*happened.shape, *[1] * (x.ndim - happened.ndim))
+            return jnp.where(is_one, x, jnp.expand_dims(lax.stop_gradient(end), axis))
 
         states = [jtu.tree_map(pad, states, last) for states in (self.before, self.after)]
-        which = jnp.where(self.happened, self.which, -1)
-        return EventLog(pad(self.t, t1), which, self.happened, *states)
+        return EventLog(pad(self.t, t1), jnp.where(happened, self.which, -1), happened, *states)
 
 
 def as_event(

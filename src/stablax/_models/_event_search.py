@@ -59,7 +59,8 @@ def look(
     closely = asked & search.looks_closely(looks)
     found = only_where(closely, find, spread(nothing, events, step, args, seen))
     happens, t, y, order, rows, after = found
-    after = dataclasses.replace(after, is_new=jnp.zeros_like(seen.is_new))
+    no = jnp.zeros_like(seen.is_new)
+    after = dataclasses.replace(after, is_first=no, is_new=no)
     after = optax.tree.where(asked, after, seen)
     return Cut(happens, t, y, order, asked & (after.why != Why.goes_on.value), rows), after
 
@@ -115,8 +116,19 @@ class _Search(eqx.Module):
         """Whether something may take place. It is dear to find out what."""
         values = looks.values
         crosses = self.events.crosses(values[:-1], values[1:])
-        special = (values[0] == 0) | jnp.any(jnp.isnan(values), axis=0) | self._lowest(looks)[0]
+        lost = jnp.any(jnp.isnan(values), axis=0)
+        special = self._from_zero(looks) | lost | self._lowest(looks)[0]
         return jnp.any(crosses) | jnp.any(special)
+
+    def _noise(self, looks: _Looks) -> Float[Array, " conditions"]:
+        """What of each condition is rounding."""
+        eps = jnp.finfo(looks.times.dtype).eps
+        return _NOTHING * eps * jnp.nanmax(jnp.abs(looks.values), axis=0)
+
+    def _from_zero(self, looks: _Looks) -> Bool[Array, " conditions"]:
+        """Which conditions are at zero at the start: of a solve, up to rounding."""
+        start = jnp.abs(looks.values[0])
+        return (start == 0) | self.seen.is_first & (start <= self._noise(looks))
 
     def _lowest(self, looks: _Looks) -> tuple[Bool[Array, " conditions"], Array]:
         """Which conditions may cross twice between two looks, and when they are nearest to zero: by
@@ -152,13 +164,15 @@ class _Search(eqx.Module):
 
     def _bracket(self, looks: _Looks, even: _Looks) -> _Bracket:
         seen, (t0, *_), values = self.seen, looks.times, looks.values
-        at_zero = values[0] == 0
+        at_zero = self._from_zero(looks)
         _, slope = jax.jvp(self.values, (t0,), (jnp.ones_like(t0),))
         most = _AT_REST * jnp.finfo(t0.dtype).eps * jnp.abs(even.values[1])
         at_rest = jnp.abs(slope * (even.times[1] - t0)) <= most
         # From zero it is where it goes.
         goes = jnp.sign(jnp.where(at_rest, even.values[1], slope))
-        signs = jnp.sign(values).at[0].set(jnp.where(at_zero, goes, jnp.sign(values[0])))
+        # As long as it is nothing but rounding.
+        is_heard = jnp.cumsum(jnp.abs(values) > self._noise(looks)[None], axis=0) > 0
+        signs = jnp.where(at_zero[None] & ~is_heard, goes[None], jnp.sign(values))
         crosses = self.events.crosses(signs[:-1], signs[1:])
         place = jnp.where(jnp.any(crosses, axis=0), jnp.argmax(crosses, axis=0), len(crosses))
         # Set to rest by its own event it would be the next one at once.
@@ -170,7 +184,7 @@ class _Search(eqx.Module):
 
     def find(self, even: _Looks) -> "_Found":
         """When they are, and in which order they change the state."""
-        seen, looks = self.seen, self._more(even)
+        looks = self._more(even)
         times, values = looks.times, looks.values
         t0, t1, eps = times[0], times[-1], jnp.finfo(times.dtype).eps
         bracket = self._bracket(looks, even)
@@ -182,7 +196,7 @@ class _Search(eqx.Module):
 
         # A condition that starts from zero is zero at the start of the step, too: divided by what
         # makes it so it has the zero that is asked for only.
-        at_zero = (place == 0) & (seen.values == 0)
+        at_zero = (place == 0) & self._from_zero(looks)
         part = lambda t: jnp.where(at_zero, (t - t0) / (t1 - t0), 1)
 
         def gap(values):
@@ -198,13 +212,15 @@ class _Search(eqx.Module):
         )
         t = jnp.where(bracket.place < 0, t0, found)
         # Those that are at one time take place in the order in which they were given.
-        near = jnp.minimum(t + _TIED * eps * jnp.abs(t), end)
-        sizes = bracket.signs * self.values(near) / part(near)
-        gaps = jnp.where(bracket.crosses, sizes, jnp.inf)
-        tied = bracket.crosses & ((gaps <= 0) | (gaps == jnp.min(gaps)) | (bracket.place < 0))
-        scale = jnp.nanmax(jnp.abs(values), axis=0)
-
-        order, after = self._chain(t, tied, _NOTHING * eps * scale)
+        unit = eps * jnp.maximum(jnp.abs(start), jnp.abs(end))
+        near = self.values(jnp.minimum(t + _TIED * unit, t1))
+        gaps = jnp.where(bracket.crosses, bracket.signs * near, jnp.inf)
+        tied = self.events.crosses(bracket.signs, near) | (gaps == jnp.min(gaps))
+        tied = jnp.where(bracket.place < 0, bracket.crosses, tied)
+        # A condition that crosses here is at zero, whether or not it is taken in that direction.
+        length = jnp.where(end > start, end - start, 1)
+        noise = self._noise(looks) + 4 * unit * jnp.abs(values[place + 1] - values[place]) / length
+        order, after = self._chain(t, tied, noise)
         unchanged = self.unchanged(even)
         happens = happens & ~lost
         after = optax.tree.where(happens, after, unchanged)
@@ -214,11 +230,11 @@ class _Search(eqx.Module):
 
     def _chain(self, t: Array, tied: Array, nothing: Array) -> tuple[Array, Seen]:
         """The order of the events at `t`, and of those that they set off at once; and what is seen
-        after them. A condition of the `tied` ones that is `nothing` away from zero is at zero."""
+        after them. A condition that is `nothing` away from zero is at zero."""
         events, seen = self.events, self.seen
         y, time = self.state(t), t * self.way
         values = events.values(time, y, self.args)
-        nothing = jnp.where(tied, nothing + 2 * jnp.abs(values), 0)
+        nothing = jnp.where(tied, nothing + 2 * jnp.abs(values), nothing)
         most, number = np.array(events.max_counts), np.arange(events.size)
         ends = np.array([change is None for change in events.changes])
         resolution = _TIED * jnp.finfo(t.dtype).eps * jnp.abs(t)
@@ -244,6 +260,7 @@ class _Search(eqx.Module):
             is_now = is_next & takes_place
             seen = Seen(
                 jnp.where(takes_place, values, seen.values),
+                seen.is_first,
                 seen.is_new,
                 seen.counts + is_now.astype(seen.counts.dtype),
                 jnp.where(is_now, t, seen.latest),

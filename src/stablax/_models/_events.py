@@ -48,23 +48,21 @@ _RESULTS = {
 class Seen(eqx.Module):
     """What the next step needs to know of those before.
 
-    - `values`: of the conditions where it starts; exactly zero after an event of their own.
-    - `is_new`: whether there was no step yet.
+    - `values`: of the conditions where it starts; exactly zero after an event of their own that
+        leaves them there.
+    - `is_first`, `is_new`: whether there was no step yet, in this solve and in this call.
     - `counts`, `latest`: how often each event took place, and when last.
     - `altered`: whether the last ones changed the state.
     - `why`: why the solve ended.
     """
 
     values: Float[Array, " conditions"]
+    is_first: Bool[Array, ""]
     is_new: Bool[Array, ""]
     counts: Int[Array, " conditions"]
     latest: Float[Array, " conditions"]
     altered: Bool[Array, ""]
     why: Int[Array, ""]
-
-    @property
-    def count(self) -> Int[Array, ""]:
-        return jnp.sum(self.counts)
 
     def result(self, otherwise: RESULTS) -> RESULTS:
         """How the solve ended, if an event ended it."""
@@ -74,15 +72,23 @@ class Seen(eqx.Module):
 
 
 class Events(eqx.Module):
-    """The events of a model in one solve. What they close over is a value."""
+    """The events of a model in one solve; `is_new` if that is at the start of the call, and not
+    behind a phase. What they close over is a value."""
 
     conditions: list[Captured]
     changes: list[Captured | None]
+    is_new: Bool[Array, ""]
     directions: tuple[bool | None, ...] = eqx.field(static=True)
     max_counts: tuple[int, ...] = eqx.field(static=True)
 
     @staticmethod
-    def of(events: tuple[Event, ...], t: Array, y: PyTree[Array], args: Args) -> "Events":
+    def of(
+        events: tuple[Event, ...],
+        t: Array,
+        y: PyTree[Array],
+        args: Args,
+        is_new: Bool[Array, ""],
+    ) -> "Events":
         conditions, changes = [], []
         for k, event in enumerate(events):
             number = functools.partial(_number, k, event.condition)
@@ -90,7 +96,8 @@ class Events(eqx.Module):
             state = None if event.change is None else functools.partial(_state, k, event.change)
             changes.append(None if state is None else capture(state, t, y, args))
         directions = tuple(event.direction for event in events)
-        return Events(conditions, changes, directions, tuple(event.max_count for event in events))
+        max_counts = tuple(event.max_count for event in events)
+        return Events(conditions, changes, is_new, directions, max_counts)
 
     @property
     def size(self) -> int:
@@ -103,12 +110,12 @@ class Events(eqx.Module):
 
     def first_seen(self, t0: Array, y0: PyTree[Array], args: Args) -> Seen:
         """At the start of a solve, at the time `t0` of the conditions."""
-        values = self.values(*stop((t0, y0, args)))
+        held, *start = stop((self, t0, y0, args))
+        values = held.values(*start)
         never = jnp.full(self.size, -jnp.inf, t0.dtype)
         counts = jnp.zeros(self.size, int)
-        return Seen(
-            values, jnp.array(True), counts, never, jnp.array(False), jnp.array(Why.goes_on.value)
-        )
+        no, yes, why = jnp.array(False), jnp.array(True), jnp.array(Why.goes_on.value)
+        return Seen(values, yes, self.is_new, counts, never, no, why)
 
     def values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
         """Those of the conditions. What is not `relevant` has no derivative: it need not be
@@ -152,9 +159,11 @@ class Events(eqx.Module):
         def gap(t):
             return jnp.sum(jnp.where(first, self.values(t * way, state(t), args, first), 0))
 
-        t = lax.custom_root(
-            gap, t, lambda _, found: found, lambda slope, x: x / slope(jnp.ones_like(x))
-        )
+        # What is an event since it is zero at the start of the solve is there by definition.
+        is_start = t == step.t0
+        per_slope = lambda slope, x: x / jnp.where(is_start, 1, slope(jnp.ones_like(x)))
+        found = lax.custom_root(gap, t, lambda _, found: found, per_slope)
+        t = jnp.where(is_start, step.t0, found)
         y = state(t)
 
         def change(y, which):

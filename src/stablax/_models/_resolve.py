@@ -30,7 +30,9 @@ def resolve(given: SolveOptions, field: VF) -> ResolvedOptions:
     solver = _solver(given.solver, field)
     controller = _controller(given.controller, solver, field)
     adjoint = _adjoint(given.adjoint, solver)
-    _check_rest(given, controller, adjoint)
+    _check_rest(given, controller)
+    if isinstance(given.event, tuple):
+        _check_events(solver, adjoint)
     resolved = dict(solver=solver, controller=controller, adjoint=adjoint)
     return ResolvedOptions(**{**fields_of(given), **resolved}, given=given)
 
@@ -125,20 +127,27 @@ def _adjoint(
     return adjoint
 
 
-def _check_rest(
-    given: SolveOptions,
-    controller: diffrax.AbstractStepSizeController,
-    adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint,
+def _check_events(
+    solver: diffrax.AbstractSolver, adjoint: diffrax.AbstractAdjoint | DiscreteAdjoint
 ) -> None:
-    max_steps, trace = given.max_steps, given.trace
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-    if isinstance(given.event, tuple) and not isinstance(adjoint, _OWN_LOOP):
+    if isinstance(solver, _REMEMBERING):
         raise ValueError(
-            f"`event`: a `stablax.Event` needs the default adjoint or `diffrax.ForwardMode()`, but "
+            f"`event`: a step of `{type(solver).__name__}` depends on the step before, which a "
+            "`stablax.Event` cuts short. Use another solver, or a `diffrax.Event`, which ends the "
+            "solve."
+        )
+    if not isinstance(adjoint, _OWN_LOOP):
+        raise ValueError(
+            "`event`: a `stablax.Event` needs the default adjoint or `diffrax.ForwardMode()`, but "
             f"`adjoint={type(adjoint).__name__}()` goes through diffrax's loop. That takes a "
             "`diffrax.Event`, which ends the solve."
         )
+
+
+def _check_rest(given: SolveOptions, controller: diffrax.AbstractStepSizeController) -> None:
+    max_steps, trace = given.max_steps, given.trace
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
     if given.dt0 is None and isinstance(controller, diffrax.ConstantStepSize):
         raise ValueError("`controller=ConstantStepSize()` needs the step size as `dt0`.")
     text = isinstance(trace, str)

@@ -41,6 +41,7 @@ class _Progress(eqx.Module):
     t: Array
     y: PyTree[Array]
     going: Bool[Array, ""]  # no phase has failed, or ended at an event
+    is_new: Bool[Array, ""]  # no step was taken yet
     rows: PyTree[Array]
     reached: Bool[Array, " times"]
 
@@ -157,6 +158,7 @@ def run_phases(
         t0,
         start,
         going,
+        jnp.array(True),
         jtu.tree_map(lambda x: jnp.broadcast_to(x[None], (ts.size, *x.shape)), start),
         going & (ts == t0) if before else jnp.zeros(ts.shape, bool),
     )
@@ -203,8 +205,8 @@ def run_phases(
     about = About(names_of(field, start), family_of(first.solver))
     events = None
     if outcome.events is not None:
-        last = finite_or_zero(progress.y)
-        events = of_successful(result, outcome.events.over_phases(t1, last))
+        log = outcome.events.over_phases(t1, finite_or_zero(progress.y))
+        events = of_successful(result, log)
     return Simulation(
         ts, ys, progress.reached, t1, steady, result, stats, guard, events, log, about
     )
@@ -235,7 +237,8 @@ def _step(
         order = (jnp.arange(ts.size) + jnp.argmax(own)) % ts.size
         back = (jnp.arange(ts.size) - jnp.argmax(own)) % ts.size
         save = jnp.where(own[order], ts[order], jnp.nan)
-    simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1)
+    is_new = progress.is_new
+    simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1, is_new)
     # Where there is no way on after the dose, the last state is that before it.
     stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)
     last = optax.tree.where(stuck, lax.stop_gradient(y), last)
@@ -258,6 +261,7 @@ def _step(
         jnp.where(going, simulation.t1, t),
         last,
         going & (simulation.result == RESULTS.successful),
+        is_new & (simulation.stats["num_accepted_steps"] == 0),
         rows,
         progress.reached | new,
     )

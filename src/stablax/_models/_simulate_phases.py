@@ -46,9 +46,9 @@ class SimulatePhases(AbstractModel):
     `RecursiveCheckpointAdjoint` or `DirectAdjoint` has none in the ends of a phase in which a step
     is not finite (it is nan there).
 
-    **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` (which
-    ends the phase and all that follow), `progress_meter`, `telemetry` and `trace` as
-    [`Simulate`][]; and
+    **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` (one
+    that ends a solve ends the phase and all that follow), `progress_meter`, `telemetry` and
+    `trace` as [`Simulate`][]; and
 
     - `boundary`: to which side a save time at the start of a phase belongs: `"after"` (the
         default), the state after the dose; `"before"`, the state at the end of the phase before

@@ -69,12 +69,14 @@ def integrate(
     args: Args,
     active: Bool[Array, ""] | None = None,
     t1: Array | None = None,
+    is_new: Bool[Array, ""] | None = None,
 ) -> tuple[Simulation, PyTree[Array]]:
     """Solves from `y0` at `t0` to `t1`, by default the last of `ts`, saving at `ts`, of which the
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
-    times. Where not `active`, takes no step. Returns the last state, too."""
-    closed, (field, t0, y0, args), (pace, ts, active, t1) = closed_inputs(
-        plan, (field, t0, y0, args), (stop(pace), ts, active, t1)
+    times. Where not `active`, takes no step. `is_new`: whether no step of the call came before.
+    Returns the last state, too."""
+    closed, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
+        plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new)
     )
     guarded = as_guarded(field)
     masks, outputs_masked = _masks(plan, pace, guarded, t0, y0, args)
@@ -91,7 +93,10 @@ def integrate(
     names = names_of(field, y0)
     watch = _watch(plan, guarded.guard, outputs_masked, names)
     controller = dataclasses.replace(pace.controller, masks=masks, watch=watch)
-    events = Events.of(plan.event, t0, y0, args) if isinstance(plan.event, tuple) else None
+    events = None
+    if isinstance(plan.event, tuple):
+        is_new = jnp.array(True) if is_new is None else is_new
+        events = Events.of(plan.event, t0, y0, args, is_new)
     inputs = Inputs(closed, y0, t0, end, save, args, events)
     event = event_of(plan, pace, inputs)
     # Whether a step is the last has no derivative.
