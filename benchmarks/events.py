@@ -5,8 +5,8 @@
 *Robertson*: the same solve without an event, with one that is never met, with one that is recorded.
 *Neuron*: leaky integrate-and-fire, 20 spikes: `stablax.Event` in one solve, and a scan of
 `diffrax.diffeqsolve`, each to the next spike, by the event and the root finder of diffrax; errors
-and gradients of the time of the last spike by its closed form. CPU seconds on one core, minima of
-warm interleaved runs.
+and gradients of the time of the last spike by its closed form. CPU seconds of all threads, minima
+of warm interleaved runs.
 """
 
 import time
@@ -56,6 +56,9 @@ def robertson() -> str:
         "`diffrax.Event`, never met": diffrax.Event(lambda t, y, args, **kwargs: y[0] + 0.5),
         "never met": sx.Event(lambda t, y, args: y[0] + 0.5, change=keep),
         "recorded once": sx.Event(lambda t, y, args: y[0] - 0.5, change=keep),
+        "recorded once, `max_count=8`": sx.Event(
+            lambda t, y, args: y[0] - 0.5, change=keep, max_count=8
+        ),
     }
     fns, compiling = {}, {}
     for name, event in events.items():

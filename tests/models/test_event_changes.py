@@ -493,6 +493,9 @@ def test_in_phases():
         return model(1.0, [2.0], [sx.Phase(1.0, args=k), *phases[1:]]).events
 
     found = log(1.0)
+    recorded = sx.with_options(model, trace="record")(1.0, [2.0], phases)
+    assert isinstance(recorded.steps, sx.StepLog) and isinstance(recorded.events, sx.EventLog)
+    assert model(1.0, [2.0], phases).steps is None
     ln2 = np.log(2.0)
     after = np.exp(-(1.0 - ln2)) + 0.2
     second = 1.0 + np.log(after / 0.5) / 0.4
@@ -531,20 +534,19 @@ def test_one_lane_that_fails_beside_those_that_do_not():
     at = {k: jnp.asarray(v, jnp.float32) for k, v in BOUNCING.items()}
 
     def second(e):
+        """The bounce behind the first, between which the counter is passed twice."""
         p = {**at, "e": e}
-        return model(starts(p), jnp.array([1.7], jnp.float32), args=p, throw=False).events.t[1]
+        simulation = model(starts(p), jnp.array([1.7], jnp.float32), args=p, throw=False)
+        return simulation.events.t[4], simulation
 
-    def both(e):
-        return jax.value_and_grad(second)(e)
-
-    found, slopes = jax.jit(jax.vmap(both))(scale)
-    assert found.dtype == slopes.dtype == jnp.float32
-    first = np.sqrt(2 / 9.81)
-    np.testing.assert_allclose(found, first, rtol=1e-5)
-    np.testing.assert_allclose(slopes, 0.0, atol=1e-4)
-    third = lambda e: model(starts(at), jnp.array([1.7]), args={**at, "e": e}, throw=False)
-    simulations = jax.jit(jax.vmap(third))(scale)
+    slopes, simulations = jax.jit(jax.vmap(jax.grad(second, has_aux=True)))(scale)
     np.testing.assert_array_equal(sx.is_successful(simulations), [True, False, True])
+    np.testing.assert_array_equal(simulations.events.which[::2, :5], [[1, 0, 1, 1, 0]] * 2)
+    assert slopes.dtype == simulations.events.t.dtype == jnp.float32
+    first = np.sqrt(2 / 9.81)
+    found = simulations.events.t[::2, 4]
+    np.testing.assert_allclose(found, first * (1 + 2 * np.array([0.9, 0.8])), rtol=1e-4)
+    np.testing.assert_allclose(slopes, [2 * first, 0.0, 2 * first], rtol=1e-3)
 
 
 def test_given_times_are_met_behind_an_event():

@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._captured import Captured, capture
 from .._loop import KeptStep
-from .._states import is_none, stop, stop_unless
+from .._states import is_none, stop
 from .._types import Args
 from ._bracket import bracketed_root
+from ._conditions import values_of
 from ._solution import solution_at
 
 
@@ -99,17 +100,9 @@ class EventOf(eqx.Module):
         return diffrax.Event([in_loop(c) for c in conditions], direction=directions)
 
     def _real_values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
-        """The values of those that are numbers. What is not `relevant` has no derivative: it need
-        not be finite."""
+        """Of those that are numbers."""
         real = [c for c, is_real in zip(self.conditions, self.real, strict=True) if is_real]
-        values = []
-        for k, condition in enumerate(real):
-            inputs = (condition, t, y, args)
-            if relevant is not None:
-                inputs = stop_unless(relevant[k], inputs)
-            condition, *rest = inputs
-            values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
-        return jnp.stack(values)
+        return values_of(real, t, y, args, relevant)
 
     def find(
         self,

@@ -100,11 +100,13 @@ class EventLog(eqx.Module):
     **Attributes:** with a leading axis, as many as there may be: the sum of the `max_count` of all
     events (1 for one that ends the solve), of phases for each of them.
 
-    - `t`: the times, differentiable; behind the last event, where the solve ended (constant).
+    - `t`: the times [time], differentiable; behind the last event, where the solve ended, a
+        constant.
     - `which`: the number of the event, in the order in which they were given to the model; -1
         behind the last.
     - `happened`: whether there is such an event; those that took place come first.
-    - `before`, `after`: the state before it and after it, differentiable: the structure of `y0`.
+    - `before`, `after`: the state before it and after it, differentiable: the structure and units
+        of `y0`.
         Behind the last event, the last state.
     """
 

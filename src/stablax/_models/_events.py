@@ -17,10 +17,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from .._captured import Captured, capture
 from .._lanes import spread
-from .._loop import KeptStep
+from .._loop import KeptStep, interpolated
 from .._results import RESULTS
 from .._states import same_shape_and_dtype, stop, stop_unless
 from .._types import Args
+from ._conditions import values_of
 from ._dose import AbstractDose, DoseFunction
 from ._event import Event, EventLog
 from ._solution import solution_at
@@ -118,16 +119,8 @@ class Events(eqx.Module):
         return Seen(values, yes, self.is_new, counts, never, no, why)
 
     def values(self, t, y, args, relevant=None) -> Float[Array, " conditions"]:
-        """Those of the conditions. What is not `relevant` has no derivative: it need not be
-        finite."""
-        values = []
-        for k, condition in enumerate(self.conditions):
-            inputs = (condition, t, y, args)
-            if relevant is not None:
-                inputs = stop_unless(relevant[k], inputs)
-            condition, *rest = inputs
-            values.append(jnp.asarray(condition(*rest), jnp.result_type(t)))
-        return jnp.stack(values)
+        """Of the conditions."""
+        return values_of(self.conditions, t, y, args, relevant)
 
     def changed(self, which: Int[Array, ""], t, y, args) -> PyTree[Array]:
         """The state after event `which`; if that is -1, or ends the solve, `y`."""
@@ -164,7 +157,7 @@ class Events(eqx.Module):
         per_slope = lambda slope, x: x / jnp.where(is_start, 1, slope(jnp.ones_like(x)))
         found = lax.custom_root(gap, t, lambda _, found: found, per_slope)
         t = jnp.where(is_start, step.t0, found)
-        y = state(t)
+        y = optax.tree.where(is_start, interpolated(solver, step, step.t0), state(found))
 
         def change(y, which):
             after = self.changed(which, t * way, y, args)

@@ -205,8 +205,8 @@ def run_phases(
     about = About(names_of(field, start), family_of(first.solver))
     events = None
     if outcome.events is not None:
-        log = outcome.events.over_phases(t1, finite_or_zero(progress.y))
-        events = of_successful(result, log)
+        of_all = outcome.events.over_phases(t1, finite_or_zero(progress.y))
+        events = of_successful(result, of_all)
     return Simulation(
         ts, ys, progress.reached, t1, steady, result, stats, guard, events, log, about
     )
