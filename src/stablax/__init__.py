@@ -47,6 +47,7 @@ from ._fields import (
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
+    Input as Input,
     check_jacobian as check_jacobian,
 )
 from ._hybrids import HybridField as HybridField
@@ -150,7 +151,7 @@ __version__ = _version("stablax")
 __all__ = [
     # fields
     "Guard", "GuardedField", "Guarded", "MLPField", "ReactionField", "HybridField", "LogField",
-    "ScaledNeuralField", "Scales", "Frozen",
+    "ScaledNeuralField", "Scales", "Input", "Frozen",
     # models
     "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Event", "Stepping",
     "simulate_batch", "with_options", "find_steady_state", "conserved_quantities", "WarmStart",

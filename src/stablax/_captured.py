@@ -44,6 +44,10 @@ class Captured(eqx.Module):
         tree, static = self.gives
         return eqx.combine(jtu.tree_unflatten(tree, out), static)
 
+    def closes_over(self, x: object) -> bool:
+        """Whether it does so over this very array, which is traced."""
+        return any(x is captured for captured in self.captured)
+
 
 def capture(fn: Callable, *example: PyTree) -> Captured:
     """`fn`, traced once with arguments like `example`.

@@ -40,6 +40,9 @@ class Steps(eqx.Module):
     # which knows `seen`.
     ends_at: Callable | None = None
     seen: PyTree = None
+    # `passes_at(t, y, args)`: the state `y` where an accepted step ended, from where the next one
+    # begins at `t`, with the derivative of a jump of the field there.
+    passes_at: Callable | None = None
     # `cuts_at(solver, seen, step, args, asked)`, asked of each step that is accepted: the `Cut` in
     # it, and what the next question knows. Of events there are so many `at_once`, and there is
     # room for `events`: so many, and so many numbers about each.
@@ -180,6 +183,8 @@ class _Stepper(eqx.Module):
         )
         next_t = jnp.minimum(next_t, t1)
         keep = jnp.asarray(keep) & live
+        if steps.passes_at is not None:
+            y1 = steps.passes_at(next_t, y1, args)
         cut, seen = None, solved.seen
         if steps.cuts_at is not None:
             cut, seen = steps.cuts_at(solver, seen, KeptStep(t, end, y, dense), args, keep)

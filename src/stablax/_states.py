@@ -131,6 +131,12 @@ def add(a: PyTree, b: PyTree) -> PyTree:
     return jtu.tree_map(leaf, a, b, is_leaf=is_none)
 
 
+def or_zero(tangents: PyTree, values: PyTree[Array]) -> PyTree[Array]:
+    """`tangents` of `values`, where None stands for that of what has none."""
+    fill = lambda d, x: jnp.zeros_like(x) if d is None else d
+    return jtu.tree_map(fill, tangents, values, is_leaf=is_none)
+
+
 def finite_or_zero(tree: PyTree) -> PyTree:
     return jtu.tree_map(lambda x: jnp.where(jnp.isfinite(x), x, 0), tree)
 

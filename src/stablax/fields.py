@@ -1,5 +1,5 @@
 """Fields: what dy/dt is. Guards, neural fields and those that are stable by construction, other
-coordinates, hybrids."""
+coordinates, hybrids; and what drives them."""
 
 from ._coordinates import (
     AbstractCoordinates as AbstractCoordinates,
@@ -12,6 +12,7 @@ from ._fields import (
     GuardActivity as GuardActivity,
     Guarded as Guarded,
     GuardedField as GuardedField,
+    Input as Input,
 )
 from ._hybrids import (
     HybridField as HybridField,

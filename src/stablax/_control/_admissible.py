@@ -238,6 +238,11 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             controller = getattr(controller, "controller", None)
         return step_ts, jump_ts
 
+    @property
+    def meets_jumps(self) -> bool:
+        """Whether it is given times at which the field jumps."""
+        return bool(self._given_times()[1])
+
     def _meets_given_time(self, t0, t1, resolution) -> Any:
         """Whether a step begins or ends at a time that was given: it may be as short as it is."""
         given = sum(self._given_times(), [])

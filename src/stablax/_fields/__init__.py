@@ -18,3 +18,9 @@ from ._guarded import (
     evaluate_aside as evaluate_aside,
     evaluate_ungated as evaluate_ungated,
 )
+from ._input import (
+    Input as Input,
+    inputs_in as inputs_in,
+    inputs_met as inputs_met,
+    knots_of as knots_of,
+)

@@ -17,6 +17,7 @@ from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock
 from .._types import Args
 from ._events import Events
+from ._knots import is_at, moved
 
 
 class Inputs(eqx.Module):
@@ -29,6 +30,7 @@ class Inputs(eqx.Module):
     ts: Array
     args: Args
     events: Events | None
+    jumps: Array | None  # times at which the field has two values, if they can move
 
 
 class AcceptedSteps(eqx.Module):
@@ -66,19 +68,35 @@ class Steps(eqx.Module):
 
     @property
     def parameters(self) -> tuple[PyTree, PyTree]:
-        """The field, its args and the events: what moves, and the rest."""
-        moves = (self.moves.field, self.moves.args, self.moves.events)
-        return eqx.partition((self.inputs.field, self.inputs.args, self.inputs.events), moves)
+        """The field, its args, the events and jumps: what moves, and the rest."""
+        of = lambda inputs: (inputs.field, inputs.args, inputs.events, inputs.jumps)
+        return eqx.partition(of(self.inputs), of(self.moves))
 
     def system(self, shift, end, moving) -> tuple[PyTree, Args]:
-        field, args, _ = eqx.combine(moving, self.parameters[1])
+        field, args, *_ = eqx.combine(moving, self.parameters[1])
         return self.terms(field, shift, end), args
 
     def at_events(self, step: "Step", moving, dense, start, end) -> tuple:
         """Of a step that is cut short: the time, the state after the events, rows about them."""
-        field, args, events = eqx.combine(moving, self.parameters[1])
+        field, args, events, _ = eqx.combine(moving, self.parameters[1])
         kept = KeptStep(start, end, self.inputs.y0, dense)
         return events.take_place(self.solver, field, kept, step.stop, args, step.order)
+
+    @property
+    def has_jumps(self) -> bool:
+        """Whether there are some that move."""
+        return self.inputs.jumps is not None and bool(self.moves.jumps)
+
+    def ends_at_jump(self, step: "Step") -> Bool[Array, ""]:
+        """Whether the field has two values where `step` ends."""
+        assert self.inputs.jumps is not None
+        ends = jnp.any(is_at(self.inputs.jumps, step.stop, self.way)) & (self.accepted.count > 0)
+        return ends if step.order is None else ends & ~step.is_cut
+
+    def at_jump(self, step: "Step", moving, y) -> PyTree[Array]:
+        """`y` where such a step ends, as a function of when the field jumps."""
+        field, args, _, jumps = eqx.combine(moving, self.parameters[1])
+        return moved(field, jumps, step.stop, y, args, self.way)
 
     def at(self, k: Array, record: "Record") -> "Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
@@ -102,7 +120,7 @@ class Steps(eqx.Module):
         # whose other side the step must not see. Only the field looks earlier: a step that ends
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
-        seen = lax.stop_gradient((end, _just_before(start, end)))
+        seen = lax.stop_gradient((end, just_before(start, end)))
         return Step(first, last, arrives, start, end, y, seen, stop, order, after_cut)
 
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
@@ -143,6 +161,10 @@ class Steps(eqx.Module):
     def is_backwards(self) -> Array:
         return self.inputs.t1 < self.inputs.t0
 
+    @property
+    def way(self) -> Array:
+        return jnp.where(self.is_backwards, -1, 1)
+
 
 class Record(eqx.Module):
     """Arrays, or in a loop [`Buffer`][]s of them."""
@@ -162,7 +184,7 @@ class Step(eqx.Module):
     end: Array
     y: PyTree[Array]
     seen: tuple[Array, Array]  # the end, and a time just before it
-    stop: Array  # where it ended, if events cut it short
+    stop: Array  # where the next begins: if events cut it short, before its end
     order: Array | None
     after_cut: Array | None  # whether the one before was cut short
 
@@ -190,7 +212,7 @@ class Step(eqx.Module):
         return later if self.after_cut is None else later | self.after_cut & (t == self.start)
 
 
-def _just_before(start: Array, end: Array) -> Array:
+def just_before(start: Array, end: Array) -> Array:
     """A time before `end` by more than what its record and its computation as the last stage of
     the step round off."""
     largest = jnp.maximum(jnp.abs(start), jnp.abs(end))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._control import AdmissibleSteps, StiffPID
-from .._fields import Guard, as_guarded
+from .._fields import Guard, Input, as_guarded, inputs_in
 from .._results import RESULTS, message
 from .._states import as_args, as_state, for_each_component, state_dtype
 from .._static import Static, is_traced
@@ -52,6 +52,8 @@ def check_call(
     if stepping is not None and stepping.atol is not None:
         for_each_component(stepping.atol, y0, "`stepping.atol`")  # raises if it does not fit
     given |= given_times(options, stepping, dtype)
+    if inputs := inputs_in(field, args):
+        given["knot"] = _knots(inputs, dtype)
     start = told_apart(start, given, ends, lambda: tolerance_of(options, pace, guard, dtype))
     if not is_traced(y0):
         _check_start(guard, pace.controller, y0)
@@ -67,6 +69,13 @@ def given_times(options: Static, stepping: Stepping | None, dtype: np.dtype) -> 
     if stepping is not None:
         times |= stepping.given_times
     return {name: as_times(ts, dtype, name) for name, ts in times.items() if np.size(ts)}
+
+
+def _knots(inputs: list[Input], dtype: np.dtype) -> Times:
+    """As far as they are known."""
+    known = [one.ts for one in inputs if not is_traced(one.ts)]
+    ts = np.concatenate([np.ravel(x) for x in known] or [np.zeros(0)])
+    return as_times(ts[np.isfinite(ts)], dtype, "knot")
 
 
 def tolerance_of(options: Static, pace: Pace, guard: Guard, dtype: np.dtype) -> float:

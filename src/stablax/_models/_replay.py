@@ -19,7 +19,7 @@ from .._lane_loop import as_buffers, lane_loop, put, take
 from .._lanes import any_lane, only_where, spread
 from .._loop import put_events
 from .._solvers import AbstractRosenbrock, for_forward_mode, is_repeatable, repeat_explicit
-from .._states import add, all_finite, is_none
+from .._states import add, all_finite, is_none, or_zero
 from ._accepted import Inputs, Steps
 
 
@@ -78,13 +78,14 @@ class _ForwardPass(_AbstractPass):
         d_start = jnp.where(step.first, self.d_t0, 0) if at.d_start is None else at.d_start
         d_end = jnp.where(step.arrives, self.d_t1, 0)
         d_times = (d_start, d_end)
+        moving = steps.parameters[0]
         points, d_points = (
-            (steps.parameters[0], step.start, step.end, step.y),
+            (moving, step.start, step.end, step.y),
             (self.d_moving, *d_times, at.d_y),
         )
         (y, dense), (d_y, d_dense) = eqx.filter_jvp(repeat, points, d_points)
         # What is constant has none: of an IMEX method the explicit part, which is zero.
-        d_y, d_dense = _or_zero((d_y, d_dense), (y, dense))
+        d_y, d_dense = or_zero((d_y, d_dense), (y, dense))
 
         def in_step(row):
             t = take(record.ts, jnp.minimum(row, record.ts.size - 1))
@@ -105,7 +106,7 @@ class _ForwardPass(_AbstractPass):
         if step.order is not None and event is not None:
 
             def move():
-                points = (steps.parameters[0], dense, step.start, step.end)
+                points = (moving, dense, step.start, step.end)
                 d_points = (self.d_moving, d_dense, *d_times)
                 return eqx.filter_jvp(functools.partial(steps.at_events, step), points, d_points)[1]
 
@@ -113,14 +114,15 @@ class _ForwardPass(_AbstractPass):
             still = (jnp.zeros_like(step.stop), d_y, no_rows)
             d_next, d_y, d_rows = only_where(step.is_cut, move, still)
             event, d_events = put_events(d_events, event, step.count, d_rows)
+        if steps.has_jumps:
+
+            def move_jump(d_y=d_y):
+                at_jump = functools.partial(steps.at_jump, step)
+                return eqx.filter_jvp(at_jump, (moving, y), (self.d_moving, d_y))[1]
+
+            d_y = only_where(steps.ends_at_jump(step), move_jump, d_y)
         at = _Forth(row, d_y, kept, d_next, event)
         return at, (writes, d_events), steps.held(dense)
-
-
-def _or_zero(tangents: PyTree, values: PyTree[Array]) -> PyTree[Array]:
-    """`tangents`, where None is that of what has none."""
-    fill = lambda d, x: jnp.zeros_like(x) if d is None else d
-    return jtu.tree_map(fill, tangents, values, is_leaf=is_none)
 
 
 def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Array | None]:
@@ -128,8 +130,7 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Arr
     the events."""
     inputs, count = steps.inputs, steps.accepted.count
     d_t0, d_t1, d_y0, d_ts = (
-        _or_zero(getattr(tangents, name), getattr(inputs, name))
-        for name in ("t0", "t1", "y0", "ts")
+        or_zero(getattr(tangents, name), getattr(inputs, name)) for name in ("t0", "t1", "y0", "ts")
     )
     # Rows of a solve without steps are its start.
     still = jtu.tree_map(
@@ -140,7 +141,7 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Arr
     has_events = d_events is not None
     d_start, event = (d_t0, jnp.zeros_like(count)) if has_events else (None, None)
     start = _Forth(jnp.zeros_like(rows), d_y0, dense, d_start, event)
-    d_moving = (tangents.field, tangents.args, tangents.events)
+    d_moving = (tangents.field, tangents.args, tangents.events, tangents.jumps)
     over = _ForwardPass(steps, rows, d_moving, d_t0, d_t1)
     end, (d_rows, d_events) = step_by_step(over, start, (steps.record, d_ts), (still, d_events))
     return d_rows, end.d_y, end.d_dense, d_events
@@ -194,6 +195,16 @@ class _BackwardPass(_AbstractPass):
         d_y, d_moving, zero_time = at.d_y, at.d_moving, jnp.zeros_like(start)
         so_far, event = (d_dense, zero_time, zero_time), at.event
         order = step.order
+        if steps.has_jumps:
+            y1 = take(record.states, jnp.maximum(k, 0))
+
+            def pull_jump(d_y=d_y):
+                at_jump = functools.partial(steps.at_jump, step)
+                return eqx.filter_vjp(at_jump, moving, y1)[1](d_y)
+
+            none = (optax.tree.zeros_like(moving), d_y)
+            more, d_y = only_where(steps.ends_at_jump(step), pull_jump, none)
+            d_moving = add(d_moving, more)
         if order is not None and event is not None:
             event = event - step.count
 
@@ -235,8 +246,9 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, Array | Non
     start = _Back(rows - 1, d_last, d_moving, zero_time, zero_time, event)
     over = _BackwardPass(steps, rows, d_kept)
     end, d_ts = step_by_step(over, start, (steps.record, d_rows, d_events), d_ts)
-    d_field, d_args, d_of_events = end.d_moving
-    d_inputs = Inputs(d_field, end.d_y, end.d_start, end.d_end, d_ts, d_args, d_of_events)
+    d_field, d_args, d_of_events, d_jumps = end.d_moving
+    d_times = (end.d_start, end.d_end, d_ts)
+    d_inputs = Inputs(d_field, end.d_y, *d_times, d_args, d_of_events, d_jumps)
     return eqx.filter(d_inputs, steps.moves)
 
 

@@ -18,11 +18,12 @@ from .._results import RESULTS, promoted
 from .._solvers import for_forward_mode, prepare
 from .._states import add, all_finite, finite_or_zero
 from .._types import Args
-from ._accepted import AcceptedSteps, Inputs
+from ._accepted import AcceptedSteps, Inputs, just_before
 from ._adjoint import DiscreteAdjoint, Outputs
 from ._diffrax_event import EventOf
 from ._event_search import look
 from ._kept_step import KeepsStep
+from ._knots import past_jumps
 from ._resolve import is_imex
 from ._stepping import Pace, Plan
 from ._verdict import verdict
@@ -111,7 +112,7 @@ def run_loop(
     # Without a step to take nothing moves.
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
     y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
-    held = Inputs(inputs.field, y0, t0, t1, inputs.ts, inputs.args, inputs.events)
+    held = dataclasses.replace(inputs, y0=y0, t0=t0, t1=t1)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
     at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
@@ -136,7 +137,7 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     way = jnp.where(t1 < t0, -1, 1)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     return dict(
-        terms=terms_of(plan.solver, inputs.field),
+        terms=terms_of(plan.solver, inputs.field, end=_last_seen(pace, t0, t1)),
         solver=plan.solver,
         t0=t0,
         t1=t1,
@@ -147,14 +148,29 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     )
 
 
+def _last_seen(pace: Pace, t0: Array, t1: Array) -> tuple[Array, Array] | None:
+    """Of a field that jumps, the end of the solve, and a time before at which it is seen there: it
+    may jump at the end."""
+    return (t1, just_before(t0, t1)) if pace.controller.meets_jumps else None
+
+
+def _pass_jumps(field: Callable, jumps: Array, way: Array, t: Array, y, args) -> PyTree[Array]:
+    return past_jumps(y, jumps, t * way, field, args, way)
+
+
 def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool) -> _Run:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     controller = pace.controller.wrap(way)
     events, seen = inputs.events, None if event is None else event.first_seen
     if events is not None:
         seen = events.first_seen(inputs.t0, inputs.y0, inputs.args)
+    passes_at = None
+    if inputs.jumps is not None:
+        passes_at = jtu.Partial(_pass_jumps, inputs.field, inputs.jumps, way)
     steps = Steps(
-        terms=terms_of(plan.solver, inputs.field, way=way),
+        terms=terms_of(
+            plan.solver, inputs.field, end=_last_seen(pace, inputs.t0, inputs.t1), way=way
+        ),
         solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
         controller=controller,
         meter=plan.progress_meter,
@@ -162,6 +178,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         capacity=plan.capacity if record else None,
         ends_at=None if event is None else event.look,
         seen=seen,
+        passes_at=passes_at,
         cuts_at=None if events is None else jtu.Partial(look, events, way, inputs.field),
         at_once=0 if events is None else events.size,
         events=(0, 0) if events is None else (events.capacity, events.row_size(inputs.y0)),

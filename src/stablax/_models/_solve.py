@@ -7,12 +7,14 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
 from .._captured import capture
 from .._control import Watch
 from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
+from .._lanes import spread
 from .._results import RESULTS, Cause
 from .._solvers import family_of, for_forward_mode, prepare
 from .._states import all_finite, finite_or_zero, stop
@@ -21,11 +23,19 @@ from ._accepted import Inputs
 from ._adjoint import Outputs
 from ._event import EventLog
 from ._events import Events
+from ._knots import Knots, without_derivative
 from ._protect import closed_inputs, differentiable, of_successful
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
-from ._stepping import Pace, Plan
+from ._stepping import Pace, Plan, meets_times, with_jumps
 from ._times import last_asked, rows_are_ordered
+
+_JUMPS = (
+    "The field is driven by an `Input` that jumps, and a derivative in its knots was asked for. It "
+    "needs steps that end there, of an adaptive controller, and the default adjoint or "
+    "`ForwardMode`. If the knots are not trained, make them constants: `sx.Input(sx.Frozen(ts), "
+    "...)`."
+)
 
 
 def _masks(plan: Plan, pace: Pace, guarded: GuardedField | Guarded, t0, y0, args) -> tuple:
@@ -75,9 +85,15 @@ def integrate(
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
     times. Where not `active`, takes no step. `is_new`: whether no step of the call came before.
     Returns the last state, too."""
-    closed, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
+    closed, drivers, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
         plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new)
     )
+    knots, jumps = spread(Knots.of(drivers, np.dtype(t0.dtype)), y0), None
+    if knots is not None:
+        pace = with_jumps(pace, stop(knots.ts))
+        jumps = knots.jumps
+    if jumps is not None and not (plan.on_own_loop and meets_times(pace.controller)):
+        y0, jumps = without_derivative(y0, jumps, _JUMPS), None
     guarded = as_guarded(field)
     masks, outputs_masked = _masks(plan, pace, guarded, t0, y0, args)
     asked, ordered = jnp.isfinite(ts), jnp.array(True)
@@ -97,7 +113,7 @@ def integrate(
     if isinstance(plan.event, tuple):
         is_new = jnp.array(True) if is_new is None else is_new
         events = Events.of(plan.event, t0, y0, args, is_new)
-    inputs = Inputs(closed, y0, t0, end, save, args, events)
+    inputs = Inputs(closed, y0, t0, end, save, args, events, jumps)
     event = event_of(plan, pace, inputs)
     # Whether a step is the last has no derivative.
     run = jtu.Partial(run_loop, plan, pace.replace(controller), stop(event))

@@ -289,7 +289,7 @@ def _stepped(plan: Plan, pace: Pace, stepping: Stepping, dtype: np.dtype) -> Pac
             f"`stepping.{next(iter(changes))}` needs a controller that has it, `StiffPID` or "
             f"`diffrax.PIDController`; the model has a {type(law).__name__}."
         )
-    if times and not isinstance(law, diffrax.AbstractAdaptiveStepSizeController):
+    if times and not meets_times(controller):
         raise ValueError(
             f"`stepping.{next(iter(times))}` needs an adaptive controller, such as `StiffPID`; the "
             f"model has a {type(law).__name__}."
@@ -330,6 +330,21 @@ def _max_steps(plan: Plan, pace: Pace, given: Array | np.ndarray | None) -> Any:
             f"its derivative: make it with `max_steps={int(given)}`."
         )
     return np.asarray(given, pace.max_steps.dtype)
+
+
+def with_jumps(pace: Pace, jumps: Array) -> Pace:
+    """`pace`, whose steps end at the `jumps`, too; none does where they are given."""
+    controller, inner = pace.controller, pace.controller.controller
+    if not meets_times(controller):
+        return pace
+    own = inner.jump_ts if isinstance(inner, diffrax.ClipStepSizeController) else None
+    jumps = jumps if own is None else jnp.concatenate([jnp.asarray(own, jumps.dtype), jumps])
+    return pace.replace(_with_times(controller, dict(jump_ts=jumps), np.dtype(jumps.dtype)))
+
+
+def meets_times(controller: AdmissibleSteps) -> bool:
+    """Whether it can end a step at a time that it is given."""
+    return isinstance(_law(controller), diffrax.AbstractAdaptiveStepSizeController)
 
 
 def _with_times(

@@ -66,9 +66,10 @@ class ReactionField(GuardedField):
     - `species`: their names, in the order of the state; by default in that of their first
         appearance (for a matrix: `y0`, `y1`, ...).
     - `inputs`: quantities that drive reactions and are not used up: names, which are looked up in
-        `args` (then a mapping), or a mapping of names to functions `f(t, y, args)`, where `y` maps
-        the species to their values. An input can stand among the reactants, in place of a rate
-        constant, and as `of=` of a rate law. A function that is a module is trained.
+        `args` (then a mapping; there an [`Input`][] is one that changes with time), or a mapping of
+        names to functions `f(t, y, args)`, where `y` maps the species to their values (an
+        [`Input`][] is one). An input can stand among the reactants, in place of a rate constant,
+        and as `of=` of a rate law. A function that is a module is trained.
     - `volumes`: the volume of the compartment in which each species is [volume], by name (all of
         them), or as an array of shape `(species,)`; static. Then the state holds concentrations
         [amount/volume], the rates are amounts per time, and dy_i/dt = (N v)_i / volumes_i: a

@@ -7,6 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
+from .._fields import Input
 from .._static import Frozen, concrete_array, is_traced
 from .._types import NumbersLike, ScalarLike
 from .._words import clipped, closest, quoted, short
@@ -48,7 +49,7 @@ class _FromArgs(eqx.Module):
 
     def __call__(self, t, y, args):
         try:
-            return args[self.name]
+            given = args[self.name]
         except (TypeError, KeyError, IndexError):
             name = clipped(self.name)
             keys = ", ".join(map(repr, args)) if isinstance(args, Mapping) else None
@@ -57,6 +58,7 @@ class _FromArgs(eqx.Module):
                 f"The input `{name}` is looked up in `args`, which must be a mapping such as "
                 f"`{{'{name}': 1.0}}`, and {known}."
             ) from None
+        return given(t) if isinstance(given, Input) else given
 
 
 def input_functions(inputs) -> dict[str, Callable]:

@@ -1,0 +1,342 @@
+"""Fields that are driven by an `Input`: values and derivatives against closed forms."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import by_day, slow
+
+import stablax as sx
+
+TS = jnp.array([0.5, 1.0, 2.5, 3.1])
+VALUES = jnp.array([1.0, -2.0, 3.0, 0.5])
+END = 5.0
+SOLVERS = {
+    "Rodas5P": None,
+    "Tsit5": diffrax.Tsit5(),
+    "kvaerno5": sx.kvaerno5(),
+    "Rosenbrock23": sx.Rosenbrock23(),
+}
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+
+def exact(ts, values, kind, t0=0.0, end=END, y0=0.3, rate=1.0):
+    """y' = u(t) - rate y, by quadrature between the knots."""
+    path = diffrax.LinearInterpolation(ts, values)
+    if kind == "cubic":
+        path = diffrax.CubicInterpolation(ts, diffrax.backward_hermite_coefficients(ts, values))
+    borders = [jnp.asarray(t0), *ts, jnp.asarray(end)]
+    total = y0 * jnp.exp(-rate * (end - t0))
+    for k, (a, b) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+        t = a + (b - a) * (_NODES + 1) / 2
+        if 0 < k < len(ts) and kind != "previous":
+            u = jax.vmap(path.evaluate)(t)
+        else:
+            u = values[max(k - 1, 0)]
+        total += jnp.sum(_WEIGHTS * jnp.exp(rate * (t - end)) * u) * (b - a) / 2
+    return total
+
+
+def model_of(solver=None, adjoint=None, rtol=1e-9, field=None, **options):
+    """y' = u(t) - y."""
+    field = (lambda t, y, drive: drive(t) - y) if field is None else field
+    preset = sx.StiffPID.preset(solver=solver or sx.Rodas5P(), rtol=rtol, atol=rtol / 100)
+    return sx.Simulate(field, solver=solver, adjoint=adjoint, controller=preset, **options)
+
+
+def last_of(model, kind):
+    y0, times = jnp.array(0.3), jnp.array([END])
+    return lambda ts, values: model(y0, times, args=sx.Input(ts, values, kind)).ys[0]
+
+
+CASES = [(kind, name) for kind in ("previous", "linear", "cubic") for name in SOLVERS]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    by_day(CASES, ("previous", "Rodas5P"), ("linear", "Tsit5"), ("cubic", "Tsit5")),
+)
+def test_values_and_derivatives_in_values_and_knots(kind, name):
+    """In both modes; no step is lost at a knot."""
+    coarse = name == "Rosenbrock23"
+    rtol = 1e-6 if coarse else 1e-9
+    f = last_of(model_of(SOLVERS[name], rtol=rtol), kind)
+    value, gradient = jax.value_and_grad(f, argnums=(0, 1))(TS, VALUES)
+    expected, slope = jax.value_and_grad(exact, argnums=(0, 1))(TS, VALUES, kind)
+    np.testing.assert_allclose(value, expected, atol=1e-4 if coarse else 1e-8)
+    near = 1e-3 if coarse else 1e-7
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=near), gradient, slope)
+    forward = jax.jacfwd(f, argnums=(0, 1))(TS, VALUES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), gradient, forward)
+
+
+@pytest.mark.slow
+def test_second_derivatives():
+    f = last_of(model_of(), "previous")
+    np.testing.assert_allclose(
+        jax.hessian(f)(TS, VALUES), jax.hessian(exact)(TS, VALUES, "previous"), atol=1e-6
+    )
+
+
+def test_forward_mode():
+    g = last_of(model_of(adjoint=diffrax.ForwardMode()), "previous")
+    expected = jax.grad(exact)(TS, VALUES, "previous")
+    np.testing.assert_allclose(jax.jacfwd(g)(TS, VALUES), expected, atol=1e-7)
+
+
+class Driven(eqx.Module):
+    rate: jax.Array
+    drive: sx.Input
+
+    @jax.jit
+    def slope(self, t, y):
+        return self.drive(t) - self.rate * y
+
+    def __call__(self, t, y, args):
+        return self.slope(t, y)
+
+
+def test_where_an_input_can_be():
+    """In `args`, as an attribute, behind a function that is compiled by itself, closed over, as an
+    input of reactions, by name or as their function: the same steps, and a good gradient."""
+    drive, rate = sx.Input(TS, VALUES + 3, "previous"), jnp.array(1.0)
+    names = dict(species=["y"], inputs=("u",))
+    flows = [sx.MassAction("u"), sx.MassAction(1.0)]
+    reacting = sx.ReactionField(["0 -> y", "y -> 0"], flows, **names)
+    owned = sx.ReactionField(["0 -> y", "y -> 0"], flows, **(names | dict(inputs={"u": drive})))
+
+    @jax.jit
+    def compiled(t, y, args):
+        return drive(t) - y
+
+    fields = {
+        "args": (lambda t, y, args: args["u"](t) - y, {"u": drive}),
+        "attribute": (Driven(rate, drive), None),
+        "closed over": (lambda t, y, args: drive(t) - y, None),
+        "compiled": (compiled, None),
+        "by name": (reacting, {"u": drive}),
+        "function": (owned, None),
+    }
+    steps = set()
+    for name, (field, args) in fields.items():
+        simulation = model_of(field=field)(jnp.array([0.3]), [END], args=args)
+        expected = exact(TS, VALUES + 3, "previous")
+        np.testing.assert_allclose(simulation.ys[0, 0], expected, atol=1e-8, err_msg=name)
+        assert int(simulation.stats["num_rejected_steps"]) < 10, name
+        steps.add(int(simulation.stats["num_steps"]))
+    assert max(steps) - min(steps) <= 8, steps
+
+    # What is closed over is traced outside of the solve.
+    def closed(ts):
+        shifted = sx.Input(ts, VALUES, "previous")
+        field = jax.jit(lambda t, y, args: shifted(t) - y)
+        return model_of(field=field)(jnp.array(0.3), [END]).ys[0]
+
+    expected = jax.grad(exact)(TS, VALUES, "previous")
+    np.testing.assert_allclose(jax.grad(closed)(TS), expected, atol=1e-7)
+
+
+def test_an_attribute_is_trained_or_constant():
+    model = model_of(field=Driven(jnp.array(1.0), sx.Input(TS, VALUES, "previous")))
+    loss = lambda model: model(jnp.array(0.3), [END]).ys[0]
+    (gradient,) = jax.tree.leaves(eqx.filter_grad(loss)(model).field.drive.ts)
+    expected = jax.grad(exact)(TS, VALUES, "previous")
+    np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    frozen = sx.Input(sx.Frozen(TS), sx.Frozen(VALUES), "previous")
+    model = model_of(field=Driven(jnp.array(1.0), frozen))
+    assert len(jax.tree.leaves(sx.partition(model)[0])) == 1
+    rate = jax.grad(lambda rate: exact(TS, VALUES, "previous", rate=rate))(1.0)
+    found = eqx.filter_grad(loss)(model).field.rate
+    np.testing.assert_allclose(found, rate, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["previous", slow("linear")])
+def test_lanes_have_knots_of_their_own(kind):
+    """Of different number, padded; under `vmap`, and in a batch in which lanes take turns."""
+    pad = lambda x, n, fill: jnp.concatenate([x[:n], jnp.full(4 - n, fill)])
+    shifts = [0.0, 0.2, 0.4, -0.3, 0.1]
+    counts = [4, 3, 2, 4, 3]
+    ts = jnp.stack([pad(TS + s, n, jnp.inf) for s, n in zip(shifts, counts, strict=True)])
+    values = jnp.stack([pad(VALUES, n, jnp.nan) for n in counts])
+    model = model_of()
+
+    def total(ts, values, batched):
+        drives = jax.vmap(lambda ts, values: sx.Input(ts, values, kind))(ts, values)
+        common = dict(y0=jnp.array(0.3), ts=jnp.array([END]))
+        if batched:
+            return sx.simulate_batch(model, dict(args=drives), shared=common, batch_size=2).ys[:, 0]
+        return jax.vmap(lambda drive: model(args=drive, **common).ys[0])(drives)
+
+    both = [exact(t[:n], v[:n], kind) for t, v, n in zip(ts, values, counts, strict=True)]
+    of_one = jax.grad(exact, argnums=(0, 1))
+    slopes = [of_one(t[:n], v[:n], kind) for t, v, n in zip(ts, values, counts, strict=True)]
+    for batched in (False, True):
+        found, pull = jax.vjp(lambda ts, values, b=batched: total(ts, values, b), ts, values)
+        np.testing.assert_allclose(found, jnp.stack(both), atol=1e-8)
+        d_ts, d_values = pull(jnp.ones(5))
+        for k, (n, (of_ts, of_values)) in enumerate(zip(counts, slopes, strict=True)):
+            np.testing.assert_allclose(d_ts[k], pad(of_ts, n, 0.0), atol=1e-7)
+            np.testing.assert_allclose(d_values[k], pad(of_values, n, 0.0), atol=1e-7)
+
+
+def test_phases_meet_the_knots_and_end_at_them():
+    """A switch in the middle of a phase, one where it ends, and one behind all: the derivative is
+    that of one solve."""
+    model = sx.SimulatePhases(lambda t, y, drive: drive(t) - y, controller=_fine())
+
+    def last(ts, values):
+        drive = sx.Input(ts, values, "previous")
+        phases = [sx.Phase(2.5, args=drive), sx.Phase(END, args=drive)]
+        return model(jnp.array(0.3), [END], phases).ys[0]
+
+    found = jax.value_and_grad(last, argnums=(0, 1))(TS, VALUES)
+    expected = jax.value_and_grad(exact, argnums=(0, 1))(TS, VALUES, "previous")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, expected)
+
+
+def _fine():
+    return sx.StiffPID.preset(rtol=1e-9, atol=1e-11)
+
+
+def test_a_jump_at_the_end_of_a_solve_is_not_seen():
+    """Neither that of an input nor one that the controller is told: 163 steps where 40 do."""
+    model = model_of(rtol=1e-8)
+    tall = sx.Input([0.0, 4.0], [1.0, -50.0], "previous")
+    told = model_of(
+        rtol=1e-8, field=lambda t, y, drive: jnp.where(t < 4, drive(0.0), drive(4.0)) - y
+    )
+    for run in (model, told):
+        stepping = sx.Stepping(jump_ts=[4.0]) if run is told else None
+        simulation = run(0.0, [4.0], args=tall, stepping=stepping)
+        np.testing.assert_allclose(simulation.ys[0], 1 - jnp.exp(-4.0), atol=1e-9)
+        assert int(simulation.stats["num_steps"]) < 50
+        # A row at the knot is what was before; backwards, what comes behind it.
+        back = run(simulation.ys[0], [0.0], t0=4.0, args=tall, stepping=stepping)
+        np.testing.assert_allclose(back.ys[0], 0.0, atol=1e-5)
+
+
+def test_backwards_in_time():
+    """The knots move the other way round."""
+    model = model_of(field=lambda t, y, drive: drive(t) + y)  # stable backwards
+    f = lambda ts, values: model(
+        jnp.array(0.3), [-END], t0=0.0, args=sx.Input(ts, values, "previous")
+    ).ys[0]
+
+    def reversed_exact(ts, values):
+        # In s = -t: y' = -u(-s) - y, and u is what was behind the knot.
+        after = jnp.concatenate([values[::-1], values[:1]])
+        return exact(-ts[::-1], -after[1:], "previous") + _first(ts, values)
+
+    def _first(ts, values):
+        # Up to the first knot that is met it is the last value.
+        first = -ts[-1]
+        weight = jnp.exp(-END) * (jnp.exp(first) - 1)
+        return weight * (-values[-1] + values[-2])
+
+    ts, values = TS - END, VALUES
+    found = jax.value_and_grad(f, argnums=(0, 1))(ts, values)
+    expected = jax.value_and_grad(reversed_exact, argnums=(0, 1))(ts, values)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), found, expected)
+
+
+def test_a_pulse_that_begins_and_ends_in_zero():
+    """`outside="zero"` jumps at both ends, of every kind; the pulse after rest is seen."""
+    model = model_of()
+
+    def area(ts, height, kind):
+        pulse = sx.Input(ts, jnp.stack([height, height]), kind, outside="zero")
+        return model(jnp.array(0.0), [60.0], args=pulse).ys[0]
+
+    def closed(ts, height):
+        return height * (jnp.exp(ts[1] - 60) - jnp.exp(ts[0] - 60))
+
+    ts, height = jnp.array([50.0, 50.25]), jnp.array(2.0)
+    for kind in ("previous", "linear"):
+        found = jax.value_and_grad(area, argnums=(0, 1))(ts, height, kind)
+        expected = jax.value_and_grad(closed, argnums=(0, 1))(ts, height)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_knots_and_events_in_one_solve():
+    """What rises at one rate and then at another comes to a level, and is halved: each moves the
+    other."""
+    ts, values = jnp.array([1.0]), jnp.array([2.0])
+
+    def field(t, y, drive):
+        return drive(t) * jnp.ones_like(y)
+
+    event = sx.Event(lambda t, y, args: y[0] - 2.5, change=lambda t, y, args: 0.5 * y)
+    model = sx.Simulate(field, event=event, controller=_fine())
+
+    def run(knot, before, after):
+        drive = sx.Input(jnp.stack([0 * knot, knot]), jnp.stack([before, after]), "previous")
+        simulation = model(jnp.array([0.0]), [2.2], args=drive)
+        return simulation.events.t[0], simulation.ys[0, 0]
+
+    def closed(knot, before, after):
+        t = knot + (2.5 - before * knot) / after
+        return t, 1.25 + after * (2.2 - t)
+
+    point = (ts[0], jnp.array(1.0), values[0])
+    for one, other in zip(run(*point), closed(*point), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    for jacobian in (jax.jacrev, jax.jacfwd):
+        found, expected = (jacobian(f, argnums=(0, 1, 2))(*point) for f in (run, closed))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), found, expected)
+
+
+def test_single_precision():
+    drive = lambda ts: sx.Input(ts, VALUES.astype(jnp.float32), "previous")
+    model = model_of(rtol=1e-5)
+
+    def last(ts):
+        return model(jnp.array(0.3, jnp.float32), [END], args=drive(ts)).ys[0]
+
+    value, slope = jax.value_and_grad(last)(TS.astype(jnp.float32))
+    assert value.dtype == slope.dtype == jnp.float32
+    np.testing.assert_allclose(value, exact(TS, VALUES, "previous"), atol=1e-4)
+    np.testing.assert_allclose(slope, jax.grad(exact)(TS, VALUES, "previous"), atol=1e-3)
+    late = sx.Input([1.7e9, 1.7e9 + 1, 1.7e9 + 30], [0.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match=r"pass 1, but 0 in float32"):
+        model(jnp.array(0.3, jnp.float32), [1.7e9 + 1024], t0=1.7e9, args=late)
+
+
+@pytest.mark.slow
+def test_the_adjoints_of_diffrax_have_the_derivative_in_values():
+    adjoint = diffrax.RecursiveCheckpointAdjoint()
+    model = sx.Simulate(lambda t, y, drive: drive(t) - y, adjoint=adjoint)
+    values = lambda v: model(0.3, [END], args=sx.Input(sx.Frozen(TS), v, "previous")).ys[0]
+    expected = jax.grad(exact, argnums=1)(TS, VALUES, "previous")
+    np.testing.assert_allclose(jax.grad(values)(VALUES), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(adjoint=diffrax.RecursiveCheckpointAdjoint()),
+        dict(controller=diffrax.ConstantStepSize(), dt0=0.01),
+    ],
+    ids=["recursive", "fixed steps"],
+)
+def test_a_derivative_in_knots_that_cannot_be_had_is_an_error(options):
+    model = sx.Simulate(lambda t, y, drive: drive(t) - y, **options)
+    knots = lambda ts: model(0.3, [END], args=sx.Input(ts, VALUES, "previous")).ys[0]
+    with pytest.raises(TypeError, match=r"an `Input` that jumps.*sx.Frozen\(ts\)"):
+        jax.grad(knots)(TS)
+
+
+def test_an_input_made_inside_a_field_is_refused():
+    model = sx.Simulate(lambda t, y, tau: sx.Input([0.0, tau], [0.0, 1.0])(t) - y)
+    with pytest.raises(ValueError, match=r"made while the field is evaluated.*pass it in `args`"):
+        model(0.3, [END], args=1.0)
+
+
+def test_a_solve_beyond_an_input_that_says_nan_fails():
+    drive = sx.Input(TS, VALUES, outside="nan")
+    model = sx.Simulate(lambda t, y, drive: drive(t) - y)
+    assert sx.is_successful(model(0.3, [3.0], t0=0.5, args=drive).result)
+    simulation = model(0.3, [3.0, 4.0], t0=0.5, args=drive, throw=False)
+    assert simulation.result == sx.RESULTS.not_finite and simulation.reached.tolist() == [1, 0]
+    assert 3.0 < float(simulation.stats["t"]) < 3.2
