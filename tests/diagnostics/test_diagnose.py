@@ -291,6 +291,17 @@ def test_a_switch_that_is_a_parameter_is_told_apart():
     assert finer.factor < 10 and np.isnan(finer.derivative)
 
 
+def test_the_knots_of_an_input_are_known():
+    """Wherever it is: the model ends a step there."""
+    drive = sx.Input([0.0, 0.4, 1.1], [1.0, -2.0, 3.0], "previous")
+    for field, args in (
+        (lambda t, y, args: drive(t) - y, None),
+        (lambda t, y, args: args["u"](t) - y, {"u": drive}),
+    ):
+        report = sx.diagnose(sx.Simulate(field), ONE, [2.0], args=args)
+        assert not report.suggestions, report
+
+
 def test_nothing_is_found_in_a_solve_that_is_sound():
     """Stiff, and driven by an input with kinks, which is no pulse and no jump."""
     knots, values = jnp.array([0.0, 1.0, 2.0, 3.0, 3.5, 5.0]), jnp.array([0, 1, 0.2, 0.2, 2, 0])

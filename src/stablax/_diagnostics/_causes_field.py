@@ -10,7 +10,7 @@ from .._fields import Guard, as_guarded
 from .._results import RESULTS, Cause
 from ._observe import Observation, busiest
 from ._report import number
-from ._sampled import jumps_in_time
+from ._sampled import is_knot, jumps_in_time
 from ._suggestion import (
     LIKELY,
     MINOR,
@@ -143,8 +143,9 @@ def _jumps_and_blow_ups(seen: Observation) -> Iterator[Suggestion]:
     underflow = ended_with(seen, RESULTS.step_underflow)
     weight = LIKELY if underflow else POSSIBLE
     in_time = jumps_in_time(seen)
-    if in_time:
-        yield _jump_in_time(seen, in_time, weight)
+    unmet = [t for t in in_time if not is_knot(seen, t)]
+    if unmet:
+        yield _jump_in_time(seen, unmet, weight)
     starts = busiest(seen.t, seen.cause, 2)
     along = []
     for start in dict.fromkeys([*starts, seen.t[-1]] if underflow else starts):
@@ -251,8 +252,8 @@ def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Sugge
     )
     why += (
         " A time that is a parameter, or computed from one, has no derivative there, whatever the "
-        "solver and with `jump_ts` too: the gradient in it is 0. As the end of a phase, "
-        "`Phase(t1=...)` of `SimulatePhases`, it has."
+        "solver and with `jump_ts` too: the gradient in it is 0. As a knot of an `Input`, or as the "
+        "end of a phase, `Phase(t1=...)` of `SimulatePhases`, it has."
     )
     if known:
         ends = ", ".join(f"sx.Phase({number(t, 7)})" for t in times)

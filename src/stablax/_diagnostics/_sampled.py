@@ -12,8 +12,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .._fields import inputs_in, inputs_met
 from .._models import with_options
 from .._results import RESULTS, Cause
+from .._static import is_traced
 from .._types import Args
 from ._observe import Observation
 from ._stiffness import jacobian_at
@@ -151,6 +153,16 @@ def jumps_in_time(seen: Observation) -> list[float]:
         low, below = np.where(lower, low, middle), np.where(lower[:, None], below, value)
     stays = sudden[step, part] & (_size(above - below, scale) > 0.5 * first)
     return sorted({float(f"{t:.7g}") for t in high[stays]})
+
+
+def is_knot(seen: Observation, t: float) -> bool:
+    """Whether it is one of an `Input`, at which the model ends a step by itself."""
+    args = seen.conditions.args
+    drivers = inputs_in(seen.model.field, args)
+    with inputs_met() as met:
+        eqx.filter_eval_shape(seen.model.field, seen.start, seen.like, args[0])
+    ts = [np.ravel(one.ts) for one in [*drivers, *met] if not is_traced(one.ts)]
+    return bool(np.isclose(np.concatenate([*ts, [np.inf]]), t, rtol=1e-6).any())
 
 
 def _size(change: np.ndarray, scale: np.ndarray) -> np.ndarray:
