@@ -65,12 +65,16 @@ from ._models import (
     AbstractModel as AbstractModel,
     AddDose as AddDose,
     DiscreteAdjoint as DiscreteAdjoint,
+    Dose as Dose,
     DoseFunction as DoseFunction,
     Event as Event,
     EventLog as EventLog,
     GuardSummary as GuardSummary,
+    Infusion as Infusion,
     Phase as Phase,
+    Reset as Reset,
     ScaleDose as ScaleDose,
+    Schedule as Schedule,
     SetDose as SetDose,
     Simulate as Simulate,
     SimulatePhases as SimulatePhases,
@@ -153,8 +157,9 @@ __all__ = [
     "Guard", "GuardedField", "Guarded", "MLPField", "ReactionField", "HybridField", "LogField",
     "ScaledNeuralField", "Scales", "Input", "Frozen",
     # models
-    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Event", "Stepping",
-    "simulate_batch", "with_options", "find_steady_state", "conserved_quantities", "WarmStart",
+    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Dose", "Infusion",
+    "Schedule", "Event", "Stepping", "simulate_batch", "with_options", "find_steady_state",
+    "conserved_quantities", "WarmStart",
     # how they are solved
     "StiffPID", "Rodas5P", "Rodas4", "kvaerno5", "FiniteSteps", "DiscreteAdjoint",
     # what came of it

@@ -3,11 +3,15 @@
 from ._models import (
     AbstractDose as AbstractDose,
     AddDose as AddDose,
+    Dose as Dose,
     DoseFunction as DoseFunction,
     Event as Event,
     EventLog as EventLog,
+    Infusion as Infusion,
     Phase as Phase,
+    Reset as Reset,
     ScaleDose as ScaleDose,
+    Schedule as Schedule,
     SetDose as SetDose,
     SimulatePhases as SimulatePhases,
 )

@@ -252,8 +252,8 @@ def _jump_in_time(seen: Observation, times: list[float], weight: float) -> Sugge
     )
     why += (
         " A time that is a parameter, or computed from one, has no derivative there, whatever the "
-        "solver and with `jump_ts` too: the gradient in it is 0. As a knot of an `Input`, or as the "
-        "end of a phase, `Phase(t1=...)` of `SimulatePhases`, it has."
+        "solver and with `jump_ts` too: the gradient in it is 0. As a knot of an `Input`, or as "
+        "the end of a phase, `Phase(t1=...)` of `SimulatePhases`, it has."
     )
     if known:
         ends = ", ".join(f"sx.Phase({number(t, 7)})" for t in times)

@@ -17,6 +17,12 @@ from ._model import AbstractModel as AbstractModel, signature_of as signature_of
 from ._options import ResolvedOptions as ResolvedOptions
 from ._phase import Phase as Phase
 from ._run_phases import options_in as options_in, options_of as options_of
+from ._schedule import (
+    Dose as Dose,
+    Infusion as Infusion,
+    Reset as Reset,
+    Schedule as Schedule,
+)
 from ._simulate import Simulate as Simulate
 from ._simulate_phases import SimulatePhases as SimulatePhases
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation

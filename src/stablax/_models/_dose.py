@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._states import is_none, same_shape_and_dtype
@@ -50,7 +51,7 @@ class AddDose(AbstractDose):
 
     @typechecked
     def __init__(self, amount: Explained[YLike]):
-        self.amount = _as_arrays(amount, "amount")
+        self.amount = as_real_arrays(amount, "amount")
 
     def __call__(self, t, y, args):
         def add(name, x, amount):
@@ -82,7 +83,7 @@ class ScaleDose(AbstractDose):
 
     @typechecked
     def __init__(self, factor: Explained[YLike]):
-        self.factor = _as_arrays(factor, "factor")
+        self.factor = as_real_arrays(factor, "factor")
 
     def __call__(self, t, y, args):
         def scale(name, x, factor):
@@ -113,7 +114,7 @@ class SetDose(AbstractDose):
         value: Explained[YLike],
         where: Explained[PyTree[Bool[ArrayLike, "..."]] | None] = None,
     ):
-        self.value = _as_arrays(value, "value")
+        self.value = as_real_arrays(value, "value")
         masks = jtu.tree_map_with_path(
             lambda path, x: _as_mask(x, f"where{jtu.keystr(path)}"), where
         )
@@ -185,7 +186,7 @@ def as_dose(dose: DoseLike) -> AbstractDose | None:
     return DoseFunction(dose) if callable(dose) else AddDose(dose)
 
 
-def _as_arrays(tree: PyTree[ArrayLike], name: str) -> PyTree[Array]:
+def as_real_arrays(tree: PyTree[ArrayLike], name: str) -> PyTree[Array]:
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
         refuse_masked(x, where)
@@ -217,6 +218,13 @@ def _as_mask(x: object, name: str) -> np.ndarray:
 def _for_all(tree: PyTree, y: PyTree) -> PyTree:
     """A single array as one for each of the state."""
     return jtu.tree_map(lambda _: tree, y) if jtu.all_leaves([tree]) else tree
+
+
+def inflow_for(inflow: PyTree[Array], y: PyTree[Array]) -> PyTree[Array]:
+    """The `inflow` of a phase in the structure, shapes and dtype of the state `y`; zero where it is
+    None."""
+    shaped = lambda name, x, rate: _broadcast("Phase", name, rate, x)
+    return _map("Phase", "inflow", shaped, optax.tree.zeros_like(y), inflow)
 
 
 def _map(dose: str, name: str, fn: Callable, y: PyTree, tree: PyTree, *rest: PyTree) -> PyTree:

@@ -1,5 +1,6 @@
 """`Phase`: a stretch of time under one condition, and schedules of them."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack, final
 
@@ -12,9 +13,9 @@ from jaxtyping import Array, PyTree
 
 from .._states import as_args
 from .._static import Static, is_traced
-from .._types import Args, Explained, NumbersLike, ScalarLike, typechecked
+from .._types import Args, Explained, NumbersLike, ScalarLike, YLike, typechecked
 from .._words import short
-from ._dose import AbstractDose, AddDose, DoseLike, ScaleDose, as_dose
+from ._dose import AbstractDose, AddDose, DoseLike, ScaleDose, as_dose, as_real_arrays
 from ._stepping import Pace, joint_plan
 from ._times import Times, as_times, numpy_of
 
@@ -76,6 +77,9 @@ class Phase(eqx.Module):
     - `dose`: how the state jumps at the start: an array or PyTree of arrays is added
         ([`AddDose`][]), a function `fn(t, y, args) -> y` is applied ([`DoseFunction`][]); or
         [`ScaleDose`][], [`SetDose`][]; `None` for no jump. The step size starts anew in any case.
+    - `inflow`: a constant rate that is added to dy/dt in this phase, in the units of the state per
+        time: an infusion. With the structure of the state, and of each array the shape, or a number
+        for all of its components; `None` in place of an array that gets nothing.
     - `solver`, `controller`, `max_steps`, `dt0`: as [`Simulate`][], for this phase; by default
         those of the model; if that has no controller of its own, the preset for this `solver`.
 
@@ -86,6 +90,7 @@ class Phase(eqx.Module):
     t1: Array
     args: Args
     dose: AbstractDose | None
+    inflow: PyTree[Array] | None
     _lost: Array  # what the dtype of `t1` has taken off the time that was given
     _overrides: Static
 
@@ -96,6 +101,7 @@ class Phase(eqx.Module):
         args: Args = None,
         dose: Explained[DoseLike] = None,
         *,
+        inflow: Explained[YLike | None] = None,
         solver: Explained[diffrax.AbstractSolver | None] = None,
         controller: Explained[diffrax.AbstractStepSizeController | None] = None,
         max_steps: int | None = None,
@@ -113,6 +119,7 @@ class Phase(eqx.Module):
         self.t1, self._lost = t1, lost
         self.args = args
         self.dose = as_dose(dose)
+        self.inflow = None if inflow is None else as_real_arrays(inflow, "inflow")
         self._overrides = Static(Overrides(solver, controller, max_steps, dt0), "phase")
 
     @property
@@ -135,6 +142,7 @@ class Phase(eqx.Module):
         t0: ScalarLike = 0.0,
         args: Args = None,
         dose: Explained[DoseLike] = None,
+        inflow: Explained[YLike | None] = None,
         **options: Unpack[PhaseArguments],
     ) -> "Phase":
         """`n` equal phases in a stack: the same dose under the same condition every `period`.
@@ -144,13 +152,13 @@ class Phase(eqx.Module):
         - `n`: how many; >= 1.
         - `period`: the length of each [time]; differentiable.
         - `t0`: when the first begins, at which its dose is given.
-        - `args`, `dose`, `**options`: of every phase, as [`Phase`][].
+        - `args`, `dose`, `inflow`, `**options`: of every phase, as [`Phase`][].
 
         **Returns:** a `Phase` with `t1` of shape `(n,)`.
         """
         if n < 1:
             raise ValueError(f"`n` must be at least 1, got {n}.")
-        one = Phase(t0, args, dose, **options)
+        one = Phase(t0, args, dose, inflow=inflow, **options)
         is_array = lambda x: eqx.is_array(x) or isinstance(x, np.ndarray | np.generic)
         stacked = jtu.tree_map(
             lambda x: jnp.repeat(jnp.asarray(x)[None], n, 0) if is_array(x) else x, one
@@ -185,24 +193,25 @@ class Stack(eqx.Module):
     def size(self) -> int:
         return self.t1.shape[0]
 
-    def one(self, arrays: PyTree[Array]) -> tuple[Args, AbstractDose | None]:
-        """`args` and `dose` of one of them, of which these are the arrays."""
+    def one(self, arrays: PyTree[Array]) -> tuple[Args, AbstractDose | None, PyTree[Array] | None]:
+        """`args`, `dose` and `inflow` of one of them, of which these are the arrays."""
         return eqx.combine(arrays, self.rest.tree)
 
-    @property
-    def dose(self) -> AbstractDose | None:
-        return self.one(self.arrays)[1]
-
-    def undosed_as(self, other: "Stack") -> "Stack":
-        """With a dose as that of `other` that does nothing, if this has none."""
-        args, dose = self.one(self.arrays)
-        if dose is not None or not isinstance(other.dose, AddDose | ScaleDose):
-            return self
-        nothing = jnp.zeros if isinstance(other.dose, AddDose) else jnp.ones
-        dose = jtu.tree_map(lambda x: nothing((self.size, *x.shape[1:]), x.dtype), other.dose)
-        arrays, rest = eqx.partition((args, dose), eqx.is_array)
+    def given_as(self, other: "Stack") -> "Stack":
+        """With a dose and an inflow as those of `other` that do nothing, where this has none."""
+        args, dose, inflow = self.one(self.arrays)
+        _, other_dose, other_inflow = other.one(other.arrays)
+        full = lambda value, x: jnp.full((self.size, *x.shape[1:]), value, x.dtype)
+        dosed = self.dosed
+        if dose is None and isinstance(other_dose, AddDose | ScaleDose):
+            nothing = 0 if isinstance(other_dose, AddDose) else 1
+            dose = jtu.tree_map(functools.partial(full, nothing), other_dose)
+            dosed = other.dosed
+        if inflow is None:
+            inflow = jtu.tree_map(functools.partial(full, 0), other_inflow)
+        arrays, rest = eqx.partition((args, dose, inflow), eqx.is_array)
         rest = Static(rest, "phases")
-        return Stack(self.t1, arrays, rest, self.overrides, self.first, other.dosed)
+        return Stack(self.t1, arrays, rest, self.overrides, self.first, dosed)
 
 
 def as_stacks(phases: Phase | Sequence[Phase], dtype: np.dtype) -> tuple[Stack, ...]:
@@ -246,11 +255,9 @@ def joined(stacks: Sequence[Stack], how: Sequence[tuple[Static, Pace]]) -> tuple
 
 def _alike(legs: list[Leg], leg: Leg) -> list[Leg] | None:
     """`legs` and `leg`, if they can be one program."""
-    before, now = legs[-1][0], leg[0]
-    if before.dose is None and now.dose is not None:
-        legs = [(stack.undosed_as(now), plan, pace) for stack, plan, pace in legs]
-    else:
-        leg = (now.undosed_as(before), leg[1], leg[2])
+    now = leg[0]
+    leg = (now.given_as(legs[-1][0]), leg[1], leg[2])
+    legs = [(stack.given_as(now), plan, pace) for stack, plan, pace in legs]
     plan = joint_plan(legs[-1][1], leg[1])
     if plan is None or _kind(legs[-1]) != _kind(leg):
         return None
@@ -299,7 +306,7 @@ def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:
         if n is None:
             return x[None]
         if x.ndim == 0 or x.shape[0] != n:
-            where = ("args", "dose")[path[0].idx] + jtu.keystr(path[1:])
+            where = ("args", "dose", "inflow")[path[0].idx] + jtu.keystr(path[1:])
             raise ValueError(
                 f"`{name}` is a stack of {n} phases, but its `{where}` has shape {x.shape}: every "
                 "array of a stack has a leading axis, the phases."
@@ -307,7 +314,7 @@ def _stack(phase: Phase, name: str, dtype: np.dtype, first: int) -> Stack:
         return x
 
     args = as_args(jtu.tree_map(number, phase.args), dtype)
-    arrays, rest = eqx.partition((args, phase.dose), eqx.is_array)
+    arrays, rest = eqx.partition((args, phase.dose, phase.inflow), eqx.is_array)
     arrays = jtu.tree_map_with_path(leaf, arrays)
     t1 = jnp.atleast_1d(t1)
     return Stack(t1, arrays, Static(rest, name), phase._overrides, first, first)

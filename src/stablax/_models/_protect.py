@@ -77,10 +77,11 @@ _FORWARD = (
 
 
 def closed_inputs(
-    plan: Plan, seen: tuple, others: tuple
+    plan: Plan, seen: tuple, others: tuple, inflow: PyTree[Array] | None
 ) -> tuple[Captured, list[Input], tuple, tuple]:
     """The field of a solve as a function of `(t, y, args, shift)` that closes over nothing, and the
     `Input`s that drive it, with what it has `seen`, `(field, t0, y0, args)`, and the other inputs.
+    With an `inflow`, that is added to it.
 
     Under `shard_map` all that a loop works with differs between devices as one of them does: else
     the derivative in what does not is summed over the devices in every step."""
@@ -88,12 +89,12 @@ def closed_inputs(
     field, t0, y0, args = seen
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
     with inputs_met() as met:
-        closed = capture(
-            _vector_field(plan, as_guarded(field), y0), t0, y0, args, optax.tree.zeros_like(y0)
-        )
+        own = _vector_field(plan, as_guarded(field), y0)
+        fed = own if inflow is None else lambda *at: optax.tree.add(own(*at), inflow)
+        closed = capture(fed, t0, y0, args, optax.tree.zeros_like(y0))
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         rest, others = spread((seen[1:], others), closed)
-        return closed_inputs(plan, (field, *rest), others)
+        return closed_inputs(plan, (field, *rest), others, inflow)
     refuse_hidden(closed, differing(y0))
     drivers = inputs_in(field, args)
     # What it closes over is no part of it. (Others that it met are parts, as they were traced.)

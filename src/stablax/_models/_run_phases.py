@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax.lax as lax
@@ -22,6 +22,7 @@ from .._states import finite_or_zero, is_none
 from .._static import Split, Static
 from .._types import VF
 from ._call import explain_forward_mode
+from ._dose import inflow_for
 from ._event import EventLog
 from ._explain import raise_on_failure
 from ._model import AbstractModel
@@ -225,9 +226,14 @@ def _step(
 ) -> tuple[_Progress, _Outcome]:
     """One phase: its dose, and its solve."""
     pace, t1, arrays, place = inputs
-    args, dose = stack.one(arrays)
+    args, dose, inflow = stack.one(arrays)
     t, y, going = progress.t, progress.y, progress.going
-    start = y if dose is None else optax.tree.where(going, _apply(dose, t, y, args, stack.dosed), y)
+    start = y
+    if dose is not None:
+        change = functools.partial(dose, t, y, args)
+        start = optax.tree.where(going, _of_phase("dose", stack.dosed, change), y)
+    if inflow is not None:
+        inflow = _of_phase("inflow", stack.first, functools.partial(inflow_for, inflow, y))
 
     own = going & _own(ts, t, t1, backwards, before, place == count - 1)
     if count == 1:
@@ -238,7 +244,7 @@ def _step(
         back = (jnp.arange(ts.size) - jnp.argmax(own)) % ts.size
         save = jnp.where(own[order], ts[order], jnp.nan)
     is_new = progress.is_new
-    simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1, is_new)
+    simulation, last = integrate(field, plan, pace, start, save, t, args, going, t1, is_new, inflow)
     # Where there is no way on after the dose, the last state is that before it.
     stuck = ~is_okay(simulation.result) & (simulation.stats["num_accepted_steps"] == 0)
     last = optax.tree.where(stuck, lax.stop_gradient(y), last)
@@ -277,8 +283,8 @@ def _own(ts, t0, t1, backwards, before: bool, is_last) -> Bool[Array, " times"]:
     return asked & ~earlier(ts, t0) & (earlier(ts, t1) | is_last & ~earlier(t1, ts))
 
 
-def _apply(dose, t, y, args, first: int) -> PyTree[Array]:
+def _of_phase(what: str, first: int, make: Callable[[], PyTree[Array]]) -> PyTree[Array]:
     try:
-        return dose(t, y, args)
+        return make()
     except (ValueError, TypeError) as error:
-        raise type(error)(f"The dose of phase {first} (the first is 0): {error}") from error
+        raise type(error)(f"The {what} of phase {first} (the first is 0): {error}") from error

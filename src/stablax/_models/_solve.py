@@ -80,13 +80,14 @@ def integrate(
     active: Bool[Array, ""] | None = None,
     t1: Array | None = None,
     is_new: Bool[Array, ""] | None = None,
+    inflow: PyTree[Array] | None = None,
 ) -> tuple[Simulation, PyTree[Array]]:
     """Solves from `y0` at `t0` to `t1`, by default the last of `ts`, saving at `ts`, of which the
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
     times. Where not `active`, takes no step. `is_new`: whether no step of the call came before.
-    Returns the last state, too."""
+    `inflow` is added to dy/dt. Returns the last state, too."""
     closed, drivers, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
-        plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new)
+        plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new), inflow
     )
     knots, jumps = spread(Knots.of(drivers, np.dtype(t0.dtype)), y0), None
     if knots is not None:
