@@ -71,6 +71,7 @@ from ._models import (
     EventLog as EventLog,
     GuardSummary as GuardSummary,
     Infusion as Infusion,
+    Patients as Patients,
     Phase as Phase,
     Reset as Reset,
     ScaleDose as ScaleDose,

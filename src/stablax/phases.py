@@ -8,6 +8,7 @@ from ._models import (
     Event as Event,
     EventLog as EventLog,
     Infusion as Infusion,
+    Patients as Patients,
     Phase as Phase,
     Reset as Reset,
     ScaleDose as ScaleDose,

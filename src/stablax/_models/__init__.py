@@ -15,6 +15,7 @@ from ._explain import (
 )
 from ._model import AbstractModel as AbstractModel, signature_of as signature_of
 from ._options import ResolvedOptions as ResolvedOptions
+from ._patients import Patients as Patients
 from ._phase import Phase as Phase
 from ._run_phases import options_in as options_in, options_of as options_of
 from ._schedule import (
