@@ -102,6 +102,11 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The phases must end one after the other, in one direction from `t0`, and `ts` must lie "
         "within them."
     )
+    no_periodic_state = (
+        "No periodic state was found: what a period makes of the state does not come to rest. The "
+        "system may have none (it accumulates, or conserves something), or Newton's method starts "
+        "too far off: give a `y0` after some periods, or raise `max_periods`."
+    )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "
         "they only limit where the field is evaluated, use `Guard(..., reject=False)`."
@@ -194,9 +199,10 @@ _NAMES = """
 successful max_steps_reached singular breakdown stagnation conlim nonfinite_input
 nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
-unstable_steady_state not_finite not_conserved bad_times bad_phases step_budget_spent
-tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow event_not_finite
-event_not_located event_change_not_finite too_many_events events_accumulate stages_unsolved
+unstable_steady_state not_finite not_conserved bad_times bad_phases no_periodic_state
+step_budget_spent tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow
+event_not_finite event_not_located event_change_not_finite too_many_events events_accumulate
+stages_unsolved
 """.split()
 
 

@@ -9,10 +9,12 @@ from ._models import (
     EventLog as EventLog,
     Infusion as Infusion,
     Patients as Patients,
+    PeriodicState as PeriodicState,
     Phase as Phase,
     Reset as Reset,
     ScaleDose as ScaleDose,
     Schedule as Schedule,
     SetDose as SetDose,
     SimulatePhases as SimulatePhases,
+    find_periodic_state as find_periodic_state,
 )

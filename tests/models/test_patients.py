@@ -1,6 +1,7 @@
 """Tables of doses and measurements, in the columns of NONMEM."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas
 import pytest
@@ -87,7 +88,8 @@ def test_a_table_is_solved():
         (dict(TIME=[0.0, 2.0, 1.0]), r"TIME falls from 2 to 1 in row 2"),
         (dict(TIME=[0.0, "8:30", 9.0]), r"TIME is '8:30' in row 1, which is no number"),
         (dict(DV=[".", ".", 2.0]), r"DV is missing in row 1\. A row without .* MDV of 1"),
-        (dict(SS=[1, 0, 0]), r"SS is 1 in row 0: doses at steady state are not read"),
+        (dict(SS=[1, 0, 0]), r"SS is 1 and II is 0 in row 0: known are an SS of 0, and of 1 with"),
+        (dict(SS=[2, 0, 0], II=[8, 0, 0]), r"SS is 2 and II is 8 in row 0"),
         (dict(RATE=[-2, 0, 0]), r"RATE is -2 in row 0\. What is estimated is no number"),
         (dict(RATE=[5, 0, 0], DUR=[5, 0, 0]), r"RATE of 5 and a DUR of 5, which contradict"),
         (dict(EVID=[0, 0, 0]), r"Row 0 has an AMT of 10, but an EVID of 0"),
@@ -103,6 +105,18 @@ def test_what_is_wrong_in_a_table_has_words(changes, text):
     table = dict(TIME=[0.0, 1.0, 2.0], AMT=[10.0, 0.0, 0.0], DV=[".", 1.0, 2.0]) | changes
     with pytest.raises(ValueError, match=text):
         sx.Patients.of_table({name: column for name, column in table.items() if column is not None})
+
+
+def test_a_regimen_at_steady_state_is_read():
+    table = dict(TIME=[0.0, 5.0], AMT=[10.0, 0.0], II=[8.0, 0.0], SS=[1, 0], DV=[".", 1.0])
+    patients = sx.Patients.of_table(table | dict(ADDL=[1, 0]))
+    given = patients.schedule._doses
+    assert given.t.tolist() == [[0.0, 8.0]] and given.period.tolist() == [[8.0, np.inf]]
+    field = lambda t, y, rate: -rate * y
+    model = sx.SimulatePhases(field)
+    begin = lambda s: s.at_steady_state(model, jnp.zeros(1), args=0.1)[0]
+    exact = 10.0 * np.exp(-0.8) / (1 - np.exp(-0.8))
+    np.testing.assert_allclose(jax.vmap(begin)(patients.schedule), [[exact]], rtol=1e-5)
 
 
 def test_what_is_no_table_has_words():

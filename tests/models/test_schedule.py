@@ -218,8 +218,8 @@ def test_phases_with_and_without_an_inflow_are_one_program():
         (lambda: sx.Dose(0.0, "much"), r"`amount` must be a number, or an array of numbers, got"),
         (lambda: sx.Dose([0.0, jnp.inf], 1.0), r"`t` must be finite"),
         (lambda: sx.Dose([0.0, 1.0], [1.0, 2.0, 3.0]), r"must have one entry for each dose, got t"),
-        (lambda: sx.Dose(0.0, 1.0, count=3), r"give both or none, got every=None and count=3"),
-        (lambda: sx.Dose(0.0, 1.0, every=2.0), r"give both or none, got every=2.0 and count=1"),
+        (lambda: sx.Dose(0.0, 1.0, count=3), r"give both or none, got every=None, count=3"),
+        (lambda: sx.Dose(0.0, 1.0, every=2.0), r"give both or none, got every=2.0, count=1"),
         (lambda: sx.Dose(0.0, 1.0, every=0.0, count=2), r"`every` must be above 0, got 0.0"),
         (lambda: sx.Dose(0.0, 1.0, into=1.5), r"`into` must be the name of a component or its"),
         (lambda: sx.Infusion(0.0, 1.0, 0.0), r"`duration` must be above 0"),
@@ -264,3 +264,76 @@ def test_single_precision():
     expected = swallowed(0.5, 10.0, ts) + infused(1.0, 5.0, 2.0, ts)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def steady_gut(amount, every, lag):
+    """What doses every so often have left in the gut and the plasma, `lag` before the next."""
+    since = every - lag
+    geometric = lambda rate: jnp.exp(-rate * since) / (1 - jnp.exp(-rate * every))
+    gut = geometric(ABSORB)
+    plasma = ABSORB / (ABSORB - ELIMINATE) * (geometric(ELIMINATE) - gut)
+    return amount * jnp.stack([gut, plasma])
+
+
+def test_a_regimen_at_steady_state():
+    """The state from which it starts, with its derivatives, and what comes after; and of one who
+    takes nothing before."""
+
+    def run(v):
+        tablet = sx.Dose(0.0, v["mg"], lag=v["lag"], every=v["every"], count=2, steady=True)
+        return sx.Schedule([tablet]).at_steady_state(MODEL, EMPTY, args=RATES)
+
+    v = {"mg": jnp.array(100.0), "every": jnp.array(12.0), "lag": jnp.array(0.5)}
+    exact = lambda v: steady_gut(v["mg"], v["every"], v["lag"])
+    found, gradient = jax.jit(lambda v: (run(v)[0], jax.jacrev(lambda v: run(v)[0])(v)))(v)
+    np.testing.assert_allclose(found, exact(v), rtol=1e-8)
+    for name, slope in jax.jacrev(exact)(v).items():
+        np.testing.assert_allclose(gradient[name], slope, rtol=1e-6, err_msg=name)
+
+    start, rest = run(v)
+    phases = rest.phases(drug, EMPTY, 24.0, args=RATES)
+    # The second dose is the last one: until it has arrived all repeats itself.
+    np.testing.assert_allclose(MODEL(start, [12.0], phases).ys[0], start, rtol=1e-7)
+    same, schedule = sx.Schedule([sx.Dose(0.0, 1.0)]).at_steady_state(MODEL, EMPTY)
+    assert jnp.array_equal(same, EMPTY) and schedule.phases(drug, EMPTY, 1.0).t1.shape == (2,)
+
+
+def test_some_patients_are_at_steady_state():
+    """In a stack with one who is not, who starts from nothing; with an infusion."""
+    drip = sx.Infusion(0.0, 24.0, 2.0, into=1, every=8.0, count=3, steady=True)
+    stack = sx.Schedule.stack([sx.Schedule([drip]), sx.Schedule([sx.Dose(0.0, 10.0)])])
+
+    def one(schedule):
+        start, rest = schedule.at_steady_state(MODEL, EMPTY, args=RATES)
+        return start, MODEL(start, [16.0], rest.phases(drug, EMPTY, 24.0, args=RATES)).ys[0]
+
+    start, later = jax.jit(jax.vmap(one))(stack)
+    peak = 24.0 / 2.0 / ELIMINATE * (1 - jnp.exp(-ELIMINATE * 2.0))
+    trough = peak * jnp.exp(-ELIMINATE * 6.0) / (1 - jnp.exp(-ELIMINATE * 8.0))
+    np.testing.assert_allclose(start, [[0.0, trough], [0.0, 0.0]], atol=1e-7)
+    alone = swallowed(0.0, 10.0, jnp.array([16.0]))[0]
+    np.testing.assert_allclose(later, [[0.0, trough], alone], atol=1e-7)
+
+
+def test_what_has_no_periodic_state_says_so():
+    saturated = sx.SimulatePhases(lambda t, y, rate: -rate * y / (1.0 + y))
+    too_much = sx.Phase(1.0, 8.0, dose=10.0)
+    with pytest.raises(RuntimeError, match=r"No periodic state was found: .*accumulates"):
+        sx.find_periodic_state(saturated, 0.0, too_much)
+    found = sx.find_periodic_state(saturated, 0.0, too_much, throw=False)
+    assert not sx.is_successful(found) and "No periodic state" in sx.explain(found)
+    with pytest.raises(ValueError, match=r"`max_periods` must be at least 1"):
+        sx.find_periodic_state(saturated, 0.0, too_much, max_periods=0)
+    resting = sx.SimulatePhases(lambda t, y, rate: -rate * y, steady=True)
+    with pytest.raises(ValueError, match=r"make it without `steady=True`"):
+        sx.find_periodic_state(resting, 0.0, too_much)
+    late = sx.Dose(13.0, 1.0, every=12.0, steady=True)
+    for given, text in (
+        ([late], r"repeats every 12, but a dose arrives at 13"),
+        ([sx.Infusion(0.0, 1.0, 9.0, every=8.0, steady=True)], r"an infusion ends at 9"),
+        ([sx.Dose(0.0, 1.0, every=x, steady=True) for x in (6.0, 8.0)], r"every 6 and every 8"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            sx.Schedule(given).at_steady_state(MODEL, EMPTY, args=RATES)
+    with pytest.raises(ValueError, match=r"is `steady`: `start, rest = schedule.at_steady_state"):
+        sx.Schedule([late]).phases(drug, EMPTY, 24.0)

@@ -13,17 +13,15 @@ from ._explain import (
     explain as explain,
     is_successful as is_successful,
 )
+from ._given import Dose as Dose, Infusion as Infusion, Reset as Reset
 from ._model import AbstractModel as AbstractModel, signature_of as signature_of
 from ._options import ResolvedOptions as ResolvedOptions
 from ._patients import Patients as Patients
+from ._periodic import find_periodic_state as find_periodic_state
+from ._periodic_state import PeriodicState as PeriodicState
 from ._phase import Phase as Phase
 from ._run_phases import options_in as options_in, options_of as options_of
-from ._schedule import (
-    Dose as Dose,
-    Infusion as Infusion,
-    Reset as Reset,
-    Schedule as Schedule,
-)
+from ._schedule import Schedule as Schedule
 from ._simulate import Simulate as Simulate
 from ._simulate_phases import SimulatePhases as SimulatePhases
 from ._simulation import GuardSummary as GuardSummary, Simulation as Simulation

@@ -16,19 +16,21 @@ from .._states import component_names
 from .._static import is_traced
 from .._steady import SteadyState, explain_steady, steady_facts
 from .._types import Explained, typechecked
+from ._periodic_state import PeriodicState
 from ._simulation import About, Simulation
 from ._times import last_asked
 
-Outcome = Simulation | SteadyState | diffrax.Solution | diffrax.RESULTS
+Outcome = Simulation | SteadyState | PeriodicState | diffrax.Solution | diffrax.RESULTS
 """What says how a solve ended."""
 
 
 def _result_of(x: object) -> RESULTS:
-    result = x.result if isinstance(x, Simulation | SteadyState | diffrax.Solution) else x
-    if isinstance(result, RESULTS):
-        return result
-    if isinstance(result, diffrax.RESULTS):
-        return promoted(result)
+    if isinstance(x, Simulation | SteadyState | PeriodicState | diffrax.Solution):
+        x = x.result
+    if isinstance(x, RESULTS):
+        return x
+    if isinstance(x, diffrax.RESULTS):
+        return promoted(x)
     raise TypeError(
         "Expected a `Simulation`, a `SteadyState`, or a member of `RESULTS`, got "
         f"{type(x).__name__}."

@@ -1,7 +1,7 @@
 """`Patients`: from a table of doses and measurements, as pharmacometricians have them."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, TypedDict, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from .._types import Explained, typechecked
 from .._words import clipped, closest, quoted, short
-from ._schedule import Dose, Infusion, Place, Reset, Schedule
+from ._given import Dose, Infusion, Place, Reset
+from ._schedule import Schedule
 
 # What is a column of its own; any other is a covariate.
 _COLUMNS = "ID TIME AMT RATE DUR II ADDL SS CMT EVID DV MDV".split()
@@ -78,7 +79,7 @@ class Patients(eqx.Module):
         | AMT | the amount of a dose |
         | RATE, DUR | of an infusion: its rate [amount/time], or its duration [time]; else 0 |
         | ADDL, II | so many more doses, and the time between them |
-        | SS | 0: doses at steady state are not read |
+        | SS | 1: the dose is one of a regimen at steady state, every II; else 0 |
         | CMT | the compartment: its number, from 1 on, or its name; by default 1 |
 
         Names of columns may be in lower case. Of them TIME is required; without ID all rows are
@@ -93,7 +94,8 @@ class Patients(eqx.Module):
             [`Dose`][] by the values of the column, such as `{1: "gut", 2: "plasma"}`.
 
         **Returns:** `Patients`. A measurement at the time of a dose is before or after it as the
-        `boundary` of the model says.
+        `boundary` of the model says. Where a dose is at steady state, its patient starts from
+        [`Schedule.at_steady_state`][].
 
         **Raises:** `ValueError` or `TypeError` for columns and rows that do not fit, with the
         number of the row (the first is 0).
@@ -174,6 +176,12 @@ def _cells(column: Any) -> list:
     return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
+class _Again(TypedDict):
+    every: float | None
+    count: int
+    steady: bool
+
+
 class _Row:
     """A row of a table."""
 
@@ -181,15 +189,15 @@ class _Row:
         self.k = number
         self.cells = cells
         known = (self.number(name, 0.0) for name in ("AMT", "RATE", "DUR", "II", "ADDL", "SS"))
-        self.amount, self.rate, self.duration, self.every, self.more, steady = known
+        self.amount, self.rate, self.duration, self.every, self.more, self.steady = known
         kind = self.number("EVID", float(_DOSED if self.amount else _OBSERVED))
         if kind not in range(5):
             raise ValueError(f"EVID is {kind:g} in row {number}, but 0 to 4 are known.")
         self.kind = int(kind)
-        if steady:
+        if self.steady and (self.steady != 1 or not self.every):
             raise ValueError(
-                f"SS is {steady:g} in row {number}: doses at steady state are not read. Give those "
-                "that came before, as rows of their own or with ADDL."
+                f"SS is {self.steady:g} and II is {self.every:g} in row {number}: known are an SS "
+                "of 0, and of 1 with the time between the doses as II, above 0."
             )
         self._check_dose()
 
@@ -262,12 +270,13 @@ class _Row:
         if self.kind in (_RESET, _RESET_AND_DOSED):
             out.append(Reset(t))
         if self.kind in (_DOSED, _RESET_AND_DOSED):
-            every, count = self.every if self.more else None, int(self.more) + 1
+            every, count = self.every if self.more or self.steady else None, int(self.more) + 1
+            again = _Again(every=every, count=count, steady=bool(self.steady))
             if self.rate or self.duration:
                 duration = self.duration or self.amount / self.rate
-                out.append(Infusion(t, self.amount, duration, place, every=every, count=count))
+                out.append(Infusion(t, self.amount, duration, place, **again))
             else:
-                out.append(Dose(t, self.amount, place, every=every, count=count))
+                out.append(Dose(t, self.amount, place, **again))
         return out
 
 

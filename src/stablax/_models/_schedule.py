@@ -1,8 +1,7 @@
 """`Schedule`: what is given to a patient when, as the phases of a model."""
 
-import re
 from collections.abc import Sequence
-from typing import Any, Unpack, final
+from typing import Unpack, final
 
 import equinox as eqx
 import jax
@@ -11,172 +10,20 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from .._fields import names_of
 from .._states import as_args, as_state
-from .._static import is_real, is_traced, refuse_masked
-from .._types import VF, Args, Explained, NumbersLike, ScalarLike, YLike, typechecked
-from .._words import clipped, closest, short
+from .._static import is_traced
+from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
+from .._words import short
 from ._dose import AbstractDose, AddDose
+from ._given import Dose, Given, Infusion, Reset
+from ._periodic import found_periodic
 from ._phase import Phase, PhaseArguments
+from ._simulate_phases import SimulatePhases
 
-Place = str | int
-
-
-class _Given(eqx.Module):
-    """What is given into the components `into` (numbers of `places`) at `t`, over `duration`."""
-
-    t: Float[Array, " n"]
-    amount: Float[Array, " n"]
-    duration: Float[Array, " n"]
-    into: Int[Array, " n"]
-    places: tuple[Place, ...] = eqx.field(static=True)
-
-    @staticmethod
-    def of(doses: Sequence["Dose | Infusion"]) -> "_Given":
-        parts = [(jnp.zeros(0),) * 3, *(dose.given() for dose in doses)]
-        places = tuple(dict.fromkeys(dose.into for dose in doses))
-        into = [
-            np.full(part[0].size, places.index(dose.into))
-            for dose, part in zip(doses, parts[1:], strict=True)
-        ]
-        into = np.concatenate([np.zeros(0, int), *into])
-        t, amount, duration = map(jnp.concatenate, zip(*parts, strict=True))
-        return _Given(t, amount, duration, jnp.asarray(into), places)
-
-    @property
-    def size(self) -> int:
-        return self.t.shape[-1]
-
-    def padded(self, size: int, places: tuple[Place, ...]) -> "_Given":
-        """With so many, of which the last are never given, and another order of `places`."""
-        pad = lambda x, value: jnp.concatenate([x, jnp.full(size - self.size, value, x.dtype)])
-        numbers = jnp.array([places.index(place) for place in self.places] or [0])
-        t, amount, duration = pad(self.t, jnp.inf), pad(self.amount, 0), pad(self.duration, 1)
-        return _Given(t, amount, duration, pad(numbers[self.into], 0), places)
-
-    def placed(self, names: tuple[str, ...]) -> Int[Array, " n"]:
-        """The components."""
-        return jnp.array([_component(place, names) for place in self.places] or [0])[self.into]
-
-
-@final
-class Dose(eqx.Module):
-    """An amount that is given at once: a bolus, a tablet.
-
-    ```python
-    sx.Dose(0.0, 100.0, into="gut", lag=0.5, bioavailability=0.8, every=12.0, count=6)
-    ```
-
-    **Arguments:** numbers, which may be traced; or arrays of shape `(doses,)`, one for each of
-    several doses.
-
-    - `t`: when it is given [time].
-    - `amount`: by how much the component rises, in its unit (of one that is a concentration,
-        amount/volume).
-    - `into`: the component: a name, of a species that the field declares or of an entry of a state
-        that is a dict; or its place in the state. By default the first.
-    - `lag`: how much later it arrives [time].
-    - `bioavailability`: the part of `amount` that does.
-    - `every`, `count`: the same again every so often [time], `count` times in all; static `count`.
-
-    **Raises:** `ValueError` or `TypeError` for what is no number, not finite, or does not fit.
-    """
-
-    t: Array
-    amount: Array
-    into: Place = eqx.field(static=True)
-    lag: Array
-    bioavailability: Array
-    every: Array | None
-    count: int = eqx.field(static=True)
-
-    @typechecked
-    def __init__(
-        self,
-        t: Explained[NumbersLike],
-        amount: Explained[NumbersLike],
-        into: Explained[Place] = 0,
-        *,
-        lag: Explained[NumbersLike] = 0.0,
-        bioavailability: Explained[NumbersLike] = 1.0,
-        every: Explained[NumbersLike | None] = None,
-        count: int = 1,
-    ):
-        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
-        self.into = _as_place(into)
-        self.lag = _numbers(lag, "lag")
-        self.bioavailability = _numbers(bioavailability, "bioavailability")
-        self.every, self.count = _repeats(every, count), count
-        self.given()  # raises if they do not fit each other
-
-    def given(self) -> tuple[Array, Array, Array]:
-        """Times, amounts, durations, of each shape `(n,)`."""
-        return _given(self, jnp.zeros(()))
-
-
-@final
-class Infusion(eqx.Module):
-    """An amount that is given at a constant rate over a time.
-
-    **Arguments:** as [`Dose`][]; the `amount` is that of the whole infusion, and
-
-    - `duration`: > 0; over which time [time]. Of an infusion with a known rate, `amount / rate`.
-
-    **Raises:** as [`Dose`][].
-    """
-
-    t: Array
-    amount: Array
-    duration: Array
-    into: Place = eqx.field(static=True)
-    lag: Array
-    bioavailability: Array
-    every: Array | None
-    count: int = eqx.field(static=True)
-
-    @typechecked
-    def __init__(
-        self,
-        t: Explained[NumbersLike],
-        amount: Explained[NumbersLike],
-        duration: Explained[NumbersLike],
-        into: Explained[Place] = 0,
-        *,
-        lag: Explained[NumbersLike] = 0.0,
-        bioavailability: Explained[NumbersLike] = 1.0,
-        every: Explained[NumbersLike | None] = None,
-        count: int = 1,
-    ):
-        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
-        self.duration = _positive(duration, "duration")
-        self.into = _as_place(into)
-        self.lag = _numbers(lag, "lag")
-        self.bioavailability = _numbers(bioavailability, "bioavailability")
-        self.every, self.count = _repeats(every, count), count
-        self.given()  # raises if they do not fit each other
-
-    def given(self) -> tuple[Array, Array, Array]:
-        """Times, amounts, durations, of each shape `(n,)`."""
-        return _given(self, self.duration)
-
-
-@final
-class Reset(eqx.Module):
-    """The state becomes what it was at the start, and infusions end.
-
-    **Arguments:**
-
-    - `t`: when [time]; a number, or an array of shape `(resets,)`. Of what is given at the same
-        time it comes first.
-    """
-
-    t: Array
-
-    @typechecked
-    def __init__(self, t: Explained[NumbersLike]):
-        self.t = _numbers(t, "t")
+_PERIODS = 30  # as many as `find_periodic_state`
 
 
 @final
@@ -205,8 +52,8 @@ class Schedule(eqx.Module):
     **Raises:** `TypeError` for anything else in it.
     """
 
-    _doses: _Given
-    _infusions: _Given
+    _doses: Given
+    _infusions: Given
     _resets: Float[Array, " resets"]
 
     @typechecked
@@ -218,8 +65,8 @@ class Schedule(eqx.Module):
                 raise TypeError(
                     f"`doses[{k}]` must be a `Dose`, an `Infusion` or a `Reset`, got {short(dose)}."
                 )
-        self._doses = _Given.of([dose for dose in doses if isinstance(dose, Dose)])
-        self._infusions = _Given.of([dose for dose in doses if isinstance(dose, Infusion)])
+        self._doses = Given.of([dose for dose in doses if isinstance(dose, Dose)])
+        self._infusions = Given.of([dose for dose in doses if isinstance(dose, Infusion)])
         resets = [jnp.atleast_1d(dose.t) for dose in doses if isinstance(dose, Reset)]
         self._resets = jnp.concatenate([jnp.zeros(0), *resets])
 
@@ -240,18 +87,18 @@ class Schedule(eqx.Module):
                 f"`schedules` must be a sequence of one or more, got {short(schedules)}."
             )
 
-        def padded(name: str) -> list[_Given]:
+        def padded(name: str) -> list[Given]:
             parts = [getattr(one, name) for one in schedules]
             places = tuple(dict.fromkeys(place for part in parts for place in part.places))
             size = max(part.size for part in parts)
-            return [part.padded(size, places) for part in parts]
+            begins_steady = any(part.begins_steady for part in parts)
+            return [part.padded(size, places, begins_steady) for part in parts]
 
         size = max(one._resets.size for one in schedules)
         pad = lambda ts: jnp.concatenate([ts, jnp.full(size - ts.size, jnp.inf)])
         resets = [pad(one._resets) for one in schedules]
         each = zip(padded("_doses"), padded("_infusions"), resets, strict=True)
-        parts = lambda one: (one._doses, one._infusions, one._resets)
-        many = [eqx.tree_at(parts, schedules[0], own) for own in each]
+        many = [_schedule(*own) for own in each]
         return jtu.tree_map(lambda *xs: jnp.stack(xs), *many)
 
     @property
@@ -260,6 +107,65 @@ class Schedule(eqx.Module):
         and the ends of infusions, of resets. What is inf never does."""
         ends = self._infusions.t + self._infusions.duration
         return jnp.concatenate([ends, self._resets, self._doses.t, self._infusions.t], axis=-1)
+
+    @typechecked
+    def at_steady_state(
+        self,
+        model: SimulatePhases,
+        y0: YLike,
+        *,
+        args: Args = None,
+        t0: ScalarLike = 0.0,
+        throw: bool = True,
+    ) -> tuple[PyTree[Array], "Schedule"]:
+        """Where a simulation starts if a dose is `steady`: at the state at `t0` of a patient who
+        has taken these doses, and nothing else, for long.
+
+        ```python
+        start, rest = schedule.at_steady_state(model, y0, args=args)
+        simulation = model(start, ts, rest.phases(field, y0, end, args=args))
+        ```
+
+        **Arguments:**
+
+        - `model`, `y0`, `t0`, `throw`: as [`find_periodic_state`][]. The period is the `every` of
+            the doses, which must be the same for all that are `steady` (of a patient), and begins
+            at `t0`; they arrive within it, and infusions end in it.
+        - `args`: the condition.
+
+        **Returns:** the state at `t0`, `y0` where no dose is `steady`; and the schedule as one that
+        starts from there.
+
+        **Raises:** as [`find_periodic_state`][]; `ValueError` for doses that are not within the
+        period.
+        """
+        y0 = as_state(y0, "y0")
+        if not self._begins_steady:
+            return y0, self
+        self._refuse_stack("at_steady_state")
+        rest = _schedule(self._doses.begun, self._infusions.begun, self._resets)
+        given = (self._doses.steady, self._infusions.steady)
+        periods = jnp.concatenate([part.period for part in given])
+        period = jnp.min(periods)
+        has_steady = jnp.isfinite(period)
+        t0 = jnp.asarray(t0, periods.dtype)
+        _check_period(*given, t0, period)
+        once = _schedule(*given, jnp.zeros(0))
+        end = jnp.where(has_steady, t0 + period, t0)
+        phases = once.phases(model.field, y0, end, args=args, t0=t0)
+        found = found_periodic(model, y0, phases, t0, has_steady, _PERIODS, throw)
+        return found.y, rest
+
+    @property
+    def _begins_steady(self) -> bool:
+        return self._doses.begins_steady or self._infusions.begins_steady
+
+    def _refuse_stack(self, method: str) -> None:
+        if self.ts.ndim != 1:
+            raise ValueError(
+                f"A stack of schedules (here with arrays of shape {self.ts.shape}) is one for each "
+                f"patient: call `{method}` under `jax.vmap`."
+            )
 
     @typechecked
     def phases(
@@ -289,10 +195,12 @@ class Schedule(eqx.Module):
         before `t0` (where times are traced the result of the solve is `bad_phases`).
         """
         y0 = as_state(y0, "y0")
-        if self.ts.ndim != 1:
+        self._refuse_stack("phases")
+        if self._begins_steady:
             raise ValueError(
-                f"A stack of schedules (here with arrays of shape {self.ts.shape}) is one for each "
-                "patient: call `phases` under `jax.vmap`."
+                "A dose of the schedule is `steady`: `start, rest = schedule.at_steady_state("
+                "model, y0, args=args)` finds the state that a simulation starts from, and "
+                "`rest.phases` are those after it."
             )
         _check_times(self.ts, t0)
         flat, unravel = ravel_pytree(y0)
@@ -331,6 +239,12 @@ class Schedule(eqx.Module):
         return Phase(t1, args, dose, inflow=inflow, **options)
 
 
+def _schedule(doses: Given, infusions: Given, resets: Float[Array, " resets"]) -> Schedule:
+    """Of its parts."""
+    parts = lambda one: (one._doses, one._infusions, one._resets)
+    return eqx.tree_at(parts, Schedule([]), (doses, infusions, resets))
+
+
 class _ResetAndAdd(AbstractDose):
     """The state before it, or another, and something more."""
 
@@ -343,85 +257,6 @@ class _ResetAndAdd(AbstractDose):
         return jtu.tree_map(jnp.add, before, self.amount)
 
 
-def _numbers(x: object, name: str) -> Array:
-    refuse_masked(x, name)
-    given: Any = x if eqx.is_array(x) else np.asarray(x)
-    if not is_real(given.dtype):
-        raise TypeError(f"`{name}` must be a number, or an array of numbers, got {short(x)}.")
-    if given.ndim > 1 or given.size == 0:
-        raise ValueError(
-            f"`{name}` must be a number, or one for each of several doses, got shape {given.shape}."
-        )
-    if not is_traced(given) and not np.isfinite(given).all():
-        raise ValueError(f"`{name}` must be finite, got {short(x)}.")
-    return jnp.asarray(given, float)
-
-
-def _positive(x: object, name: str) -> Array:
-    number = _numbers(x, name)
-    if not is_traced(number) and not (np.asarray(number) > 0).all():
-        raise ValueError(f"`{name}` must be above 0, got {short(x)}.")
-    return number
-
-
-def _as_place(into: object) -> Place:
-    if not isinstance(into, str | int | np.integer) or isinstance(into, bool):
-        raise TypeError(
-            f"`into` must be the name of a component or its place in the state, got {short(into)}."
-        )
-    return into if isinstance(into, str) else int(into)
-
-
-def _repeats(every: object, count: int) -> Array | None:
-    if count < 1:
-        raise ValueError(f"`count` must be at least 1, got {count}.")
-    if (every is None) != (count == 1):
-        raise ValueError(
-            f"`every` is the time between `count` > 1 doses: give both or none, got "
-            f"every={short(every)} and count={count}."
-        )
-    return None if every is None else _positive(every, "every")
-
-
-def _given(dose: Dose | Infusion, duration: Array) -> tuple[Array, Array, Array]:
-    """Times, amounts and durations of all repetitions."""
-    every = jnp.zeros(()) if dose.every is None else dose.every
-    named = dict(
-        t=dose.t,
-        amount=dose.amount,
-        duration=duration,
-        lag=dose.lag,
-        bioavailability=dose.bioavailability,
-        every=every,
-    )
-    sizes = {x.size for x in named.values() if x.ndim}
-    if len(sizes) > 1:
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in named.items() if x.ndim)
-        raise ValueError(
-            f"The arrays of a `{type(dose).__name__}` must have one entry for each dose, got "
-            f"{shapes}."
-        )
-    wide = [jnp.broadcast_to(x, (*(sizes or {1}),)) for x in named.values()]
-    t, amount, duration, lag, part, every = wide
-    times = (t + lag)[:, None] + every[:, None] * jnp.arange(dose.count, dtype=every.dtype)[None]
-    many = lambda x: jnp.repeat(x, dose.count)
-    return jnp.ravel(times), many(amount * part), many(duration)
-
-
-def _component(place: Place, names: tuple[str, ...]) -> int:
-    """Where it is in the flat state."""
-    if isinstance(place, int):
-        if not -len(names) <= place < len(names):
-            raise ValueError(f"`into` is {place}, but the state has {len(names)} components.")
-        return place % len(names)
-    names = tuple(re.sub(r"^\['(.*)'\]$", r"\1", name) for name in names)  # entries of a dict
-    if place in names:
-        return names.index(place)
-    raise ValueError(
-        f"`into` is `{clipped(place)}`, which is no component. {closest(place, names)}"
-    )
-
-
 def _check_times(ts: ArrayLike, t0: ScalarLike) -> None:
     if is_traced((ts, t0)):
         return
@@ -431,3 +266,25 @@ def _check_times(ts: ArrayLike, t0: ScalarLike) -> None:
             f"Something is given at t = {first:g}, before the start, t0 = {start:g}. Start "
             "earlier, or leave it out."
         )
+
+
+def _check_period(doses: Given, infusions: Given, t0: Array, period: Array) -> None:
+    """Raises where what begins a regimen at steady state is not within the period from `t0`."""
+    if is_traced((doses, infusions, t0, period)):
+        return
+    for part in (doses, infusions):
+        for t, duration, own in zip(part.t, part.duration, part.period, strict=True):
+            if not np.isfinite(t):
+                continue
+            if own != period:
+                raise ValueError(
+                    f"Doses at steady state are given every {float(period):g} and every "
+                    f"{float(own):g}: they must have one `every`."
+                )
+            if not t0 <= t < t0 + period or t + duration > t0 + period:
+                what = "an infusion ends" if duration > 0 else "a dose arrives"
+                raise ValueError(
+                    f"A regimen at steady state starts at t0 = {float(t0):g} and repeats every "
+                    f"{float(period):g}, but {what} at {float(t + duration):g}, which is not "
+                    "within its first period."
+                )

@@ -1,0 +1,275 @@
+"""What is given to a patient: doses, infusions, resets; and their times and amounts, all in one."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, final
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .._static import is_real, is_traced, refuse_masked
+from .._types import Explained, NumbersLike, typechecked
+from .._words import clipped, closest, short
+
+Place = str | int
+
+
+class Given(eqx.Module):
+    """What is given into the components `into` (numbers of `places`) at `t`, over `duration`."""
+
+    t: Float[Array, " n"]
+    amount: Float[Array, " n"]
+    duration: Float[Array, " n"]
+    into: Int[Array, " n"]
+    period: Float[Array, " n"]  # of what begins a regimen at steady state; of others inf
+    places: tuple[Place, ...] = eqx.field(static=True)
+    begins_steady: bool = eqx.field(static=True)  # whether a period can be finite
+
+    @staticmethod
+    def of(doses: Sequence["Dose | Infusion"]) -> "Given":
+        parts = [(jnp.zeros(0),) * 4, *(dose.given() for dose in doses)]
+        places = tuple(dict.fromkeys(dose.into for dose in doses))
+        into = [
+            np.full(part[0].size, places.index(dose.into))
+            for dose, part in zip(doses, parts[1:], strict=True)
+        ]
+        into = np.concatenate([np.zeros(0, int), *into])
+        t, amount, duration, period = map(jnp.concatenate, zip(*parts, strict=True))
+        begins_steady = any(dose.steady for dose in doses)
+        return Given(t, amount, duration, jnp.asarray(into), period, places, begins_steady)
+
+    @property
+    def size(self) -> int:
+        return self.t.shape[-1]
+
+    def padded(self, size: int, places: tuple[Place, ...], begins_steady: bool) -> "Given":
+        """With so many, of which the last are never given, another order of `places`, ..."""
+        pad = lambda x, value: jnp.concatenate([x, jnp.full(size - self.size, value, x.dtype)])
+        numbers = jnp.array([places.index(place) for place in self.places] or [0])
+        t, amount, duration = pad(self.t, jnp.inf), pad(self.amount, 0), pad(self.duration, 1)
+        into, period = pad(numbers[self.into], 0), pad(self.period, jnp.inf)
+        return Given(t, amount, duration, into, period, places, begins_steady)
+
+    @property
+    def steady(self) -> "Given":
+        """Only what begins a regimen at steady state, as what is given."""
+        t = jnp.where(jnp.isfinite(self.period), self.t, jnp.inf)
+        return dataclasses.replace(self, t=t, begins_steady=False)
+
+    @property
+    def begun(self) -> "Given":
+        """What is given if a regimen has begun."""
+        return dataclasses.replace(self, begins_steady=False)
+
+    def placed(self, names: tuple[str, ...]) -> Int[Array, " n"]:
+        """The components."""
+        return jnp.array([_component(place, names) for place in self.places] or [0])[self.into]
+
+
+@final
+class Dose(eqx.Module):
+    """An amount that is given at once: a bolus, a tablet.
+
+    ```python
+    sx.Dose(0.0, 100.0, into="gut", lag=0.5, bioavailability=0.8, every=12.0, count=6)
+    ```
+
+    **Arguments:** numbers, which may be traced; or arrays of shape `(doses,)`, one for each of
+    several doses.
+
+    - `t`: when it is given [time].
+    - `amount`: by how much the component rises, in its unit (of one that is a concentration,
+        amount/volume).
+    - `into`: the component: a name, of a species that the field declares or of an entry of a state
+        that is a dict; or its place in the state. By default the first.
+    - `lag`: how much later it arrives [time].
+    - `bioavailability`: the part of `amount` that does.
+    - `every`, `count`: the same again every so often [time], `count` times in all; static `count`.
+    - `steady`: whether the first is one of many before it, so often that the state repeats itself;
+        static. Then a simulation starts from that state, see [`Schedule.at_steady_state`][].
+
+    **Raises:** `ValueError` or `TypeError` for what is no number, not finite, or does not fit.
+    """
+
+    t: Array
+    amount: Array
+    into: Place = eqx.field(static=True)
+    lag: Array
+    bioavailability: Array
+    every: Array | None
+    count: int = eqx.field(static=True)
+    steady: bool = eqx.field(static=True)
+
+    @typechecked
+    def __init__(
+        self,
+        t: Explained[NumbersLike],
+        amount: Explained[NumbersLike],
+        into: Explained[Place] = 0,
+        *,
+        lag: Explained[NumbersLike] = 0.0,
+        bioavailability: Explained[NumbersLike] = 1.0,
+        every: Explained[NumbersLike | None] = None,
+        count: int = 1,
+        steady: bool = False,
+    ):
+        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
+        self.into = _as_place(into)
+        self.lag = _numbers(lag, "lag")
+        self.bioavailability = _numbers(bioavailability, "bioavailability")
+        self.every, self.count, self.steady = _repeats(every, count, steady), count, steady
+        self.given()  # raises if they do not fit each other
+
+    def given(self) -> tuple[Array, ...]:
+        """Times, amounts, durations and periods, of each shape `(n,)`."""
+        return _given(self, jnp.zeros(()))
+
+
+@final
+class Infusion(eqx.Module):
+    """An amount that is given at a constant rate over a time.
+
+    **Arguments:** as [`Dose`][]; the `amount` is that of the whole infusion, and
+
+    - `duration`: > 0; over which time [time]. Of an infusion with a known rate, `amount / rate`.
+
+    **Raises:** as [`Dose`][].
+    """
+
+    t: Array
+    amount: Array
+    duration: Array
+    into: Place = eqx.field(static=True)
+    lag: Array
+    bioavailability: Array
+    every: Array | None
+    count: int = eqx.field(static=True)
+    steady: bool = eqx.field(static=True)
+
+    @typechecked
+    def __init__(
+        self,
+        t: Explained[NumbersLike],
+        amount: Explained[NumbersLike],
+        duration: Explained[NumbersLike],
+        into: Explained[Place] = 0,
+        *,
+        lag: Explained[NumbersLike] = 0.0,
+        bioavailability: Explained[NumbersLike] = 1.0,
+        every: Explained[NumbersLike | None] = None,
+        count: int = 1,
+        steady: bool = False,
+    ):
+        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
+        self.duration = _positive(duration, "duration")
+        self.into = _as_place(into)
+        self.lag = _numbers(lag, "lag")
+        self.bioavailability = _numbers(bioavailability, "bioavailability")
+        self.every, self.count, self.steady = _repeats(every, count, steady), count, steady
+        self.given()  # raises if they do not fit each other
+
+    def given(self) -> tuple[Array, ...]:
+        """Times, amounts, durations and periods, of each shape `(n,)`."""
+        return _given(self, self.duration)
+
+
+@final
+class Reset(eqx.Module):
+    """The state becomes what it was at the start, and infusions end.
+
+    **Arguments:**
+
+    - `t`: when [time]; a number, or an array of shape `(resets,)`. Of what is given at the same
+        time it comes first.
+    """
+
+    t: Array
+
+    @typechecked
+    def __init__(self, t: Explained[NumbersLike]):
+        self.t = _numbers(t, "t")
+
+
+def _numbers(x: object, name: str) -> Array:
+    refuse_masked(x, name)
+    given: Any = x if eqx.is_array(x) else np.asarray(x)
+    if not is_real(given.dtype):
+        raise TypeError(f"`{name}` must be a number, or an array of numbers, got {short(x)}.")
+    if given.ndim > 1 or given.size == 0:
+        raise ValueError(
+            f"`{name}` must be a number, or one for each of several doses, got shape {given.shape}."
+        )
+    if not is_traced(given) and not np.isfinite(given).all():
+        raise ValueError(f"`{name}` must be finite, got {short(x)}.")
+    return jnp.asarray(given, float)
+
+
+def _positive(x: object, name: str) -> Array:
+    number = _numbers(x, name)
+    if not is_traced(number) and not (np.asarray(number) > 0).all():
+        raise ValueError(f"`{name}` must be above 0, got {short(x)}.")
+    return number
+
+
+def _as_place(into: object) -> Place:
+    if not isinstance(into, str | int | np.integer) or isinstance(into, bool):
+        raise TypeError(
+            f"`into` must be the name of a component or its place in the state, got {short(into)}."
+        )
+    return into if isinstance(into, str) else int(into)
+
+
+def _repeats(every: object, count: int, steady: bool) -> Array | None:
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    if (every is None) != (count == 1 and not steady):
+        raise ValueError(
+            "`every` is the time between `count` > 1 doses, or those of a regimen at steady state: "
+            f"give both or none, got every={short(every)}, count={count} and steady={steady}."
+        )
+    return None if every is None else _positive(every, "every")
+
+
+def _given(dose: Dose | Infusion, duration: Array) -> tuple[Array, ...]:
+    """Times, amounts, durations and periods of all repetitions."""
+    every = jnp.zeros(()) if dose.every is None else dose.every
+    named = dict(
+        t=dose.t,
+        amount=dose.amount,
+        duration=duration,
+        lag=dose.lag,
+        bioavailability=dose.bioavailability,
+        every=every,
+    )
+    sizes = {x.size for x in named.values() if x.ndim}
+    if len(sizes) > 1:
+        shapes = ", ".join(f"{name} {x.shape}" for name, x in named.items() if x.ndim)
+        raise ValueError(
+            f"The arrays of a `{type(dose).__name__}` must have one entry for each dose, got "
+            f"{shapes}."
+        )
+    wide = [jnp.broadcast_to(x, (*(sizes or {1}),)) for x in named.values()]
+    t, amount, duration, lag, part, every = wide
+    times = (t + lag)[:, None] + every[:, None] * jnp.arange(dose.count, dtype=every.dtype)[None]
+    many = lambda x: jnp.repeat(x, dose.count)
+    period = jnp.full(times.shape, jnp.inf, times.dtype)
+    if dose.steady:
+        period = period.at[:, 0].set(every)
+    return jnp.ravel(times), many(amount * part), many(duration), jnp.ravel(period)
+
+
+def _component(place: Place, names: tuple[str, ...]) -> int:
+    """Where it is in the flat state."""
+    if isinstance(place, int):
+        if not -len(names) <= place < len(names):
+            raise ValueError(f"`into` is {place}, but the state has {len(names)} components.")
+        return place % len(names)
+    names = tuple(re.sub(r"^\['(.*)'\]$", r"\1", name) for name in names)  # entries of a dict
+    if place in names:
+        return names.index(place)
+    raise ValueError(
+        f"`into` is `{clipped(place)}`, which is no component. {closest(place, names)}"
+    )
