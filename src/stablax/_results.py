@@ -102,6 +102,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The phases must end one after the other, in one direction from `t0`, and `ts` must lie "
         "within them."
     )
+    bad_knots = (
+        "The knots of an `Input` must rise strictly, in the dtype of the state (the last may be "
+        "inf, which is none)."
+    )
     no_periodic_state = (
         "No periodic state was found: what a period makes of the state does not come to rest. The "
         "system may have none (it accumulates, or conserves something), or Newton's method starts "
@@ -199,7 +203,7 @@ _NAMES = """
 successful max_steps_reached singular breakdown stagnation conlim nonfinite_input
 nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
-unstable_steady_state not_finite not_conserved bad_times bad_phases no_periodic_state
+unstable_steady_state not_finite not_conserved bad_times bad_phases bad_knots no_periodic_state
 step_budget_spent tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow
 event_not_finite event_not_located event_change_not_finite too_many_events events_accumulate
 stages_unsolved

@@ -72,6 +72,12 @@ def test_outside_and_at_the_knots():
     assert sx.Input([0, 1, 2], values)(1.5)["b"].tolist() == [4.0, 5.0]
 
 
+def test_many_times_at_once():
+    one = sx.Input([0.0, 1.0, 2.0], [0.0, 1.0, 4.0])
+    assert one(jnp.array([0.0, 0.5, 2.0])).tolist() == [0.0, 0.5, 4.0]
+    assert sx.Input(TS, {"u": VALUES})(np.ones((2, 5)))["u"].shape == (2, 5, 3)
+
+
 def test_leaves_and_constants():
     """Knots and values are trained, or constants; and what is called keeps its dtype."""
     one = sx.Input(TS, VALUES)

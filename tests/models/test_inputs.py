@@ -212,9 +212,37 @@ def test_a_jump_at_the_end_of_a_solve_is_not_seen():
         simulation = run(0.0, [4.0], args=tall, stepping=stepping)
         np.testing.assert_allclose(simulation.ys[0], 1 - jnp.exp(-4.0), atol=1e-9)
         assert int(simulation.stats["num_steps"]) < 50
-        # A row at the knot is what was before; backwards, what comes behind it.
-        back = run(simulation.ys[0], [0.0], t0=4.0, args=tall, stepping=stepping)
-        np.testing.assert_allclose(back.ys[0], 0.0, atol=1e-5)
+
+
+def test_a_jump_at_the_start_is_behind():
+    """Where a pulse ends, and backwards from a switch, the first step sees what comes."""
+    pulse = sx.Input([0.0, 2.0], [50.0, 50.0], outside="zero")
+    after = model_of()(1.0, [5.0], t0=2.0, args=pulse)
+    np.testing.assert_allclose(after.ys[0], jnp.exp(-3.0), atol=1e-9)
+    switch = sx.Input([0.0, 2.0], [50.0, -3.0], "previous")
+    back = model_of(field=lambda t, y, drive: drive(t) + y)(1.0, [1.0], t0=2.0, args=switch)
+    np.testing.assert_allclose(back.ys[0], jnp.exp(-1.0) - 50 * (1 - jnp.exp(-1.0)), atol=1e-7)
+    assert not int(after.stats["num_rejected_steps"]) + int(back.stats["num_rejected_steps"])
+
+
+def test_knots_that_rounding_tells_apart_are_one():
+    steps = np.arange(31) * 0.1
+    summed = np.append(0.0, np.cumsum(np.full(30, 0.1)))
+    assert np.any((steps != summed) & (abs(steps - summed) < 1e-14))
+    model = model_of(field=lambda t, y, drives: drives[0](t) + drives[1](t) - y, rtol=1e-6)
+    rows = []
+    for other in (summed, steps):
+        drives = (sx.Input(steps, np.sin(steps)), sx.Input(other, np.cos(steps), "previous"))
+        simulation = model(0.3, [4.0], args=drives)
+        rows.append((simulation.ys[0], simulation.stats["num_steps"]))
+    np.testing.assert_allclose(*rows, rtol=1e-12)
+
+
+def test_traced_knots_that_do_not_rise_fail():
+    run = lambda ts: model_of()(0.3, [3.0], args=sx.Input(ts, jnp.ones(3)), throw=False).result
+    assert jax.jit(run)(jnp.array([0.0, 2.0, 1.0])) == sx.RESULTS.bad_knots
+    assert "must rise strictly" in sx.explain(jax.jit(run)(jnp.array([0.0, 1.0, 1.0])))
+    assert sx.is_successful(jax.jit(run)(jnp.array([0.0, 1.0, jnp.inf])))
 
 
 def test_backwards_in_time():
@@ -327,10 +355,92 @@ def test_a_derivative_in_knots_that_cannot_be_had_is_an_error(options):
         jax.grad(knots)(TS)
 
 
-def test_an_input_made_inside_a_field_is_refused():
-    model = sx.Simulate(lambda t, y, tau: sx.Input([0.0, tau], [0.0, 1.0])(t) - y)
-    with pytest.raises(ValueError, match=r"made while the field is evaluated.*pass it in `args`"):
-        model(0.3, [END], args=1.0)
+def test_an_input_made_inside_a_field_has_its_knots():
+    """They may depend on anything but the time and the state."""
+
+    def field(t, y, tau):
+        switched = sx.Input(jnp.stack([0 * tau, tau]), jnp.array([1.0, -2.0]), "previous")
+        return switched(t) - y
+
+    last = lambda tau: model_of(field=field)(jnp.array(0.3), [END], args=tau).ys[0]
+    expected = lambda tau: exact(jnp.stack([0 * tau, tau]), jnp.array([1.0, -2.0]), "previous")
+    found = jax.value_and_grad(last)(2.0)
+    np.testing.assert_allclose(found, jax.value_and_grad(expected)(2.0), atol=1e-7)
+    moving = lambda t, y, args: sx.Input(jnp.stack([y, y + 1]), jnp.ones(2))(t) - y
+    with pytest.raises(ValueError, match=r"depend on the time or the state, or change in a loop"):
+        model_of(field=moving)(jnp.array(0.3), [END])
+
+
+def test_a_field_that_is_traced_once_keeps_its_knots():
+    """The second solve finds what the first has traced; the pulse is seen in both."""
+    pulse = sx.Input([50.0, 50.25], [2.0, 2.0], outside="zero")
+    many = jax.vmap(sx.Input)(jnp.array([[50.0, 50.25], [51.0, 51.25]]), jnp.full((2, 2), 2.0))
+    many = eqx.tree_at(lambda one: one.values, many, jnp.array([[2.0, 2.0], [2.0, 2.0]]))
+    for wrap in (jax.jit, eqx.filter_jit, jax.checkpoint):
+        model = model_of(field=wrap(lambda t, y, args: pulse(t) - y))
+        for ts in ([60.0], [55.0, 60.0]):
+            np.testing.assert_allclose(model(0.0, ts).ys[-1], 2.579e-5, rtol=1e-3)
+    each = eqx.filter_vmap(lambda one: one(2.0))
+    assert each(many).shape == (2,)
+
+
+def test_inputs_that_switch_at_one_time():
+    """Beside one that does not jump, one that is constant, one of another kind with its knots."""
+    ts, jumping = jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])
+    beside = {
+        "does not jump": sx.Input(sx.Frozen([0.0, 2.0, 4.0]), jnp.ones(3), "previous"),
+        "stays": sx.Input(sx.Frozen([0.0, 2.0, 4.0]), jnp.array([0.0, 5.0, 1.0]), "previous"),
+        "is linear": sx.Input(ts, jnp.array([0.0, 1.0])),
+    }
+    field = lambda t, y, args: args[0](t) + args[1](t) - y
+    for name, other in beside.items():
+
+        def last(knot, other=other):
+            moving = sx.Input(jnp.stack([0 * knot, knot]), jumping, "previous")
+            model = model_of(field=field, rtol=1e-10)
+            return model(jnp.array(0.3), [END], args=(moving, other)).ys[0]
+
+        step = 1e-3
+        difference = (last(2.0 + step) - last(2.0 - step)) / (2 * step)
+        np.testing.assert_allclose(jax.grad(last)(2.0), difference, rtol=1e-4, err_msg=name)
+
+    def closed(ts):
+        a, b = sx.Input(ts, VALUES, "previous"), sx.Input(ts, VALUES)
+        return model_of(field=lambda t, y, args: a(t) + b(t) - y)(jnp.array(0.3), [END]).ys[0]
+
+    both = lambda ts: exact(ts, VALUES, "previous", y0=0.0) + exact(ts, VALUES, "linear")
+    np.testing.assert_allclose(jax.grad(jax.jit(closed))(TS), jax.grad(both)(TS), atol=1e-7)
+
+
+def test_a_phase_that_ends_where_an_input_switches():
+    """Each alone, and both together."""
+    model = sx.SimulatePhases(lambda t, y, drive: drive(t) - y, controller=_fine())
+
+    def last(knot, end):
+        drive = sx.Input(jnp.stack([0 * knot, knot]), jnp.array([1.0, 5.0]), "previous")
+        phases = [sx.Phase(end, args=drive), sx.Phase(4.0, args=drive)]
+        return model(jnp.array(0.3), [4.0], phases).ys[0]
+
+    slopes = jax.grad(last, argnums=(0, 1))(2.0, 2.0)
+    np.testing.assert_allclose(slopes, (-4 * jnp.exp(-2.0), 0.0), atol=1e-7)
+    np.testing.assert_allclose(jax.grad(lambda x: last(x, x))(2.0), -4 * jnp.exp(-2.0), atol=1e-7)
+    np.testing.assert_allclose(jax.grad(lambda x: last(2.0, x))(2.0), 0.0, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_second_derivatives_of_a_nonlinear_field():
+    """Forward over reverse is what forward over forward is."""
+    field = lambda t, y, drive: drive(t) * y * (1 - y)
+    values = jnp.array([0.0, 1.0])
+
+    def last(knot):
+        drive = sx.Input(jnp.stack([0 * knot, knot]), values, "previous")
+        return model_of(field=field)(jnp.array(0.2), [2.0], args=drive).ys[0]
+
+    grown = lambda knot: 1 / (1 + 4 * jnp.exp(-(2.0 - knot)))
+    expected = jax.hessian(grown)(0.5)
+    np.testing.assert_allclose(jax.hessian(last)(0.5), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.jacfwd(jax.jacfwd(last))(0.5), expected, atol=1e-6)
 
 
 def test_a_solve_beyond_an_input_that_says_nan_fails():

@@ -2,6 +2,7 @@ from ._admissible import (
     AdmissibleSteps as AdmissibleSteps,
     StepRecord as StepRecord,
     admissible as admissible,
+    near as near,
 )
 from ._stiff_pid import (
     StiffPID as StiffPID,

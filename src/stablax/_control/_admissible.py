@@ -29,6 +29,16 @@ _NOTHING, _BLIND, _CHANGE = 1e-5, 1e-6, 0.01
 _FLAT, _OF_FLAT, _MOST_GROWTH = 1e-15, 1e-3, 100
 
 
+# Times that are closer are one: grids that were computed in different ways.
+_ULPS = 16
+
+
+def near(t: Array) -> Array:
+    """How far apart times about `t` count as one."""
+    info = jnp.finfo(t.dtype)
+    return _ULPS * jnp.maximum(info.eps * jnp.abs(t), info.tiny)
+
+
 class StepRecord(eqx.Module):
     """What the controller saw, which diffrax's own statistics do not tell.
 
@@ -77,10 +87,14 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
     factormax_after_rejection: float | None = None
     watch: Watch | None = None
     direction: Any = 1
+    # Times at which the field jumps, of which the inner controller has one of those that are `near`
+    # each other: a step that ends there is followed by one behind all of them.
+    jumps: Array | None = None
 
     def wrap(self, direction) -> "AdmissibleSteps":
         controller = self.controller.wrap(direction)
-        return dataclasses.replace(self, controller=controller, direction=direction)
+        jumps = None if self.jumps is None else self.jumps * direction
+        return dataclasses.replace(self, controller=controller, direction=direction, jumps=jumps)
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         span = lax.stop_gradient(t1 - t0)
@@ -164,6 +178,13 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             t0, t1, y0, y1, args, error, error_order, state.inner
         )
 
+        if self.jumps is not None:
+            limit = next_t0 + near(jnp.asarray(next_t0))
+            is_next = (self.jumps >= next_t0) & (self.jumps <= limit)
+            last = jnp.max(jnp.where(is_next, self.jumps, -jnp.inf))
+            behind = jnp.where(kept & jnp.any(is_next), jnp.nextafter(last, jnp.inf), next_t0)
+            next_t0 = lax.stop_gradient(behind)
+            next_t1 = jnp.maximum(next_t1, jnp.nextafter(next_t0, jnp.inf))
         keep = kept & good & ~state.starts_outside
         unshrinkable = kept & ~keep
         next_t0 = jnp.where(unshrinkable, t0, next_t0)

@@ -12,10 +12,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._fields import inputs_in, inputs_met
-from .._models import with_options
+from .._models import knots_met, with_options
 from .._results import RESULTS, Cause
-from .._static import is_traced
 from .._types import Args
 from ._observe import Observation
 from ._stiffness import jacobian_at
@@ -157,12 +155,10 @@ def jumps_in_time(seen: Observation) -> list[float]:
 
 def is_knot(seen: Observation, t: float) -> bool:
     """Whether it is one of an `Input`, at which the model ends a step by itself."""
-    args = seen.conditions.args
-    drivers = inputs_in(seen.model.field, args)
-    with inputs_met() as met:
-        eqx.filter_eval_shape(seen.model.field, seen.start, seen.like, args[0])
-    ts = [np.ravel(one.ts) for one in [*drivers, *met] if not is_traced(one.ts)]
-    return bool(np.isclose(np.concatenate([*ts, [np.inf]]), t, rtol=1e-6).any())
+    of_phases = [
+        knots_met(seen.model.field, seen.start, seen.like, args) for args in seen.conditions.args
+    ]
+    return bool(np.isclose(np.concatenate(of_phases), t, rtol=1e-6).any())
 
 
 def _size(change: np.ndarray, scale: np.ndarray) -> np.ndarray:

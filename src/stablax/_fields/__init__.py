@@ -19,8 +19,8 @@ from ._guarded import (
     evaluate_ungated as evaluate_ungated,
 )
 from ._input import (
+    KNOTS as KNOTS,
     Input as Input,
     inputs_in as inputs_in,
-    inputs_met as inputs_met,
     knots_of as knots_of,
 )

@@ -1,24 +1,20 @@
 """`Input`: a function of time that drives a field, given at knots."""
 
-import contextlib
-from collections.abc import Callable, Generator
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._static import Frozen, is_real, is_traced, refuse_masked
 from .._types import Explained, NumbersLike, ScalarLike, YLike, typechecked
 from .._words import short
-
-_OUTSIDE = ("constant", "zero", "nan")
-
-# Those that were called while a field is traced.
-_met: ContextVar["list[Input] | None"] = ContextVar("inputs_met", default=None)
 
 
 @final
@@ -32,21 +28,21 @@ class Input(eqx.Module):
 
     The models know where its kinks and jumps are, and end a step at each: `jump_ts` need not be
     given. It can be an attribute of a field, stand in `args` (where `vmap` gives each lane its
-    own), be closed over, and be one of the `inputs` of a [`ReactionField`][]. It has to be called
-    with the `t` of the field itself: an input that comes later is one with other knots,
-    `sx.Input(ts + delay, values)`.
+    own), be closed over or made in the field, and be one of the `inputs` of a [`ReactionField`][].
+    It has to be called with the `t` of the field itself: an input that comes later is one with
+    other knots, `sx.Input(ts + delay, values)`.
 
     Solutions are differentiable in its values and in its knots, in both modes; in the knots of one
     that jumps, too (kind `"previous"`), which are switch times. There a derivative is the
     jump of the field times what follows, second derivatives are right, and those beyond are not.
-    Where several jump at one time, it is that of moving them together, in equal shares: what
-    switches together is one input with several signals. A knot at the end of a solve can only move
-    into it, one at the start has no derivative.
+    Where several that move jump at one time, it is that of moving them together, in equal shares:
+    what switches together is one input with several signals. A knot at the end of a solve can only
+    move into it, one at the start has no derivative.
 
     **Arguments:**
 
-    - `ts`: the knots, strictly rising [time], shape `(knots,)`. Those at the end may be inf, which
-        are none: inputs with different numbers of knots are padded with it.
+    - `ts`: the knots, strictly rising [time], shape `(knots,)`. Those at the end may be inf or nan,
+        which are none: inputs with different numbers of knots are padded with it.
     - `values`: of one signal, shape `(knots, ...)`; or a PyTree of such arrays, of several. (Lists
         of numbers are arrays.)
     - `kind`: between the knots: `"linear"`; `"previous"`, the value at the knot before, also at the
@@ -58,8 +54,9 @@ class Input(eqx.Module):
     `ts` and `values` are leaves, which train with the field whose attribute the input is. Given as
     [`Frozen`][] they are constants.
 
-    **Raises:** `ValueError` or `TypeError` for knots that do not rise, values that do not fit them,
-    and an input that is made while the field is evaluated: its knots would not be known.
+    **Raises:** `ValueError` or `TypeError` for knots that do not rise, and values that do not fit
+    them; when a model is called, for knots that depend on the time or the state. (Where knots are
+    traced and do not rise, the result of the solve is `bad_knots`.)
     """
 
     ts: Array | Frozen
@@ -76,11 +73,6 @@ class Input(eqx.Module):
         *,
         outside: Literal["constant", "zero", "nan"] = "constant",
     ):
-        if _met.get() is not None:
-            raise ValueError(
-                "An `Input` was made while the field is evaluated, so that the model does not know "
-                "its knots. Make it before, and pass it in `args` or as an attribute of the field."
-            )
         self.ts = _numbers(ts, "ts")
         _check_knots(self.ts)
         self.values = jtu.tree_map_with_path(
@@ -94,21 +86,23 @@ class Input(eqx.Module):
 
         **Arguments:**
 
-        - `t`: the time, shape `()`.
+        - `t`: the time, shape `()`; or an array of times, to look at it.
         - `y`, `args`: not looked at; so an input is a function of the `inputs` of a
             [`ReactionField`][].
 
-        **Returns:** the structure of `values`, each of the shape of one of its rows.
+        **Returns:** the structure of `values`, each of the shape of one of its rows (behind the
+        axes of `t`).
         """
-        met = _met.get()
-        if met is not None:
-            met.append(self)
+        if jnp.ndim(t) > 0:
+            return jax.vmap(self)(jnp.asarray(t))
         if self.ts.ndim != 1:
             raise ValueError(
                 f"`ts` of the `Input` has shape {self.ts.shape}, with an axis of samples: call the "
                 "model under `jax.vmap`, or give the input in the `inputs` of `simulate_batch`."
             )
-        ts = jnp.asarray(self.ts)
+        arrays = [jnp.asarray(x) for x in jtu.tree_leaves(self.values, is_leaf=_is_frozen)]
+        ends, between = self.outside != "constant", self.kind == "previous"
+        ts = KNOTS.bind(jnp.asarray(self.ts), *arrays, ends=ends, between=between)
         is_time = eqx.is_array(t) and jnp.issubdtype(jnp.result_type(t), jnp.floating)
         t = jnp.asarray(t, None if is_time else ts.dtype)
         ts = knots_of(ts).astype(t.dtype)
@@ -127,13 +121,6 @@ class Input(eqx.Module):
 
         return jtu.tree_map(leaf, self.values, is_leaf=_is_frozen)
 
-    @property
-    def jumps_at(self) -> tuple[bool, bool, bool]:
-        """Whether its value jumps at the first knot, those between, and the last."""
-        steps = self.kind == "previous"
-        ends = self.outside != "constant"
-        return ends, steps, steps or ends
-
 
 def _previous(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array], Array]:
     """Of values at the knots `ts` that at `t`, which is from knot `place` on; behind the `last` one
@@ -144,7 +131,7 @@ def _previous(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array
 def _linear(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array], Array]:
     """As `_previous`."""
     after = jnp.minimum(place + 1, last)
-    part = (t - ts[place]) / jnp.where(place < last, ts[after] - ts[place], 1)
+    part = (t - ts[place]) / _length(ts[after] - ts[place])
     return lambda values: (
         values[place] + part.astype(values.dtype) * (values[after] - values[place])
     )
@@ -153,8 +140,7 @@ def _linear(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array],
 def _cubic(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array], Array]:
     """As `_previous`: diffrax's `backward_hermite_coefficients`, of the one interval."""
     before, after = jnp.maximum(place - 1, 0), jnp.minimum(place + 1, last)
-    length = jnp.where(place < last, ts[after] - ts[place], 1)
-    length_before = jnp.where(place > 0, ts[place] - ts[before], 1)
+    length, length_before = _length(ts[after] - ts[place]), _length(ts[place] - ts[before])
     part = (t - ts[place]) / length
 
     def value(values):
@@ -168,27 +154,47 @@ def _cubic(ts: Array, t: Array, place: Array, last: Array) -> Callable[[Array], 
     return value
 
 
+def _length(x: Array) -> Array:
+    """`x`, or what can be divided by where there is no interval."""
+    return jnp.where(x > 0, x, 1)
+
+
 _INTERPOLATIONS = {"previous": _previous, "linear": _linear, "cubic": _cubic}
 
 
-@contextlib.contextmanager
-def inputs_met() -> Generator[list[Input]]:
-    """Collects those that are called within, while a field is traced."""
-    met: list[Input] = []
-    token = _met.set(met)
-    try:
-        yield met
-    finally:
-        _met.reset(token)
+# What an input leaves of itself in the program of a field: `ts`, of which it is the identity, with
+# the arrays of values; and whether they jump at the `ends` and at knots `between`.
+KNOTS = Primitive("knots")
+KNOTS.def_impl(lambda ts, *values, **params: ts)
+KNOTS.def_abstract_eval(lambda ts, *values, **params: ts)
+mlir.register_lowering(KNOTS, lambda ctx, ts, *values, **params: [ts])
 
 
-def is_input(x: object) -> bool:
+def _jvp(primals, tangents, **params):
+    return KNOTS.bind(*primals, **params), tangents[0]
+
+
+def _batch(operands, axes, *, axis_data=None, **params):
+    size = next(x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None)
+    wide = [
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    return KNOTS.bind(*wide, **params), 0
+
+
+ad.primitive_jvps[KNOTS] = _jvp
+batching.primitive_batchers[KNOTS] = _batch
+
+
+def _is_input(x: object) -> bool:
     return isinstance(x, Input)
 
 
 def inputs_in(*trees: PyTree) -> list[Input]:
-    """Those that are parts of `trees`."""
-    return list(filter(is_input, jtu.tree_leaves(trees, is_leaf=is_input)))
+    """Those that are parts of `trees`, with their knots."""
+    found = filter(_is_input, jtu.tree_leaves(trees, is_leaf=_is_input))
+    return [one for one in found if one.ts is not None]
 
 
 def _is_frozen(x: object) -> bool:

@@ -14,6 +14,7 @@ from ._explain import (
     is_successful as is_successful,
 )
 from ._given import Dose as Dose, Infusion as Infusion, Reset as Reset
+from ._knots import knots_met as knots_met
 from ._model import AbstractModel as AbstractModel, signature_of as signature_of
 from ._options import ResolvedOptions as ResolvedOptions
 from ._patients import Patients as Patients

@@ -1,6 +1,7 @@
 """What a solve depends on, and the steps of it that were accepted, to be repeated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -17,7 +18,7 @@ from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock
 from .._types import Args
 from ._events import Events
-from ._knots import is_at, moved
+from ._knots import Jumps, is_at_any, moved
 
 
 class Inputs(eqx.Module):
@@ -30,7 +31,7 @@ class Inputs(eqx.Module):
     ts: Array
     args: Args
     events: Events | None
-    jumps: Array | None  # times at which the field has two values, if they can move
+    jumps: Jumps | None
 
 
 class AcceptedSteps(eqx.Module):
@@ -54,7 +55,7 @@ class Steps(eqx.Module):
     moves: Inputs
     accepted: AcceptedSteps
     solver: diffrax.AbstractSolver
-    terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree]
+    terms: Callable[[Callable, PyTree, Sequence[tuple[Array, Array]]], PyTree]
     guard: Guard | None
     width: int | None
     dense: PyTree[Array] | None
@@ -72,9 +73,9 @@ class Steps(eqx.Module):
         of = lambda inputs: (inputs.field, inputs.args, inputs.events, inputs.jumps)
         return eqx.partition(of(self.inputs), of(self.moves))
 
-    def system(self, shift, end, moving) -> tuple[PyTree, Args]:
+    def system(self, shift, seen, moving) -> tuple[PyTree, Args]:
         field, args, *_ = eqx.combine(moving, self.parameters[1])
-        return self.terms(field, shift, end), args
+        return self.terms(field, shift, seen), args
 
     def at_events(self, step: "Step", moving, dense, start, end) -> tuple:
         """Of a step that is cut short: the time, the state after the events, rows about them."""
@@ -84,19 +85,24 @@ class Steps(eqx.Module):
 
     @property
     def has_jumps(self) -> bool:
-        """Whether there are some that move."""
-        return self.inputs.jumps is not None and bool(self.moves.jumps)
+        """Whether there are some that move; or the end does, at which one may be."""
+        if self.inputs.jumps is None:
+            return False
+        moves: Any = self.moves
+        return any(moves.jumps.ts) or moves.t1
 
     def ends_at_jump(self, step: "Step") -> Bool[Array, ""]:
         """Whether the field has two values where `step` ends."""
         assert self.inputs.jumps is not None
-        ends = jnp.any(is_at(self.inputs.jumps, step.stop, self.way)) & (self.accepted.count > 0)
+        ends = is_at_any(self.inputs.jumps, step.stop, self.way) & (self.accepted.count > 0)
         return ends if step.order is None else ends & ~step.is_cut
 
-    def at_jump(self, step: "Step", moving, y) -> PyTree[Array]:
-        """`y` where such a step ends, as a function of when the field jumps."""
+    def at_jump(self, step: "Step", moving, y, end, *, back: bool = False) -> PyTree[Array]:
+        """`y` where such a step ends, as a function of when the field jumps, and of the `end` of
+        the solve if it is there."""
         field, args, _, jumps = eqx.combine(moving, self.parameters[1])
-        return moved(field, jumps, step.stop, y, args, self.way)
+        moves: Any = self.moves.jumps
+        return moved(field, jumps, moves.ts, step.stop, y, args, self.way, end, back=back)
 
     def at(self, k: Array, record: "Record") -> "Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or
@@ -120,7 +126,10 @@ class Steps(eqx.Module):
         # whose other side the step must not see. Only the field looks earlier: a step that ends
         # earlier is another one, and on a relaxation oscillation four ulp in each of a thousand
         # steps are an error of 7 % in the gradient. Stages beyond the end stay where they were.
-        seen = lax.stop_gradient((end, just_before(start, end)))
+        seen = [lax.stop_gradient((end, just_before(start, end)))]
+        if inputs.jumps is not None:
+            within = jnp.where(first, just_before(end, start), start)
+            seen.append(lax.stop_gradient((start, within)))
         return Step(first, last, arrives, start, end, y, seen, stop, order, after_cut)
 
     def interpolate(self, dense, start, end, t) -> PyTree[Array]:
@@ -183,7 +192,7 @@ class Step(eqx.Module):
     start: Array
     end: Array
     y: PyTree[Array]
-    seen: tuple[Array, Array]  # the end, and a time just before it
+    seen: list[tuple[Array, Array]]  # the end, and a time just before it, ...
     stop: Array  # where the next begins: if events cut it short, before its end
     order: Array | None
     after_cut: Array | None  # whether the one before was cut short

@@ -1,6 +1,6 @@
 """The discrete adjoint: the derivative of a solve, over its accepted steps only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import diffrax
@@ -67,16 +67,16 @@ def solve(
     inputs: Inputs,
     run: Callable[[Inputs, bool], tuple[Outputs, AcceptedSteps | None]],
     solver: diffrax.AbstractSolver,
-    terms: Callable[[Callable, PyTree, tuple[Array, Array] | None], PyTree],
+    terms: Callable[[Callable, PyTree, Sequence[tuple[Array, Array]]], PyTree],
     guard: Guard | None,
     width: int | None,
 ) -> Outputs:
     """`run(inputs, False)`, with the derivative of its steps.
 
-    `run(inputs, True)` returns the accepted steps, too. `solver` and `terms(field, shift, end)` are
-    what it solves with. A step whose derivative is not finite (a finite value can have an infinite
-    derivative) is differentiated again, aside, in the bounds of `guard`; not if that is None. At
-    most `width` lanes of a batch step at once."""
+    `run(inputs, True)` returns the accepted steps, too. `solver` and `terms(field, shift, seen)`
+    are what it solves with. A step whose derivative is not finite (a finite value can have an
+    infinite derivative) is differentiated again, aside, in the bounds of `guard`; not if that is
+    None. At most `width` lanes of a batch step at once."""
     return run(inputs, False)[0]
 
 

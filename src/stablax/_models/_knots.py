@@ -1,6 +1,7 @@
 """Where the inputs of a field have kinks and jumps, and what it does to a state if those move."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
@@ -10,76 +11,140 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._fields import Input, knots_of
+from .._captured import Captured, capture
+from .._control import near
+from .._fields import KNOTS, knots_of
 from .._lanes import only_where, spread
 from .._states import or_zero
-from .._types import Args
+from .._static import is_traced
+from .._types import VF, Args, ScalarLike
+
+
+class Jumps(eqx.Module):
+    """When a field has two values: of each input that jumps its knots, inf where it does not; and
+    its place among what the program of the field takes, if it is there as it is."""
+
+    ts: list[Float[Array, " knots"]]
+    sources: tuple[int | None, ...] = eqx.field(static=True)
 
 
 class Knots(eqx.Module):
-    """The knots of all inputs of a field, in no order; what is inf is none. At those that `jump`
-    the field has two values."""
+    """The knots of all inputs of a field, in no order; what is inf is none. Whether those of each
+    rise; and at which it `jumps`, if any of them can."""
 
     ts: Float[Array, " knots"]
-    jump: Bool[np.ndarray | Array, " knots"] | None  # None if none of them can
+    rise: Bool[Array, ""]
+    jumps: Jumps | None
 
     @staticmethod
-    def of(inputs: Iterable[Input], dtype: np.dtype) -> "Knots | None":
-        """Of `inputs`, of which one may be given several times."""
-        inputs = list({id(one.ts): one for one in inputs}.values())
-        if not inputs:
+    def of(field: Captured, t: Array, y: PyTree[Array], args: Args) -> "Knots | None":
+        """Of the inputs that `field(t, y, args, shift)` calls."""
+        known = (False, False, True, False)
+        found = field.marked(KNOTS, t, y, args, optax.tree.zeros_like(y), known=known)
+        inputs = {(id(one.operands[0]), *one.params.values()): one for one in found}
+        all_ts, rise, jumps, sources = [], jnp.array(True), [], []
+        for one in inputs.values():
+            ts, *values = one.operands
+            if ts is None:
+                raise ValueError(
+                    "The knots of an `Input` depend on the time or the state, or change in a loop "
+                    "within the field, so that no step can be told to end there."
+                )
+            ts = knots_of(ts).astype(t.dtype)
+            all_ts.append(jnp.ravel(ts))
+            rise &= jnp.all((ts[..., 1:] > ts[..., :-1]) | jnp.isinf(ts[..., 1:]))
+            if one.params["ends"] or one.params["between"]:
+                jump = _jumps(lax.stop_gradient(ts), values, **one.params)
+                jumps.append(jnp.ravel(jnp.where(jump, ts, jnp.inf)))
+                sources.append(one.sources[0])
+        if not all_ts:
             return None
-        ts = [knots_of(jnp.asarray(one.ts)).astype(dtype) for one in inputs]
-        jump = None
-        if any(any(one.jumps_at) for one in inputs):
-            jump = jnp.concatenate([_jumps(*pair) for pair in zip(inputs, ts, strict=True)])
-        return Knots(jnp.concatenate([jnp.ravel(x) for x in ts]), jump)
-
-    @property
-    def jumps(self) -> Float[Array, " knots"] | None:
-        """Those at which the field has two values."""
-        return None if self.jump is None else jnp.where(self.jump, self.ts, jnp.inf)
+        jump = Jumps(jumps, tuple(sources)) if jumps else None
+        return Knots(jnp.concatenate(all_ts), rise, jump)
 
 
-def _jumps(one: Input, ts: Array) -> Bool[Array, " knots"]:
-    first, between, last = one.jumps_at
-    place = jnp.arange(ts.shape[-1])
-    end = jnp.sum(jnp.isfinite(ts), axis=-1, keepdims=True) - 1
-    return jnp.ravel(jnp.where(place == 0, first, jnp.where(place == end, last, between)))
+def knots_met(field: VF, t: ScalarLike, y: PyTree[Array], args: Args) -> np.ndarray:
+    """Those of the inputs that `field` calls, as far as they are known."""
+    start = jnp.asarray(t, float)
+    captured = capture(lambda t, y, args, shift: field(t, y, args), start, y, args, y)
+    knots = Knots.of(captured, start, y, args)
+    return np.zeros(0) if knots is None or is_traced(knots.ts) else np.asarray(knots.ts)
 
 
-def is_at(jumps: Float[Array, " knots"], t: Array, way: Array) -> Bool[Array, " knots"]:
-    """Which of the `jumps` a step ended at, if the next one begins at `t`: just behind, or on it
-    at the end of a solve. `way`: 1, or -1 backwards in time."""
+def _jumps(ts: Array, values: Sequence[Array | None], *, ends: bool, between: bool) -> Array:
+    """At which knots an input has two values: behind the last axis of `ts` come those of a row."""
+    axis = ts.ndim - 1
+    changes = jnp.zeros(ts.shape, bool)
+    for value in values:
+        if value is None:
+            changes = jnp.ones(ts.shape, bool)
+            continue
+        value = lax.stop_gradient(value)
+        before = jnp.roll(value, 1, axis=axis)
+        changes |= jnp.any(before != value, axis=tuple(range(ts.ndim, value.ndim)))
+    place, last = jnp.arange(ts.shape[-1]), jnp.sum(jnp.isfinite(ts), axis=-1, keepdims=True) - 1
+    place = jnp.broadcast_to(place, ts.shape)
+    return changes & between & (place > 0) | ((place == 0) | (place == last)) & ends
+
+
+def is_at(jumps: Float[Array, "..."], t: Array, way: Array) -> Bool[Array, "..."]:
+    """At which of the `jumps` a step ended, if the next one begins at `t`: just behind, or on it at
+    the end of a solve. `way`: 1, or -1 backwards in time."""
     jumps, t = lax.stop_gradient((jumps, t))
-    return jnp.isfinite(jumps) & ((_behind(jumps, way) == t) | (jumps == t))
+    past = way.astype(t.dtype) * (t - jumps)
+    return (past >= 0) & (past <= near(t))
 
 
-def _behind(t: Array, way: Array) -> Array:
-    """The next number on the way."""
-    return jnp.nextafter(t, jnp.inf * way.astype(t.dtype))
+def is_at_any(jumps: Jumps, t: Array, way: Array) -> Bool[Array, ""]:
+    return jnp.any(jnp.stack([jnp.any(is_at(ts, t, way)) for ts in jumps.ts]))
 
 
 def moved(
-    field: Callable, jumps: Float[Array, " knots"], t: Array, y: PyTree[Array], args: Args, way
+    field: Captured,
+    jumps: Jumps,
+    moves: Sequence[bool],
+    t: Array,
+    y: PyTree[Array],
+    args: Args,
+    way: Array,
+    end: Array | None = None,
+    *,
+    back: bool = False,
 ) -> PyTree[Array]:
-    """`y` where a step ended at one of the `jumps`, as a function of when that is: from there on
-    under the field before it until then, and back under the field behind it.
+    """`y` where a step ended at one of the `jumps`, as a function of when those are that `moves`:
+    from there on under the field before it until then, and back under the field behind it. (If the
+    state is where the solve ends, that may move, too: `end`.) Or, `back`, the `y` from which this
+    makes the one that is given.
 
     As it is then now both ways have no length, and this is `y`; its derivatives, of first and
-    second order, are those of two steps of the midpoint rule."""
-    here = is_at(jumps, t, way)
-    knot = lax.stop_gradient(jnp.max(jnp.where(here, jumps, -jnp.inf)))
-    of_all = jnp.where(here, jumps, 0)
-    by = jnp.sum(of_all - lax.stop_gradient(of_all)) / jnp.sum(here).astype(jumps.dtype)
-    before, behind = _behind(knot, -way), _behind(knot, way)
-    times = jnp.stack([before, before + by / 2, behind + by, behind + by / 2])
+    second order, are those of two steps of the midpoint rule. Inputs that jump there and do not
+    move stay before their jump."""
+    moving = jnp.concatenate([ts for ts, m in zip(jumps.ts, moves, strict=True) if m] or [t[None]])
+    here = is_at(moving, t, way) if any(moves) else jnp.zeros(1, bool)
+    of_all = jnp.where(here, moving, 0)
+    still = lax.stop_gradient
+    by = jnp.sum(of_all - still(of_all)) / jnp.maximum(jnp.sum(here), 1).astype(t.dtype)
+    if end is not None:
+        by -= end - still(end)
+    apart = 2 * way.astype(t.dtype) * near(t)
+    before, behind = t - apart, t + apart
+
+    def held(ts: Array) -> Array:
+        own = ts.astype(t.dtype)
+        later = jnp.where(is_at(own, t, way), (behind + apart).astype(ts.dtype), ts)
+        return still(later)
+
+    pairs = zip(jumps.sources, moves, strict=True)
+    # If none moves it is the end that does, and they all stay where they are.
+    stays = {i: held for i, m in pairs if i is not None and not m and any(moves)}
+    sides = (behind, before) if back else (before, behind)
+    times = jnp.stack([sides[0], sides[0] + by / 2, sides[1] + by, sides[1] + by / 2])
     lengths = jnp.stack([by / 2, by, -by / 2, -by])
 
     def stage(carry, x):
         start, at = carry
         time, length, is_last = x
-        slope = field(time, at, args, optax.tree.zeros_like(at))
+        slope = field.with_others(stays, time, at, args, optax.tree.zeros_like(at))
         at = jtu.tree_map(lambda y, dy: y + length.astype(y.dtype) * dy, start, slope)
         return (optax.tree.where(is_last, at, start), at), None
 
@@ -91,7 +156,7 @@ def moved(
 
 @eqx.filter_custom_jvp
 def past_jumps(
-    y: PyTree[Array], jumps: Float[Array, " knots"], t: Array, field: Callable, args: Args, way
+    y: PyTree[Array], jumps: Jumps, t: Array, field: Captured, args: Args, way: Array
 ) -> PyTree[Array]:
     """`y` where a step ended, from where the next begins at `t`: with the derivative of [`moved`][]
     if that was at one of the `jumps`. Forward mode only."""
@@ -101,20 +166,21 @@ def past_jumps(
 @past_jumps.def_jvp
 def _past_jumps_jvp(primals, tangents):
     (y, jumps, t, field, args, way), (d_y, d_jumps, _, d_field, d_args, _) = primals, tangents
-    if d_jumps is None:
+    if not jtu.tree_leaves(d_jumps):
         return y, d_y
     d_y = or_zero(d_y, y)
+    moves = [d is not None for d in d_jumps.ts]
 
     def move():
         points, d_points = (field, jumps, y, args), (d_field, d_jumps, d_y, d_args)
-        at = lambda field, jumps, y, args: moved(field, jumps, t, y, args, way)
+        at = lambda field, jumps, y, args: moved(field, jumps, moves, t, y, args, way)
         return eqx.filter_jvp(at, points, d_points)[1]
 
-    return y, only_where(jnp.any(is_at(jumps, t, way)), move, d_y)
+    return y, only_where(is_at_any(jumps, t, way), move, d_y)
 
 
 @eqx.filter_custom_jvp
-def without_derivative(tree: PyTree, jumps: Array, message: str) -> PyTree:
+def without_derivative(tree: PyTree, jumps: Any, message: str) -> PyTree:
     """`tree`, whose derivative in `jumps` is a `TypeError` with `message`."""
     return tree
 
@@ -122,6 +188,6 @@ def without_derivative(tree: PyTree, jumps: Array, message: str) -> PyTree:
 @without_derivative.def_jvp
 def _without_derivative_jvp(primals, tangents):
     (tree, _, message), (d_tree, d_jumps, _) = primals, tangents
-    if d_jumps is not None:
+    if jtu.tree_leaves(d_jumps):
         raise TypeError(message)
     return tree, d_tree

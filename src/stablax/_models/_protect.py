@@ -44,19 +44,15 @@ from .._fields import (
     Guard,
     Guarded,
     GuardedField,
-    Input,
     as_guarded,
     evaluate,
     evaluate_aside,
     evaluate_ungated,
-    inputs_in,
-    inputs_met,
 )
 from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
 from .._solvers import AbstractRosenbrock, prepare
 from .._states import state_dtype, stop
-from .._static import is_traced
 from ._accepted import AcceptedSteps, Inputs
 from ._adjoint import DiscreteAdjoint, Outputs, solve
 from ._forward_only import forward_only
@@ -78,28 +74,24 @@ _FORWARD = (
 
 def closed_inputs(
     plan: Plan, seen: tuple, others: tuple, inflow: PyTree[Array] | None
-) -> tuple[Captured, list[Input], tuple, tuple]:
-    """The field of a solve as a function of `(t, y, args, shift)` that closes over nothing, and the
-    `Input`s that drive it, with what it has `seen`, `(field, t0, y0, args)`, and the other inputs.
-    With an `inflow`, that is added to it.
+) -> tuple[Captured, tuple, tuple]:
+    """The field of a solve as a function of `(t, y, args, shift)` that closes over nothing, with
+    what it has `seen`, `(field, t0, y0, args)`, and the other inputs. With an `inflow`, that is
+    added to it.
 
     Under `shard_map` all that a loop works with differs between devices as one of them does: else
     the derivative in what does not is summed over the devices in every step."""
     seen, others = spread((seen, others))
     field, t0, y0, args = seen
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
-    with inputs_met() as met:
-        own = _vector_field(plan, as_guarded(field), y0)
-        fed = own if inflow is None else lambda *at: optax.tree.add(own(*at), inflow)
-        closed = capture(fed, t0, y0, args, optax.tree.zeros_like(y0))
+    own = _vector_field(plan, as_guarded(field), y0)
+    fed = own if inflow is None else lambda *at: optax.tree.add(own(*at), inflow)
+    closed = capture(fed, t0, y0, args, optax.tree.zeros_like(y0))
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         rest, others = spread((seen[1:], others), closed)
         return closed_inputs(plan, (field, *rest), others, inflow)
     refuse_hidden(closed, differing(y0))
-    drivers = inputs_in(field, args)
-    # What it closes over is no part of it. (Others that it met are parts, as they were traced.)
-    drivers += [one for one in met if not is_traced(one.ts) or closed.closes_over(one.ts)]
-    return closed, drivers, seen, others
+    return closed, seen, others
 
 
 def _vector_field(plan: Plan, guarded: GuardedField | Guarded, y0: PyTree[Array]) -> Callable:

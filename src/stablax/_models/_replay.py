@@ -118,7 +118,8 @@ class _ForwardPass(_AbstractPass):
 
             def move_jump(d_y=d_y):
                 at_jump = functools.partial(steps.at_jump, step)
-                return eqx.filter_jvp(at_jump, (moving, y), (self.d_moving, d_y))[1]
+                d_points = (self.d_moving, d_y, d_end)
+                return eqx.filter_jvp(at_jump, (moving, y, step.end), d_points)[1]
 
             d_y = only_where(steps.ends_at_jump(step), move_jump, d_y)
         at = _Forth(row, d_y, kept, d_next, event)
@@ -195,15 +196,18 @@ class _BackwardPass(_AbstractPass):
         d_y, d_moving, zero_time = at.d_y, at.d_moving, jnp.zeros_like(start)
         so_far, event = (d_dense, zero_time, zero_time), at.event
         order = step.order
+        d_last_end = zero_time
         if steps.has_jumps:
-            y1 = take(record.states, jnp.maximum(k, 0))
+            # The state behind the jump is recorded; before it is what it is made of.
+            after = take(record.states, jnp.maximum(k, 0))
 
             def pull_jump(d_y=d_y):
+                y1 = steps.at_jump(step, moving, after, end, back=True)
                 at_jump = functools.partial(steps.at_jump, step)
-                return eqx.filter_vjp(at_jump, moving, y1)[1](d_y)
+                return eqx.filter_vjp(at_jump, moving, y1, end)[1](d_y)
 
-            none = (optax.tree.zeros_like(moving), d_y)
-            more, d_y = only_where(steps.ends_at_jump(step), pull_jump, none)
+            none = (optax.tree.zeros_like(moving), d_y, zero_time)
+            more, d_y, d_last_end = only_where(steps.ends_at_jump(step), pull_jump, none)
             d_moving = add(d_moving, more)
         if order is not None and event is not None:
             event = event - step.count
@@ -223,7 +227,7 @@ class _BackwardPass(_AbstractPass):
         more_rows = lambda carry: any_lane(in_step(carry[0]))
         row, (d_dense, d_start, d_stop), writes = lax.while_loop(more_rows, save, saved)
         more, step_start, step_end, d_y = pull(d_y, d_dense)
-        d_end = jnp.where(step.arrives, d_stop + step_end, at.d_end)
+        d_end = jnp.where(step.arrives, d_stop + step_end + d_last_end, at.d_end)
         new = _Back(row, d_y, add(d_moving, more), d_start + step_start, d_end, event)
         return new, writes, steps.held(dense)
 

@@ -1,7 +1,7 @@
 """From the inputs of a solve to what its loop leaves: our own loop, or diffrax's."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -32,13 +32,12 @@ from ._verdict import verdict
 class _Field(eqx.Module):
     closed: Callable
     shift: PyTree | None
-    end: tuple[Array, Array] | None
+    seen: Sequence[tuple[Array, Array]]
 
     def __call__(self, t, y, args):
-        if self.end is not None:
-            end, before = self.end
-            at_end = jnp.abs(t - end) <= jnp.abs(before - end)
-            t = t + lax.stop_gradient(jnp.where(at_end, before - t, 0))
+        for at, instead in self.seen:
+            is_there = jnp.abs(t - at) <= jnp.abs(instead - at)
+            t = t + lax.stop_gradient(jnp.where(is_there, instead - t, 0))
         return self.closed(
             t, y, args, optax.tree.zeros_like(y) if self.shift is None else self.shift
         )
@@ -64,13 +63,13 @@ def terms_of(
     solver: diffrax.AbstractSolver,
     field: Callable,
     shift: PyTree | None = None,
-    end: tuple[Array, Array] | None = None,
+    seen: Sequence[tuple[Array, Array]] = (),
     way: Array | None = None,
 ) -> PyTree[diffrax.AbstractTerm]:
-    """The terms of a `field(t, y, args, shift)` (by default zeros). With `end`, the end of a step
-    and a time just before it, the field is evaluated before instead of at the end. With `way`,
-    1 or -1, their time is `way * t`."""
-    functions = [_Field(field, shift, end)]
+    """The terms of a `field(t, y, args, shift)` (by default zeros). Of times that are `seen`
+    elsewhere, the field is evaluated there: at the end of a step just before it. With `way`, 1 or
+    -1, their time is `way * t`."""
+    functions = [_Field(field, shift, seen)]
     if is_imex(solver):
         functions = [lambda t, y, args: optax.tree.zeros_like(y), *functions]
     terms: Any = map(diffrax.ODETerm, functions)
@@ -111,11 +110,15 @@ def run_loop(
     t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
     # Without a step to take nothing moves.
     start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
-    y0 = _with_time(inputs.y0, start, inputs.t0, inputs.field, inputs.args)
+    behind = [inputs.t0, inputs.t1]
+    if _jumps(pace):  # on the side to which the solve goes
+        over = just_before(t1, t0) - t0
+        behind = [t + over for t in behind]
+    y0 = _with_time(inputs.y0, start, behind[0], inputs.field, inputs.args)
     held = dataclasses.replace(inputs, y0=y0, t0=t0, t1=t1)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
-    at_end = _with_time(run.last, end, inputs.t1, inputs.field, inputs.args)
+    at_end = _with_time(run.last, end, behind[1], inputs.field, inputs.args)
     last = optax.tree.where(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = dataclasses.replace(ended, result=result)
@@ -137,7 +140,7 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     way = jnp.where(t1 < t0, -1, 1)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     return dict(
-        terms=terms_of(plan.solver, inputs.field, end=_last_seen(pace, t0, t1)),
+        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, t0, t1)),
         solver=plan.solver,
         t0=t0,
         t1=t1,
@@ -148,10 +151,15 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     )
 
 
-def _last_seen(pace: Pace, t0: Array, t1: Array) -> tuple[Array, Array] | None:
-    """Of a field that jumps, the end of the solve, and a time before at which it is seen there: it
-    may jump at the end."""
-    return (t1, just_before(t0, t1)) if pace.controller.meets_jumps else None
+def _edges(pace: Pace, t0: Array, t1: Array) -> Sequence[tuple[Array, Array]]:
+    """Of a field that jumps, the ends of the solve, and times within at which it is seen there: it
+    may jump at either."""
+    return ((t0, just_before(t1, t0)), (t1, just_before(t0, t1))) if _jumps(pace) else ()
+
+
+def _jumps(pace: Pace) -> bool:
+    """Whether the field does so, as far as that is known."""
+    return pace.controller.meets_jumps
 
 
 def _pass_jumps(field: Callable, jumps: Array, way: Array, t: Array, y, args) -> PyTree[Array]:
@@ -168,9 +176,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
     if inputs.jumps is not None:
         passes_at = jtu.Partial(_pass_jumps, inputs.field, inputs.jumps, way)
     steps = Steps(
-        terms=terms_of(
-            plan.solver, inputs.field, end=_last_seen(pace, inputs.t0, inputs.t1), way=way
-        ),
+        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, inputs.t0, inputs.t1), way=way),
         solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
         controller=controller,
         meter=plan.progress_meter,

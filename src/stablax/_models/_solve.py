@@ -7,7 +7,6 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
@@ -33,8 +32,8 @@ from ._times import last_asked, rows_are_ordered
 _JUMPS = (
     "The field is driven by an `Input` that jumps, and a derivative in its knots was asked for. It "
     "needs steps that end there, of an adaptive controller, and the default adjoint or "
-    "`ForwardMode`. If the knots are not trained, make them constants: `sx.Input(sx.Frozen(ts), "
-    "...)`."
+    "`ForwardMode`. If it is not wanted: `jax.lax.stop_gradient(ts)`, or in a field "
+    "`sx.Input(sx.Frozen(ts), ...)`."
 )
 
 
@@ -86,11 +85,12 @@ def integrate(
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
     times. Where not `active`, takes no step. `is_new`: whether no step of the call came before.
     `inflow` is added to dy/dt. Returns the last state, too."""
-    closed, drivers, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
+    closed, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
         plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new), inflow
     )
-    knots, jumps = spread(Knots.of(drivers, np.dtype(t0.dtype)), y0), None
+    knots, jumps, rise = spread(Knots.of(closed, t0, y0, args), y0), None, None
     if knots is not None:
+        rise = knots.rise
         pace = with_jumps(pace, stop(knots.ts))
         jumps = knots.jumps
     if jumps is not None and not (plan.on_own_loop and meets_times(pace.controller)):
@@ -101,7 +101,8 @@ def integrate(
     if t1 is None:
         ordered, t1 = rows_are_ordered(t0, ts), last_asked(ts)
     assert t1 is not None
-    going = ordered if active is None else active & ordered
+    going = ordered if rise is None else ordered & rise
+    going = going if active is None else active & going
     # Without a step to take the solve is from `t0` to `t0`.
     end = jnp.where(going, t1, t0)
     # Our loop takes what is nan as never; diffrax's saves it at the end.
@@ -127,7 +128,7 @@ def integrate(
         log = events.log(outputs.events, outputs.rest.events, y0)
         outputs = eqx.tree_at(lambda o: o.rest.t, outputs, _time_of_end(outputs.rest, log))
     about = About(names, family_of(plan.solver))
-    simulation = _summarise(outputs, log, about, ts, end, going & asked, ordered)
+    simulation = _summarise(outputs, log, about, ts, end, going & asked, ordered, rise)
     return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
 
 
@@ -154,12 +155,13 @@ def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:
 
 
 def _summarise(
-    outputs: Outputs, log: EventLog | None, about: About, ts, end, active, ordered
+    outputs: Outputs, log: EventLog | None, about: About, ts, end, active, ordered, rise
 ) -> Simulation:
     rows, last = outputs.rows, outputs.last
     ended: Ended = outputs.rest
     record, watched, statistics = ended.record, ended.watched, ended.stats
-    result = RESULTS.where(ordered, ended.result, RESULTS.bad_times)
+    result = ended.result if rise is None else RESULTS.where(rise, ended.result, RESULTS.bad_knots)
+    result = RESULTS.where(ordered, result, RESULTS.bad_times)
     reached = jnp.isfinite(ended.saved) & active
 
     def fill_row(row, last):

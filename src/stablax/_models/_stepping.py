@@ -18,6 +18,7 @@ from .._control import (
     admissible,
     check_reach,
     least_rtol,
+    near,
     refuse_no_numbers,
 )
 from .._fields import Guard
@@ -339,7 +340,11 @@ def with_jumps(pace: Pace, jumps: Array) -> Pace:
         return pace
     own = inner.jump_ts if isinstance(inner, diffrax.ClipStepSizeController) else None
     jumps = jumps if own is None else jnp.concatenate([jnp.asarray(own, jumps.dtype), jumps])
-    return pace.replace(_with_times(controller, dict(jump_ts=jumps), np.dtype(jumps.dtype)))
+    jumps = jnp.sort(jumps)
+    apart = jnp.diff(jumps, prepend=-jnp.inf) > near(jumps)
+    one_each = jnp.where(apart, jumps, jnp.inf)
+    controller = _with_times(controller, dict(jump_ts=one_each), np.dtype(jumps.dtype))
+    return pace.replace(dataclasses.replace(controller, jumps=jumps))
 
 
 def meets_times(controller: AdmissibleSteps) -> bool:
