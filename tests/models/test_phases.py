@@ -389,6 +389,7 @@ def two_steps():
     return SimpleNamespace(insulin=insulin, problem=problem, solve=gradient)
 
 
+@pytest.mark.slow
 def test_two_doses_are_the_published_experiment(two_steps):
     _, (_, ys) = two_steps.solve(jnp.array([4.0, 8.8]))
     file = json.loads(data_file("Brannmark_JBC2010.json").read_text())
@@ -402,6 +403,7 @@ def test_two_doses_are_the_published_experiment(two_steps):
         np.testing.assert_allclose(ours, float(row["simulation"]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradient_in_time_and_amount_of_the_second_dose(two_steps):
     # Off the save times, at which the solution has a kink in the time of the dose.
     at = np.array([4.07, 8.8])
