@@ -35,8 +35,8 @@ _ULPS = 16
 
 def near(t: Array) -> Array:
     """How far apart times about `t` count as one."""
-    info = jnp.finfo(t.dtype)
-    return _ULPS * jnp.maximum(info.eps * jnp.abs(t), info.tiny)
+    limits = jnp.finfo(t.dtype)
+    return _ULPS * jnp.maximum(limits.eps * jnp.abs(t), limits.tiny)
 
 
 class StepRecord(eqx.Module):
