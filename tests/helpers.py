@@ -175,7 +175,7 @@ FIELDS: dict[str, Case] = {
         ),
         sx.Guard(0.0, np.array([10.0, np.inf, 20.0])),
         jnp.array([0.5, 2.0, 0.3]),
-        args={"drug": jnp.array(0.7), "off": jnp.array(0.1)},
+        args={"drug": sx.Input([0.1, 0.25, 0.7], [0.7, 0.2, 0.5]), "off": jnp.array(0.1)},
     ),
     "HybridField, dict state": Case(
         lambda guard: sx.HybridField(
