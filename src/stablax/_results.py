@@ -109,7 +109,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     no_periodic_state = (
         "No periodic state was found: what a period makes of the state does not come to rest. The "
         "system may have none (it accumulates, or conserves something), or Newton's method starts "
-        "too far off: give a `y0` after some periods, or raise `max_periods`."
+        "too far off: give a `y0` after some periods, or raise `max_periods`. Doses at steady "
+        "state have to arrive, and infusions to end, within one period from `t0`."
     )
     left_bounds = (
         "The solution leaves the guard's box (or starts outside it). Widen the bounds; or, if "

@@ -96,8 +96,14 @@ def test_a_table_is_solved():
         (dict(EVID=[1, 1, 0]), r"Row 1 has an EVID of 1, which is a dose, but no AMT"),
         (dict(EVID=[5, 0, 0]), r"EVID is 5 in row 0, but 0 to 4 are known"),
         (dict(ADDL=[3, 0, 0]), r"an ADDL of 3 and an II of 0"),
-        (dict(CMT=[0, 1, 1]), r"CMT is 0 in row 0: compartments are counted from 1 on"),
-        (dict(WT=["heavy", 1, 1]), r"WT is 'heavy' in row 0, which is no number"),
+        (dict(CMT=[-1, 1, 1]), r"CMT is -1 in row 0: compartments are counted from 1 on"),
+        (dict(AMT=[-10, 0, 0]), r"AMT is -10 in row 0, but must not be negative"),
+        (dict(ID=[1, float("nan"), 1]), r"ID is missing in row 1"),
+        (dict(ID=[1, 2, 1]), r"Row 2 is of the patient 1, as row 0, and others are between"),
+        (
+            dict(AMT=[0.0, 10.0, 0.0], DV=[1.0, ".", 2.0], SS=[0, 1, 0], II=[0, 8, 0]),
+            r"SS is 1 in row 1, at 1: known is a regimen at steady state from the first row",
+        ),
         (dict(time=[0.0, 1.0, 2.0]), r"`table` has the column TIME twice"),
     ],
 )
@@ -107,6 +113,17 @@ def test_what_is_wrong_in_a_table_has_words(changes, text):
         sx.Patients.of_table({name: column for name, column in table.items() if column is not None})
 
 
+def test_what_a_table_may_leave_out():
+    """Without DV the times are read; columns of words, a CMT of 0, times that begin elsewhere."""
+    table = dict(ID=["a", "a", "b"], TIME=[-0.5, 3.0, 7.0], AMT=[0.0, 5.0, 2.0], CMT=[0, "1.0", 1])
+    patients = sx.Patients.of_table(
+        table | dict(SEX=["M", "M", "F"], EVID=[0, 1, 1], WT=[70, 70, 50]), compartments={1: "gut"}
+    )
+    assert patients.t0.tolist() == [-0.5, 7.0] and list(patients.covariates) == ["WT"]
+    assert patients.ts.tolist() == [[-0.5], [np.inf]] and np.isnan(patients.values).all()
+    assert patients.schedule._doses.places == ("gut",)
+
+
 def test_a_regimen_at_steady_state_is_read():
     table = dict(TIME=[0.0, 5.0], AMT=[10.0, 0.0], II=[8.0, 0.0], SS=[1, 0], DV=[".", 1.0])
     patients = sx.Patients.of_table(table | dict(ADDL=[1, 0]))
@@ -114,7 +131,7 @@ def test_a_regimen_at_steady_state_is_read():
     assert given.t.tolist() == [[0.0, 8.0]] and given.period.tolist() == [[8.0, np.inf]]
     field = lambda t, y, rate: -rate * y
     model = sx.SimulatePhases(field)
-    begin = lambda s: s.at_steady_state(model, jnp.zeros(1), args=0.1)[0]
+    begin = lambda s: s.at_steady_state(model, jnp.zeros(1), args=0.1)[0].y
     exact = 10.0 * np.exp(-0.8) / (1 - np.exp(-0.8))
     np.testing.assert_allclose(jax.vmap(begin)(patients.schedule), [[exact]], rtol=1e-5)
 

@@ -25,8 +25,8 @@ def decay(t, y, k):
 
 
 def closed_form(y, ts, ends, doses, rates, *, at, before=False):
-    """The solution at `ts`, differentiable, for ends near `at`: a phase that is empty there is its
-    dose alone, and a row that is on an end there stays on its side of it."""
+    """The solution at `ts`, differentiable, for ends near `at`: a row that is on an end there stays
+    on its side of it."""
     rows, start = {}, 0.0
     for i, (a, b) in enumerate(itertools.pairwise([0.0, *at])):
         if i == 0 and before:
@@ -36,8 +36,7 @@ def closed_form(y, ts, ends, doses, rates, *, at, before=False):
         for j, t in enumerate(ts):
             if (a < t <= b) if before else (a <= t < b or (last and a <= t <= b)):
                 rows[j] = y * jnp.exp(-rates[i] * (t - start))
-        if b > a:
-            y = y * jnp.exp(-rates[i] * (ends[i] - start))
+        y = y * jnp.exp(-rates[i] * (ends[i] - start))
         start = ends[i]
     return jnp.stack([rows[j] for j in range(len(ts))])
 

@@ -1,5 +1,6 @@
 """Doses, infusions and resets of a schedule, against closed forms of a linear drug."""
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ def drug(t, y, rates):
     return jnp.stack([-absorbed, absorbed - rates["out"] * plasma])
 
 
-MODEL = sx.SimulatePhases(drug, controller=sx.StiffPID.preset(rtol=1e-9, atol=1e-11))
+PRECISE = sx.StiffPID.preset(rtol=1e-9, atol=1e-11)
+MODEL = sx.SimulatePhases(drug, controller=PRECISE)
 
 
 def swallowed(t, amount, ts):
@@ -245,6 +247,77 @@ def test_what_does_not_fit_has_words(make, text):
         make()
 
 
+def test_what_comes_together_moves_apart():
+    """A lag of zero at the start, infusions back to back, two routes with one lag: a phase of
+    length zero is as long as its ends say."""
+    ts, start = jnp.array([5.0, 24.0]), jnp.array([5.0, 30.0])
+    decay = jnp.stack([swallowed(0.0, 5.0, ts)[:, 1] + 30 * jnp.exp(-ELIMINATE * ts)])[0]
+
+    def run(lags, duration):
+        given = [
+            sx.Dose(0.0, 100.0, lag=lags[0]),
+            sx.Dose(0.0, 40.0, into=1, lag=lags[1]),
+            sx.Infusion(5.5, 100.0, duration, into=1),
+            sx.Infusion(12.0, 60.0, 6.0, into=1),
+        ]
+        phases = sx.Schedule(given).phases(drug, start, 24.0, args=RATES)
+        return MODEL(start, ts, phases).ys[:, 1]
+
+    def exact(lags, duration):
+        out = decay + swallowed(lags[0], 100.0, ts)[:, 1]
+        out += 40.0 * jnp.exp(-ELIMINATE * (ts - lags[1]))
+        return out + (infused(5.5, 100.0, duration, ts) + infused(12.0, 60.0, 6.0, ts))[:, 1]
+
+    at = (jnp.array([0.0, 0.0]), jnp.array(6.5))
+    np.testing.assert_allclose(run(*at), exact(*at), rtol=1e-7)
+    found, expected = (jax.jacrev(f, argnums=(0, 1))(*at) for f in (run, exact))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_phases_of_no_length_move_in_forward_mode():
+    """As in reverse mode, with either adjoint."""
+
+    def last(adjoint):
+        field = lambda t, y, rate: -rate * y
+        model = sx.SimulatePhases(field, adjoint=adjoint, controller=PRECISE)
+
+        def run(lag):
+            doses = sx.Schedule([sx.Dose(0.0, 2.0, lag=lag)])
+            phases = doses.phases(field, jnp.ones(1), 1.0, args=0.5)
+            return model(jnp.ones(1), [1.0], phases).ys
+
+        return run
+
+    for adjoint in (sx.DiscreteAdjoint(), diffrax.ForwardMode()):
+        slope = jax.jacfwd(last(adjoint))(0.0)
+        np.testing.assert_allclose(slope, 2.0 * 0.5 * np.exp(-0.5) * np.ones((1, 1)), rtol=1e-7)
+
+
+def test_what_is_read_can_be_adjusted():
+    """Lags, bioavailability and durations of a schedule that is there already, by place."""
+    read = sx.Schedule([sx.Dose(0.0, 10.0), sx.Dose(0.0, 4.0, into=1), sx.Infusion(1.0, 6.0, 2.0)])
+    ts = jnp.array([9.0])
+    known = sx.Schedule(
+        [
+            sx.Dose(0.5, 5.0),
+            sx.Dose(0.0, 4.0, into=1),
+            sx.Infusion(1.5, 3.0, 4.0),
+        ]
+    )
+    changed = read.adjusted(lag=0.5, bioavailability=0.5, duration=2.0, into=0)
+    np.testing.assert_allclose(solve(changed, ts).ys, solve(known, ts).ys, rtol=1e-12)
+    assert read.adjusted(lag=1.0).ts.tolist() == [4.0, 1.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match=r"`into` is 'gut', into which nothing is given. Known"):
+        read.adjusted(lag=1.0, into="gut")
+
+
+def test_traced_durations_that_cannot_be_fail():
+    run = lambda d: solve(sx.Schedule([sx.Infusion(1.0, 9.0, d)]), [2.0], throw=False).result
+    assert jax.jit(run)(0.0) == sx.RESULTS.bad_phases and sx.is_successful(jax.jit(run)(1.0))
+
+
 def test_a_traced_time_before_the_start_fails():
     def run(lag):
         schedule = sx.Schedule([sx.Dose(1.0, 1.0, lag=lag)])
@@ -284,17 +357,28 @@ def test_a_regimen_at_steady_state():
 
     v = {"mg": jnp.array(100.0), "every": jnp.array(12.0), "lag": jnp.array(0.5)}
     exact = lambda v: steady_gut(v["mg"], v["every"], v["lag"])
-    gradient = jax.jit(jax.jacrev(lambda v: run(v)[0]))(v)
+    gradient = jax.jit(jax.jacrev(lambda v: run(v)[0].y))(v)
     for name, slope in jax.jacrev(exact)(v).items():
         np.testing.assert_allclose(gradient[name], slope, rtol=1e-6, err_msg=name)
 
     start, rest = run(v)
-    np.testing.assert_allclose(start, exact(v), rtol=1e-8)
+    np.testing.assert_allclose(start.y, exact(v), rtol=1e-8)
     phases = rest.phases(drug, EMPTY, 24.0, args=RATES)
     # The second dose is the last one: until it has arrived all repeats itself.
-    np.testing.assert_allclose(MODEL(start, [12.0], phases).ys[0], start, rtol=1e-7)
+    np.testing.assert_allclose(MODEL(start.y, [12.0], phases).ys[0], start.y, rtol=1e-7)
     same, schedule = sx.Schedule([sx.Dose(0.0, 1.0)]).at_steady_state(MODEL, EMPTY)
-    assert jnp.array_equal(same, EMPTY) and schedule.phases(drug, EMPTY, 1.0).t1.shape == (2,)
+    assert jnp.array_equal(same.y, EMPTY) and schedule.phases(drug, EMPTY, 1.0).t1.shape == (2,)
+
+
+def test_traced_doses_that_do_not_fit_the_period_are_a_result():
+    """Under `vmap` nobody can raise: one that comes too late, and an infusion that is too long."""
+
+    def run(t, duration):
+        drip = sx.Infusion(t, 10.0, duration, into=1, every=12.0, steady=True)
+        return sx.Schedule([drip]).at_steady_state(MODEL, EMPTY, args=RATES, throw=False)[0]
+
+    found = jax.vmap(run)(jnp.array([0.0, 24.0, 0.0]), jnp.array([2.0, 2.0, 18.0]))
+    assert sx.is_successful(found).tolist() == [True, False, False]
 
 
 def test_some_patients_are_at_steady_state():
@@ -304,7 +388,7 @@ def test_some_patients_are_at_steady_state():
 
     def one(schedule):
         start, rest = schedule.at_steady_state(MODEL, EMPTY, args=RATES)
-        return start, MODEL(start, [16.0], rest.phases(drug, EMPTY, 24.0, args=RATES)).ys[0]
+        return start.y, MODEL(start.y, [16.0], rest.phases(drug, EMPTY, 24.0, args=RATES)).ys[0]
 
     start, later = jax.jit(jax.vmap(one))(stack)
     peak = 24.0 / 2.0 / ELIMINATE * (1 - jnp.exp(-ELIMINATE * 2.0))

@@ -16,6 +16,7 @@ from .._lane_loop import take
 from .._lanes import spread
 from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock
+from .._states import finite_or_zero
 from .._types import Args
 from ._events import Events
 from ._knots import Jumps, is_at_any, moved
@@ -103,6 +104,25 @@ class Steps(eqx.Module):
         field, args, _, jumps = eqx.combine(moving, self.parameters[1])
         moves: Any = self.moves.jumps
         return moved(field, jumps, moves.ts, step.stop, y, args, self.way, end, back=back)
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether one of them moves."""
+        moves: Any = self.moves
+        return moves.t0 or moves.t1
+
+    @property
+    def is_at_rest(self) -> Bool[Array, ""]:
+        """Whether there is no time between the ends."""
+        return self.inputs.t0 == self.inputs.t1
+
+    def at_rest(self, moving, y, t0, t1) -> PyTree[Array]:
+        """`y` after a solve from `t0` to `t1`, between which is no time."""
+        field, args, *_ = eqx.combine(moving, self.parameters[1])
+        still = lax.stop_gradient
+        by = (t1 - still(t1)) - (t0 - still(t0))
+        slope = finite_or_zero(field(t0, y, args, optax.tree.zeros_like(y)))
+        return jtu.tree_map(lambda y, dy: y + by.astype(y.dtype) * dy, y, slope)
 
     def at(self, k: Array, record: "Record") -> "Step":
         """Step `k`. Under `vmap` a lane that is done goes on: with its first step or its last, or

@@ -64,6 +64,17 @@ class Given(eqx.Module):
         """What is given if a regimen has begun."""
         return dataclasses.replace(self, begins_steady=False)
 
+    def adjusted(self, lag, part, duration, into: Place | None) -> "Given":
+        """Later by `lag`, and by two factors more, of what is given `into` a place, or of all."""
+        number = -1 if into not in self.places else self.places.index(into)
+        is_meant = (self.into == number) | (into is None)
+        return dataclasses.replace(
+            self,
+            t=jnp.where(is_meant, self.t + lag, self.t),
+            amount=jnp.where(is_meant, self.amount * part, self.amount),
+            duration=jnp.where(is_meant, self.duration * duration, self.duration),
+        )
+
     def placed(self, names: tuple[str, ...]) -> Int[Array, " n"]:
         """The components."""
         return jnp.array([_component(place, names) for place in self.places] or [0])[self.into]
@@ -253,6 +264,11 @@ def _given(dose: Dose | Infusion, duration: Array) -> tuple[Array, ...]:
         )
     wide = [jnp.broadcast_to(x, (*(sizes or {1}),)) for x in named.values()]
     t, amount, duration, lag, part, every = wide
+    # What is traced has no error: no solve goes through times that are nan.
+    possible = every > 0 if dose.every is not None else jnp.ones(every.shape, bool)
+    if isinstance(dose, Infusion):
+        possible &= duration > 0
+    t = jnp.where(possible, t, jnp.nan)
     times = (t + lag)[:, None] + every[:, None] * jnp.arange(dose.count, dtype=every.dtype)[None]
     many = lambda x: jnp.repeat(x, dose.count)
     period = jnp.full(times.shape, jnp.inf, times.dtype)
@@ -267,7 +283,7 @@ def _component(place: Place, names: tuple[str, ...]) -> int:
         if not -len(names) <= place < len(names):
             raise ValueError(f"`into` is {place}, but the state has {len(names)} components.")
         return place % len(names)
-    names = tuple(re.sub(r"^\['(.*)'\]$", r"\1", name) for name in names)  # entries of a dict
+    names = tuple(re.sub(r"^\['([^'\]]*)'\]$", r"\1", name) for name in names)  # of a dict
     if place in names:
         return names.index(place)
     raise ValueError(

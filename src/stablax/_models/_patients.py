@@ -40,9 +40,12 @@ class Patients(eqx.Module):
     - `ts`: the times of measurement [time], shape `(patients, measurements)`; inf where a patient
         has fewer.
     - `values`: what was measured (column DV), of the same shape; nan there.
+    - `t0`: the time of the first row of each patient, shape `(patients,)`: where the simulation of
+        one starts whose times do not begin at 0, `schedule.phases(..., t0=t0)` and
+        `model(..., t0=t0)`.
     - `place`: into which compartment (column CMT) each belongs, an index into `places`; -1 there.
-    - `covariates`: a dict of the other columns, the first value of each patient, shape
-        `(patients,)`.
+    - `covariates`: a dict of the other columns that hold numbers, the first value of each patient,
+        shape `(patients,)`.
     - `ids`: the patients; static.
     - `places`: the compartments of measurements; static.
     """
@@ -50,6 +53,7 @@ class Patients(eqx.Module):
     schedule: Schedule
     ts: Float[Array, "patients measurements"]
     values: Float[Array, "patients measurements"]
+    t0: Float[Array, " patients"]
     place: Array
     covariates: dict[str, Float[Array, " patients"]]
     ids: tuple[Any, ...] = eqx.field(static=True)
@@ -73,14 +77,14 @@ class Patients(eqx.Module):
         |---|---|
         | ID | the patient |
         | TIME | since the start of the patient's record [time]; does not decrease |
-        | DV | what was measured |
+        | DV | what was measured; without the column only the times are read |
         | EVID | 0 a measurement, 1 a dose, 2 nothing, 3 a reset, 4 a reset and a dose |
         | MDV | 1 in rows with EVID 0 of which DV is none |
         | AMT | the amount of a dose |
         | RATE, DUR | of an infusion: its rate [amount/time], or its duration [time]; else 0 |
         | ADDL, II | so many more doses, and the time between them |
         | SS | 1: the dose is one of a regimen at steady state, every II; else 0 |
-        | CMT | the compartment: its number, from 1 on, or its name; by default 1 |
+        | CMT | the compartment: its number, from 1 on, or its name; by default (and for 0) 1 |
 
         Names of columns may be in lower case. Of them TIME is required; without ID all rows are
         one patient's; without EVID rows with an AMT are doses, and others measurements. What is
@@ -101,16 +105,26 @@ class Patients(eqx.Module):
         number of the row (the first is 0).
         """
         columns = _columns(table)
-        rows = range(len(columns["TIME"]))
+        rows, no_values = range(len(columns["TIME"])), "DV" not in columns
         places = dict(compartments or {})
         by_id: dict[Any, list[int]] = {}
         for k in rows:
-            by_id.setdefault(columns["ID"][k], []).append(k)
-        schedules, measured = [], []
+            patient = columns["ID"][k]
+            if _is_missing(patient):
+                raise ValueError(f"ID is missing in row {k}.")
+            own = by_id.setdefault(patient, [])
+            if own and own[-1] != k - 1:
+                raise ValueError(
+                    f"Row {k} is of the patient {short(patient)}, as row {own[-1]}, and others are "
+                    "between: the rows of a patient follow each other."
+                )
+            own.append(k)
+        row_of = lambda k: _Row(k, {name: column[k] for name, column in columns.items()})
+        schedules, measured, starts = [], [], []
         for own in by_id.values():
             doses, found, before = [], [], -np.inf
             for k in own:
-                row = _Row(k, {name: column[k] for name, column in columns.items()})
+                row = row_of(k)
                 t = row.number("TIME", None)
                 if t < before:
                     raise ValueError(
@@ -118,10 +132,16 @@ class Patients(eqx.Module):
                         "follow each other in time, from the start of a record that goes on."
                     )
                 before = t
+                if row.steady and t != row_of(own[0]).number("TIME", None):
+                    raise ValueError(
+                        f"SS is 1 in row {k}, at {t:g}: known is a regimen at steady state from "
+                        "the first row of a patient on."
+                    )
                 place = row.place(places)
                 doses += row.given(place)
                 if row.is_measurement:
-                    found.append((t, row.number("DV", None), place))
+                    found.append((t, row.number("DV", np.nan if no_values else None), place))
+            starts.append(row_of(own[0]).number("TIME", None))
             schedules.append(Schedule(doses))
             measured.append(found)
         size = max(1, *map(len, measured))
@@ -134,12 +154,13 @@ class Patients(eqx.Module):
         covariates = {
             name: jnp.array([_number(column[own[0]], name, own[0]) for own in by_id.values()])
             for name, column in columns.items()
-            if name not in _COLUMNS
+            if name not in _COLUMNS and _is_numeric(column)
         }
         return Patients(
             schedule=Schedule.stack(schedules),
             ts=jnp.asarray(ts),
             values=jnp.asarray(values),
+            t0=jnp.asarray(starts, float),
             place=jnp.asarray(numbers),
             covariates=covariates,
             ids=tuple(by_id),
@@ -207,7 +228,8 @@ class _Row:
             raise ValueError(f"Row {k} has an AMT of {self.amount:g}, but an EVID of {self.kind}.")
         if is_dose and not self.amount:
             raise ValueError(f"Row {k} has an EVID of {self.kind}, which is a dose, but no AMT.")
-        for name, value in (("RATE", self.rate), ("DUR", self.duration), ("II", self.every)):
+        known = dict(AMT=self.amount, RATE=self.rate, DUR=self.duration, II=self.every)
+        for name, value in known.items():
             if value < 0:
                 raise ValueError(
                     f"{name} is {value:g} in row {k}. What is estimated is no number in a table: "
@@ -245,10 +267,10 @@ class _Row:
     def place(self, places: Mapping[Any, Place]) -> Place:
         """The compartment."""
         given = self.cells.get("CMT")
-        if _is_missing(given):
+        if _is_missing(given) or _same(given, 0):
             given = 1
         for known, place in places.items():
-            if known == given or str(known) == str(given):
+            if _same(known, given):
                 return place
         if places:
             raise ValueError(
@@ -267,7 +289,8 @@ class _Row:
 
     def given(self, place: Place) -> list[Dose | Infusion | Reset]:
         t, out = self.number("TIME", None), []
-        if self.kind in (_RESET, _RESET_AND_DOSED):
+        # A regimen at steady state begins with its own state.
+        if self.kind in (_RESET, _RESET_AND_DOSED) and not self.steady:
             out.append(Reset(t))
         if self.kind in (_DOSED, _RESET_AND_DOSED):
             every, count = self.every if self.more or self.steady else None, int(self.more) + 1
@@ -278,6 +301,22 @@ class _Row:
             else:
                 out.append(Dose(t, self.amount, place, **again))
         return out
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether they are the same number, or the same name."""
+    try:
+        return float(a) == float(b)
+    except (TypeError, ValueError):
+        return str(a) == str(b)
+
+
+def _is_numeric(column: list) -> bool:
+    """Whether it holds numbers only, as far as it holds anything."""
+    try:
+        return all(_is_missing(value) or np.isfinite(float(value)) for value in column)
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_missing(value: Any) -> bool:

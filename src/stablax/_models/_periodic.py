@@ -70,19 +70,28 @@ def find_periodic_state(
         raise ValueError(
             "`model` starts from a steady state of its own: make it without `steady=True`."
         )
-    return found_periodic(model, y0, phases, t0, jnp.array(True), max_periods, throw)
+    yes = jnp.array(True)
+    return found_periodic(model, y0, phases, t0, yes, yes, max_periods, throw)
 
 
 def found_periodic(
-    model: SimulatePhases, y0, phases, t0, active: Bool[Array, ""], max_periods: int, throw: bool
+    model: SimulatePhases,
+    y0,
+    phases,
+    t0,
+    active: Bool[Array, ""],
+    fits: Bool[Array, ""],
+    max_periods: int,
+    throw: bool,
 ) -> PeriodicState:
-    """As [`find_periodic_state`][], but `y0` where not `active`."""
+    """As [`find_periodic_state`][], but `y0` where not `active`, and none where nothing `fits`."""
     y0 = as_state(y0, "y0")
     dtype = state_dtype(y0)
     end = ends_of(as_stacks(phases, dtype))[-1]
     pace = planned(model._options, model.guard, dtype, None)[1]
     tolerance = (pace.controller.rtol, pace.controller.atol)
-    found = _search(model, y0, phases, jnp.asarray(t0, dtype), end, tolerance, active, max_periods)
+    t0 = jnp.asarray(t0, dtype)
+    found = _search(model, y0, phases, t0, end, tolerance, active, fits, max_periods)
     if not throw:
         return found
     index = jax.tree.leaves(found.result)[0]
@@ -92,7 +101,15 @@ def found_periodic(
 
 @eqx.filter_jit
 def _search(
-    model: SimulatePhases, y0, phases, t0: Array, end: Array, tolerance, active, max_periods: int
+    model: SimulatePhases,
+    y0,
+    phases,
+    t0: Array,
+    end: Array,
+    tolerance,
+    active: Bool[Array, ""],
+    fits: Bool[Array, ""],
+    max_periods: int,
 ) -> PeriodicState:
     flat, unravel = ravel_pytree(y0)
     rtol, atol = tolerance
@@ -125,7 +142,7 @@ def _search(
     start = (flat, jnp.zeros((), int), jnp.array(jnp.inf, flat.dtype), _okay(), no, yes)
     y, k, residual, result, found, _ = lax.while_loop(is_sought, body, lax.stop_gradient(start))
     none: Any = RESULTS.no_periodic_state
-    result = RESULTS.where(is_okay(result) & ~found, none, result)
+    result = RESULTS.where(is_okay(result) & ~(found & fits), none, result)
     result = RESULTS.where(active, result, _okay())
     y = lax.custom_root(lambda y: period(y, *given)[0] - y, y, lambda _, y: y, _solve)
     y = of_successful(result, jnp.where(active, y, flat))

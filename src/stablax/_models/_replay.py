@@ -145,7 +145,15 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Arr
     d_moving = (tangents.field, tangents.args, tangents.events, tangents.jumps)
     over = _ForwardPass(steps, rows, d_moving, d_t0, d_t1)
     end, (d_rows, d_events) = step_by_step(over, start, (steps.record, d_ts), (still, d_events))
-    return d_rows, end.d_y, end.d_dense, d_events
+    d_last = end.d_y
+    if steps.has_ends:
+
+        def move():
+            points = (steps.parameters[0], inputs.y0, inputs.t0, inputs.t1)
+            return eqx.filter_jvp(steps.at_rest, points, (d_moving, d_y0, d_t0, d_t1))[1]
+
+        d_last = only_where(steps.is_at_rest, move, d_last)
+    return d_rows, d_last, end.d_dense, d_events
 
 
 class _Back(eqx.Module):
@@ -237,17 +245,26 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, Array | Non
     dense output of the last step, and of the events."""
     inputs, count = steps.inputs, steps.accepted.count
     d_rows, d_last, d_kept, d_events = cotangents
+    d_t0 = d_t1 = jnp.zeros_like(inputs.t0)
+    d_moving = optax.tree.zeros_like(steps.parameters[0])
+    if steps.has_ends:
+
+        def pull_rest(d_last=d_last):
+            points = (steps.parameters[0], inputs.y0, inputs.t0, inputs.t1)
+            return eqx.filter_vjp(steps.at_rest, *points)[1](d_last)
+
+        none = (d_moving, d_last, d_t0, d_t1)
+        d_moving, d_last, d_t0, d_t1 = only_where(steps.is_at_rest, pull_rest, none)
     # Rows of a solve without steps are its start.
     d_last = jtu.tree_map(
         lambda d, rows: d + jnp.where(count == 0, jnp.sum(rows, axis=0), 0), d_last, d_rows
     )
-    zero_time = jnp.zeros_like(inputs.t0)
     # In a batch a scatter costs more than the step: only where somebody asks for it.
     d_ts = jnp.zeros_like(inputs.ts) if steps.moves.ts else None
     rows = steps.rows
-    orders, d_moving = steps.accepted.orders, optax.tree.zeros_like(steps.parameters[0])
+    orders = steps.accepted.orders
     event = None if orders is None else jnp.sum(orders >= 0)
-    start = _Back(rows - 1, d_last, d_moving, zero_time, zero_time, event)
+    start = _Back(rows - 1, d_last, d_moving, d_t0, d_t1, event)
     over = _BackwardPass(steps, rows, d_kept)
     end, d_ts = step_by_step(over, start, (steps.record, d_rows, d_events), d_ts)
     d_field, d_args, d_of_events, d_jumps = end.d_moving

@@ -108,8 +108,9 @@ def run_loop(
     # The derivative is taken with the steps held fixed. What moves with the times are the start,
     # the end, and the points of the dense output.
     t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
-    # Without a step to take nothing moves.
-    start, end = (jnp.where(t0 == t1, 0, t) for t in (-inputs.t0, inputs.t1))
+    # Without a step to take only the last state moves: by the time between the ends.
+    start = jnp.where(t0 == t1, 0, -inputs.t0)
+    end = inputs.t1 - jnp.where(t0 == t1, inputs.t0, 0)
     behind = [inputs.t0, inputs.t1]
     if _jumps(pace):  # on the side to which the solve goes
         over = just_before(t1, t0) - t0

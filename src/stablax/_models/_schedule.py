@@ -16,10 +16,11 @@ from .._fields import names_of
 from .._states import as_args, as_state
 from .._static import is_traced
 from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
-from .._words import short
+from .._words import closest, short
 from ._dose import AbstractDose, AddDose
-from ._given import Dose, Given, Infusion, Reset
+from ._given import Dose, Given, Infusion, Place, Reset
 from ._periodic import found_periodic
+from ._periodic_state import PeriodicState
 from ._phase import Phase, PhaseArguments
 from ._simulate_phases import SimulatePhases
 
@@ -42,8 +43,7 @@ class Schedule(eqx.Module):
     ```
 
     All amounts, times, durations, lags, ... are differentiable, and other values are no other
-    program; times may change their order. Doses of one time are given together; if they move apart,
-    derivatives in their times are those of moving them together.
+    program; times may change their order.
 
     **Arguments:**
 
@@ -101,6 +101,38 @@ class Schedule(eqx.Module):
         many = [_schedule(*own) for own in each]
         return jtu.tree_map(lambda *xs: jnp.stack(xs), *many)
 
+    @typechecked
+    def adjusted(
+        self,
+        *,
+        lag: ScalarLike = 0.0,
+        bioavailability: ScalarLike = 1.0,
+        duration: ScalarLike = 1.0,
+        into: Explained[Place | None] = None,
+    ) -> "Schedule":
+        """With what is estimated: of a schedule that was read from a table, or of many.
+
+        **Arguments:** numbers, which may be traced.
+
+        - `lag`: how much later all doses and infusions arrive [time].
+        - `bioavailability`: a factor of all amounts (1 / volume, if the state is a concentration).
+        - `duration`: a factor of the durations of infusions.
+        - `into`: only of what is given into this component, as it was named; by default of all.
+
+        **Returns:** the `Schedule`.
+
+        **Raises:** `ValueError` if nothing is given into that component.
+        """
+        parts = (self._doses, self._infusions)
+        places = [place for part in parts for place in part.places]
+        if into is not None and into not in places:
+            names = sorted({str(place) for place in places})
+            raise ValueError(
+                f"`into` is {short(into)}, into which nothing is given. {closest(str(into), names)}"
+            )
+        doses, infusions = (part.adjusted(lag, bioavailability, duration, into) for part in parts)
+        return _schedule(doses, infusions, self._resets)
+
     @property
     def ts(self) -> Float[Array, " times"]:
         """The times at which something begins or ends, in no order: those of doses, of the starts
@@ -117,13 +149,13 @@ class Schedule(eqx.Module):
         args: Args = None,
         t0: ScalarLike = 0.0,
         throw: bool = True,
-    ) -> tuple[PyTree[Array], "Schedule"]:
+    ) -> tuple[PeriodicState, "Schedule"]:
         """Where a simulation starts if a dose is `steady`: at the state at `t0` of a patient who
         has taken these doses, and nothing else, for long.
 
         ```python
         start, rest = schedule.at_steady_state(model, y0, args=args)
-        simulation = model(start, ts, rest.phases(field, y0, end, args=args))
+        simulation = model(start.y, ts, rest.phases(field, y0, end, args=args))
         ```
 
         **Arguments:**
@@ -133,15 +165,15 @@ class Schedule(eqx.Module):
             at `t0`; they arrive within it, and infusions end in it.
         - `args`: the condition.
 
-        **Returns:** the state at `t0`, `y0` where no dose is `steady`; and the schedule as one that
-        starts from there.
+        **Returns:** a [`PeriodicState`][] at `t0`, of which `y` is `y0` where no dose is `steady`;
+        and the schedule as one that starts from there.
 
         **Raises:** as [`find_periodic_state`][]; `ValueError` for doses that are not within the
-        period.
+        period (where they are traced there is no periodic state).
         """
         y0 = as_state(y0, "y0")
         if not self._begins_steady:
-            return y0, self
+            return PeriodicState.trivial(y0), self
         self._refuse_stack("at_steady_state")
         rest = _schedule(self._doses.begun, self._infusions.begun, self._resets)
         given = (self._doses.steady, self._infusions.steady)
@@ -153,8 +185,13 @@ class Schedule(eqx.Module):
         once = _schedule(*given, jnp.zeros(0))
         end = jnp.where(has_steady, t0 + period, t0)
         phases = once.phases(model.field, y0, end, args=args, t0=t0)
-        found = found_periodic(model, y0, phases, t0, has_steady, _PERIODS, throw)
-        return found.y, rest
+        fits = jnp.array(True)
+        for part in given:
+            is_given = jnp.isfinite(part.t)
+            within = (t0 <= part.t) & (part.t < t0 + period)
+            within &= (part.period == period) & (part.t + part.duration <= t0 + period)
+            fits &= jnp.all(within | ~is_given)
+        return found_periodic(model, y0, phases, t0, has_steady, fits, _PERIODS, throw), rest
 
     @property
     def _begins_steady(self) -> bool:

@@ -41,10 +41,9 @@ class SimulatePhases(AbstractModel):
     padded with phases of length zero.
 
     `max_steps` is the budget of each phase. With [`DiscreteAdjoint`][], memory is that of one
-    solve for each phase: `max_steps * (n + 1)` numbers for a state of n components. A phase of
-    length zero has no derivative in the length it does not have; and reverse mode through diffrax's
-    `RecursiveCheckpointAdjoint` or `DirectAdjoint` has none in the ends of a phase in which a step
-    is not finite (it is nan there).
+    solve for each phase: `max_steps * (n + 1)` numbers for a state of n components. In reverse
+    mode through diffrax's `RecursiveCheckpointAdjoint` or `DirectAdjoint` there is no derivative in
+    the ends of a phase in which a step is not finite (it is nan there).
 
     **Arguments:** `field`, `solver`, `controller`, `adjoint`, `max_steps`, `dt0`, `event` (one
     that ends a solve ends the phase and all that follow), `progress_meter`, `telemetry` and
