@@ -50,6 +50,12 @@ class _AbstractPass(eqx.Module):
         """Step `k`: the new `at`, what it wrote, and what a step that is taken aside holds."""
 
 
+def _finite_or(tangents: PyTree[Array], otherwise: PyTree[Array]) -> PyTree[Array]:
+    """`tangents` of a time without length, in which a slope of the field counts for nothing, even
+    one that is not finite."""
+    return jtu.tree_map(lambda d, x: jnp.where(jnp.isfinite(d), d, x), tangents, otherwise)
+
+
 class _Forth(eqx.Module):
     row: Array
     d_y: PyTree[Array]
@@ -150,7 +156,8 @@ def forward(steps: Steps, tangents: Inputs) -> tuple[PyTree, PyTree, PyTree, Arr
 
         def move():
             points = (steps.parameters[0], inputs.y0, inputs.t0, inputs.t1)
-            return eqx.filter_jvp(steps.at_rest, points, (d_moving, d_y0, d_t0, d_t1))[1]
+            moved = eqx.filter_jvp(steps.at_rest, points, (d_moving, d_y0, d_t0, d_t1))[1]
+            return _finite_or(moved, end.d_y)
 
         d_last = only_where(steps.is_at_rest, move, d_last)
     return d_rows, d_last, end.d_dense, d_events
@@ -251,7 +258,7 @@ def backward(steps: Steps, cotangents: tuple[PyTree, PyTree, PyTree, Array | Non
 
         def pull_rest(d_last=d_last):
             points = (steps.parameters[0], inputs.y0, inputs.t0, inputs.t1)
-            return eqx.filter_vjp(steps.at_rest, *points)[1](d_last)
+            return _finite_or(eqx.filter_vjp(steps.at_rest, *points)[1](d_last), none)
 
         none = (d_moving, d_last, d_t0, d_t1)
         d_moving, d_last, d_t0, d_t1 = only_where(steps.is_at_rest, pull_rest, none)
