@@ -319,7 +319,7 @@ def by_hand(t, y, args):
     [
         (sx.Rodas5P(), 3, 4),
         (sx.Rodas5P(), 3, 700),  # more than 4096 parameters
-        (sx.Rodas5P(), 12, 2),  # more components than stages
+        slow(sx.Rodas5P(), 12, 2),  # more components than stages
         (sx.Rodas5P(), 30, 2),
         (sx.Rodas4(), 3, 4),
         slow(sx.Rosenbrock23(), 3, 4),

@@ -80,6 +80,7 @@ def test_second_derivatives():
     )
 
 
+@pytest.mark.slow
 def test_forward_mode():
     g = last_of(model_of(adjoint=diffrax.ForwardMode()), "previous")
     expected = jax.grad(exact)(TS, VALUES, "previous")
@@ -286,6 +287,7 @@ def test_a_pulse_that_begins_and_ends_in_zero(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_knots_and_events_in_one_solve():
     """What rises at one rate and then at another comes to a level, and is halved: each moves the
     other."""
@@ -402,6 +404,7 @@ def test_inputs_that_switch_at_one_time(other):
     np.testing.assert_allclose(jax.grad(last)(2.0), difference, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_inputs_that_share_their_knots():
     """A jump of the one is not taken for that of the other."""
 
