@@ -375,13 +375,40 @@ def test_an_input_made_inside_a_field_has_its_knots():
 def test_a_field_that_is_traced_once_keeps_its_knots(wrap):
     """The second solve finds what the first has traced; the pulse is seen in both."""
     pulse = sx.Input([50.0, 50.25], [2.0, 2.0], outside="zero")
-    many = jax.vmap(sx.Input)(jnp.array([[50.0, 50.25], [51.0, 51.25]]), jnp.full((2, 2), 2.0))
-    many = eqx.tree_at(lambda one: one.values, many, jnp.array([[2.0, 2.0], [2.0, 2.0]]))
     model = model_of(field=wrap(lambda t, y, args: pulse(t) - y))
     for ts in ([60.0], [55.0, 60.0]):
         np.testing.assert_allclose(model(0.0, ts).ys[-1], 2.579e-5, rtol=1e-3)
-    each = eqx.filter_vmap(lambda one: one(2.0))
-    assert each(many).shape == (2,)
+
+
+def test_inputs_in_the_control_flow_of_a_field_have_their_knots():
+    """Many at once that are closed over, and one in a branch and in a scan."""
+    late = jnp.array([[50.0, 50.25], [51.0, 51.25]])
+    many = jax.vmap(lambda ts: sx.Input(ts, jnp.full(2, 2.0), outside="zero"))(late)
+    each = eqx.filter_vmap(lambda one, t: one(t), in_axes=(0, None))
+    left = 2.0 * (jnp.exp(late[:, 1] - 60.0) - jnp.exp(late[:, 0] - 60.0))
+    found = model_of(field=lambda t, y, args: each(many, t) - y)(jnp.zeros(2), [60.0])
+    np.testing.assert_allclose(found.ys[0], left, rtol=1e-6)
+
+    def nested(t, y, drive):
+        def add(total, part):
+            return total + part * jax.lax.cond(t > 0, lambda t: drive(t), jnp.zeros_like, t), None
+
+        return jax.lax.scan(add, -y, jnp.array([0.25, 0.75]))[0]
+
+    pulse = sx.Input(late[0], jnp.full(2, 2.0), outside="zero")
+    alone = model_of(field=nested)(0.0, [60.0], args=pulse)
+    np.testing.assert_allclose(alone.ys[0], left[0], rtol=1e-6)
+    moving = lambda t, y, args: jax.lax.map(lambda one: one(t), many) - y
+    with pytest.raises(ValueError, match=r"or change in a loop within the field"):
+        model_of(field=moving)(jnp.zeros(2), [60.0])
+
+
+def test_given_steps_see_the_side_to_which_they_go():
+    """With a start where a pulse ends."""
+    pulse = sx.Input([0.0, 2.0], [50.0, 50.0], outside="zero")
+    fixed = dict(solver=diffrax.Tsit5(), controller=diffrax.ConstantStepSize(), dt0=0.1)
+    model = sx.Simulate(lambda t, y, args: pulse(t) - y, **fixed)
+    np.testing.assert_allclose(model(1.0, [3.0], t0=2.0).ys[0], jnp.exp(-1.0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("other", ["stays", slow("does not jump"), slow("is linear")])

@@ -94,8 +94,7 @@ def patients(count):
 
 
 def test_forty_patients_are_one_program():
-    """Padded; with derivatives in the amounts, times and lags of each; other schedules of these
-    sizes compile nothing."""
+    """Padded, each with a lag of its own; other schedules of these sizes compile nothing."""
     ts, schedules, exact = patients(40)
     stack = sx.Schedule.stack(schedules)
     traced = []
@@ -103,16 +102,17 @@ def test_forty_patients_are_one_program():
     @jax.jit
     def run(stack, lags):
         traced.append(1)
-        later = jax.tree.map(lambda x: x, stack)
 
         def one(schedule, lag):
-            phases = schedule.phases(drug, EMPTY, END + 5.0, args=RATES, t0=0.0)
-            return MODEL(EMPTY, ts, phases, throw=False).ys
+            later = schedule.adjusted(lag=lag)
+            phases = later.phases(drug, EMPTY, END + 5.0, args=RATES)
+            return MODEL(EMPTY, ts + lag, phases, throw=False).ys
 
-        return jax.vmap(one)(later, lags)
+        return jax.vmap(one)(stack, lags)
 
-    np.testing.assert_allclose(run(stack, jnp.zeros(40)), exact, atol=2e-6)
-    run(jax.tree.map(lambda x: x, stack), jnp.ones(40))
+    # All that is given later is seen as much later.
+    for lags in (jnp.zeros(40), jnp.linspace(0.0, 2.0, 40)):
+        np.testing.assert_allclose(run(stack, lags), exact, atol=2e-6)
     assert len(traced) == 1
     assert stack._doses.t.shape == (40, 3) and stack._infusions.t.shape == (40, 1)
     with pytest.raises(ValueError, match=r"call `phases` under `jax.vmap`"):
@@ -311,6 +311,8 @@ def test_what_is_read_can_be_adjusted():
     assert read.adjusted(lag=1.0).ts.tolist() == [4.0, 1.0, 1.0, 2.0]
     with pytest.raises(ValueError, match=r"`into` is 'gut', into which nothing is given. Known"):
         read.adjusted(lag=1.0, into="gut")
+    with pytest.raises(ValueError, match=r"`duration` must be above 0, got -1.0"):
+        read.adjusted(duration=-1.0)
 
 
 def test_traced_durations_that_cannot_be_fail():

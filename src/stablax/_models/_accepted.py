@@ -16,7 +16,6 @@ from .._lane_loop import take
 from .._lanes import spread
 from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock
-from .._states import finite_or_zero
 from .._types import Args
 from ._events import Events
 from ._knots import Jumps, is_at_any, moved
@@ -121,7 +120,7 @@ class Steps(eqx.Module):
         field, args, *_ = eqx.combine(moving, self.parameters[1])
         still = lax.stop_gradient
         by = (t1 - still(t1)) - (t0 - still(t0))
-        slope = finite_or_zero(field(t0, y, args, optax.tree.zeros_like(y)))
+        slope = field(t0, y, args, optax.tree.zeros_like(y))
         return jtu.tree_map(lambda y, dy: y + by.astype(y.dtype) * dy, y, slope)
 
     def at(self, k: Array, record: "Record") -> "Step":

@@ -8,7 +8,7 @@ from typing import Any, final
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .._static import is_real, is_traced, refuse_masked
 from .._types import Explained, NumbersLike, typechecked
@@ -31,14 +31,14 @@ class Given(eqx.Module):
     @staticmethod
     def of(doses: Sequence["Dose | Infusion"]) -> "Given":
         parts = [(jnp.zeros(0),) * 4, *(dose.given() for dose in doses)]
-        places = tuple(dict.fromkeys(dose.into for dose in doses))
+        places = tuple(dict.fromkeys(dose.regimen.into for dose in doses))
         into = [
-            np.full(part[0].size, places.index(dose.into))
+            np.full(part[0].size, places.index(dose.regimen.into))
             for dose, part in zip(doses, parts[1:], strict=True)
         ]
         into = np.concatenate([np.zeros(0, int), *into])
         t, amount, duration, period = map(jnp.concatenate, zip(*parts, strict=True))
-        begins_steady = any(dose.steady for dose in doses)
+        begins_steady = any(dose.regimen.steady for dose in doses)
         return Given(t, amount, duration, jnp.asarray(into), period, places, begins_steady)
 
     @property
@@ -68,16 +68,71 @@ class Given(eqx.Module):
         """Later by `lag`, and by two factors more, of what is given `into` a place, or of all."""
         number = -1 if into not in self.places else self.places.index(into)
         is_meant = (self.into == number) | (into is None)
+        t = jnp.where(duration > 0, self.t + lag, jnp.nan)
         return dataclasses.replace(
             self,
-            t=jnp.where(is_meant, self.t + lag, self.t),
+            t=jnp.where(is_meant, t, self.t),
             amount=jnp.where(is_meant, self.amount * part, self.amount),
             duration=jnp.where(is_meant, self.duration * duration, self.duration),
         )
 
+    def within(self, t0: Array, period: Array) -> Bool[Array, " n"]:
+        """Which begin and end within the one `period` from `t0`; and what is never given."""
+        begins = (t0 <= self.t) & (self.t < t0 + period) & (self.period == period)
+        return begins & (self.t + self.duration <= t0 + period) | (self.t == jnp.inf)
+
     def placed(self, names: tuple[str, ...]) -> Int[Array, " n"]:
         """The components."""
         return jnp.array([_component(place, names) for place in self.places] or [0])[self.into]
+
+
+class Regimen(eqx.Module):
+    """What doses and infusions have in common: how much, into what, when, again how often."""
+
+    t: Array
+    amount: Array
+    into: Place = eqx.field(static=True)
+    lag: Array
+    bioavailability: Array
+    every: Array | None
+    count: int = eqx.field(static=True)
+    steady: bool = eqx.field(static=True)
+
+    def __init__(self, t, amount, into, lag, bioavailability, every, count: int, steady: bool):
+        self.t, self.amount = as_numbers(t, "t"), as_numbers(amount, "amount")
+        self.into = _as_place(into)
+        self.lag = as_numbers(lag, "lag")
+        self.bioavailability = as_numbers(bioavailability, "bioavailability")
+        self.every, self.count, self.steady = _repeats(every, count, steady), count, steady
+
+    def given(self, kind: str, duration: Array | None) -> tuple[Array, ...]:
+        """Times, amounts, durations and periods of all repetitions, of each shape `(n,)`; an error
+        calls it a `kind`."""
+        named = dict(
+            t=self.t,
+            amount=self.amount,
+            duration=jnp.zeros(()) if duration is None else duration,
+            lag=self.lag,
+            bioavailability=self.bioavailability,
+            every=jnp.ones(()) if self.every is None else self.every,
+        )
+        sizes = {x.size for x in named.values() if x.ndim}
+        if len(sizes) > 1:
+            shapes = ", ".join(f"{name} {x.shape}" for name, x in named.items() if x.ndim)
+            raise ValueError(
+                f"The arrays of a `{kind}` must have one entry for each dose, got {shapes}."
+            )
+        wide = [jnp.broadcast_to(x, (*(sizes or {1}),)) for x in named.values()]
+        t, amount, duration, lag, part, every = wide
+        # What is traced has no error: no solve goes through times that are nan.
+        possible = (every > 0) & ((duration > 0) | (kind == "Dose"))
+        t = jnp.where(possible, t + lag, jnp.nan)
+        times = t[:, None] + every[:, None] * jnp.arange(self.count, dtype=every.dtype)[None]
+        many = lambda x: jnp.repeat(x, self.count)
+        period = jnp.full(times.shape, jnp.inf, times.dtype)
+        if self.steady:
+            period = period.at[:, 0].set(every)
+        return jnp.ravel(times), many(amount * part), many(duration), jnp.ravel(period)
 
 
 @final
@@ -105,14 +160,7 @@ class Dose(eqx.Module):
     **Raises:** `ValueError` or `TypeError` for what is no number, not finite, or does not fit.
     """
 
-    t: Array
-    amount: Array
-    into: Place = eqx.field(static=True)
-    lag: Array
-    bioavailability: Array
-    every: Array | None
-    count: int = eqx.field(static=True)
-    steady: bool = eqx.field(static=True)
+    regimen: Regimen
 
     @typechecked
     def __init__(
@@ -127,16 +175,12 @@ class Dose(eqx.Module):
         count: int = 1,
         steady: bool = False,
     ):
-        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
-        self.into = _as_place(into)
-        self.lag = _numbers(lag, "lag")
-        self.bioavailability = _numbers(bioavailability, "bioavailability")
-        self.every, self.count, self.steady = _repeats(every, count, steady), count, steady
+        self.regimen = Regimen(t, amount, into, lag, bioavailability, every, count, steady)
         self.given()  # raises if they do not fit each other
 
     def given(self) -> tuple[Array, ...]:
-        """Times, amounts, durations and periods, of each shape `(n,)`."""
-        return _given(self, jnp.zeros(()))
+        """As [`Regimen.given`][]."""
+        return self.regimen.given("Dose", None)
 
 
 @final
@@ -150,15 +194,8 @@ class Infusion(eqx.Module):
     **Raises:** as [`Dose`][].
     """
 
-    t: Array
-    amount: Array
+    regimen: Regimen
     duration: Array
-    into: Place = eqx.field(static=True)
-    lag: Array
-    bioavailability: Array
-    every: Array | None
-    count: int = eqx.field(static=True)
-    steady: bool = eqx.field(static=True)
 
     @typechecked
     def __init__(
@@ -174,17 +211,13 @@ class Infusion(eqx.Module):
         count: int = 1,
         steady: bool = False,
     ):
-        self.t, self.amount = _numbers(t, "t"), _numbers(amount, "amount")
-        self.duration = _positive(duration, "duration")
-        self.into = _as_place(into)
-        self.lag = _numbers(lag, "lag")
-        self.bioavailability = _numbers(bioavailability, "bioavailability")
-        self.every, self.count, self.steady = _repeats(every, count, steady), count, steady
+        self.regimen = Regimen(t, amount, into, lag, bioavailability, every, count, steady)
+        self.duration = as_positive(duration, "duration")
         self.given()  # raises if they do not fit each other
 
     def given(self) -> tuple[Array, ...]:
-        """Times, amounts, durations and periods, of each shape `(n,)`."""
-        return _given(self, self.duration)
+        """As [`Regimen.given`][]."""
+        return self.regimen.given("Infusion", self.duration)
 
 
 @final
@@ -201,10 +234,10 @@ class Reset(eqx.Module):
 
     @typechecked
     def __init__(self, t: Explained[NumbersLike]):
-        self.t = _numbers(t, "t")
+        self.t = as_numbers(t, "t")
 
 
-def _numbers(x: object, name: str) -> Array:
+def as_numbers(x: object, name: str) -> Array:
     refuse_masked(x, name)
     given: Any = x if eqx.is_array(x) else np.asarray(x)
     if not is_real(given.dtype):
@@ -218,8 +251,8 @@ def _numbers(x: object, name: str) -> Array:
     return jnp.asarray(given, float)
 
 
-def _positive(x: object, name: str) -> Array:
-    number = _numbers(x, name)
+def as_positive(x: object, name: str) -> Array:
+    number = as_numbers(x, name)
     if not is_traced(number) and not (np.asarray(number) > 0).all():
         raise ValueError(f"`{name}` must be above 0, got {short(x)}.")
     return number
@@ -241,40 +274,7 @@ def _repeats(every: object, count: int, steady: bool) -> Array | None:
             "`every` is the time between `count` > 1 doses, or those of a regimen at steady state: "
             f"give both or none, got every={short(every)}, count={count} and steady={steady}."
         )
-    return None if every is None else _positive(every, "every")
-
-
-def _given(dose: Dose | Infusion, duration: Array) -> tuple[Array, ...]:
-    """Times, amounts, durations and periods of all repetitions."""
-    every = jnp.zeros(()) if dose.every is None else dose.every
-    named = dict(
-        t=dose.t,
-        amount=dose.amount,
-        duration=duration,
-        lag=dose.lag,
-        bioavailability=dose.bioavailability,
-        every=every,
-    )
-    sizes = {x.size for x in named.values() if x.ndim}
-    if len(sizes) > 1:
-        shapes = ", ".join(f"{name} {x.shape}" for name, x in named.items() if x.ndim)
-        raise ValueError(
-            f"The arrays of a `{type(dose).__name__}` must have one entry for each dose, got "
-            f"{shapes}."
-        )
-    wide = [jnp.broadcast_to(x, (*(sizes or {1}),)) for x in named.values()]
-    t, amount, duration, lag, part, every = wide
-    # What is traced has no error: no solve goes through times that are nan.
-    possible = every > 0 if dose.every is not None else jnp.ones(every.shape, bool)
-    if isinstance(dose, Infusion):
-        possible &= duration > 0
-    t = jnp.where(possible, t, jnp.nan)
-    times = (t + lag)[:, None] + every[:, None] * jnp.arange(dose.count, dtype=every.dtype)[None]
-    many = lambda x: jnp.repeat(x, dose.count)
-    period = jnp.full(times.shape, jnp.inf, times.dtype)
-    if dose.steady:
-        period = period.at[:, 0].set(every)
-    return jnp.ravel(times), many(amount * part), many(duration), jnp.ravel(period)
+    return None if every is None else as_positive(every, "every")
 
 
 def _component(place: Place, names: tuple[str, ...]) -> int:

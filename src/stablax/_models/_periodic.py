@@ -22,6 +22,7 @@ from ._stepping import planned
 
 # So many periods go by before Newton's method, which may start far off.
 _PERIODS = 2
+MOST_PERIODS = 30
 # Of the tolerance of the solve, by which a period is known no better.
 _IN_TOLERANCES = 10
 
@@ -33,7 +34,7 @@ def find_periodic_state(
     phases: Explained[Any],
     *,
     t0: ScalarLike = 0.0,
-    max_periods: int = 30,
+    max_periods: int = MOST_PERIODS,
     throw: bool = True,
 ) -> PeriodicState:
     """Finds the state that a period leads back to: that of a patient who has taken the same doses

@@ -112,7 +112,7 @@ def run_loop(
     start = jnp.where(t0 == t1, 0, -inputs.t0)
     end = inputs.t1 - jnp.where(t0 == t1, inputs.t0, 0)
     behind = [inputs.t0, inputs.t1]
-    if _jumps(pace):  # on the side to which the solve goes
+    if inputs.jumps is not None:  # on the side to which the solve goes
         over = just_before(t1, t0) - t0
         behind = [t + over for t in behind]
     y0 = _with_time(inputs.y0, start, behind[0], inputs.field, inputs.args)
@@ -141,7 +141,7 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     way = jnp.where(t1 < t0, -1, 1)
     subs = [diffrax.SubSaveAt(ts=inputs.ts), diffrax.SubSaveAt(t1=True)]
     return dict(
-        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, t0, t1)),
+        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, inputs)),
         solver=plan.solver,
         t0=t0,
         t1=t1,
@@ -152,15 +152,14 @@ def _settings(plan: Plan, pace: Pace, inputs: Inputs) -> dict[str, Any]:
     )
 
 
-def _edges(pace: Pace, t0: Array, t1: Array) -> Sequence[tuple[Array, Array]]:
-    """Of a field that jumps, the ends of the solve, and times within at which it is seen there: it
-    may jump at either."""
-    return ((t0, just_before(t1, t0)), (t1, just_before(t0, t1))) if _jumps(pace) else ()
-
-
-def _jumps(pace: Pace) -> bool:
-    """Whether the field does so, as far as that is known."""
-    return pace.controller.meets_jumps
+def _edges(pace: Pace, inputs: Inputs) -> Sequence[tuple[Array, Array]]:
+    """Of a field that may jump there, the ends of a solve, and times within at which it is seen
+    instead."""
+    t0, t1 = lax.stop_gradient((inputs.t0, inputs.t1))
+    start, end = (t0, just_before(t1, t0)), (t1, just_before(t0, t1))
+    if inputs.jumps is not None:
+        return start, end
+    return (end,) if pace.controller.meets_jumps else ()
 
 
 def _pass_jumps(field: Callable, jumps: Array, way: Array, t: Array, y, args) -> PyTree[Array]:
@@ -177,7 +176,7 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
     if inputs.jumps is not None:
         passes_at = jtu.Partial(_pass_jumps, inputs.field, inputs.jumps, way)
     steps = Steps(
-        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, inputs.t0, inputs.t1), way=way),
+        terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, inputs), way=way),
         solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
         controller=controller,
         meter=plan.progress_meter,

@@ -18,13 +18,11 @@ from .._static import is_traced
 from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
 from .._words import closest, short
 from ._dose import AbstractDose, AddDose
-from ._given import Dose, Given, Infusion, Place, Reset
-from ._periodic import found_periodic
+from ._given import Dose, Given, Infusion, Place, Reset, as_numbers, as_positive
+from ._periodic import MOST_PERIODS, found_periodic
 from ._periodic_state import PeriodicState
 from ._phase import Phase, PhaseArguments
 from ._simulate_phases import SimulatePhases
-
-_PERIODS = 30  # as many as `find_periodic_state`
 
 
 @final
@@ -121,7 +119,8 @@ class Schedule(eqx.Module):
 
         **Returns:** the `Schedule`.
 
-        **Raises:** `ValueError` if nothing is given into that component.
+        **Raises:** `ValueError` if nothing is given into that component, or `duration` is not
+        above 0.
         """
         parts = (self._doses, self._infusions)
         places = [place for part in parts for place in part.places]
@@ -130,7 +129,12 @@ class Schedule(eqx.Module):
             raise ValueError(
                 f"`into` is {short(into)}, into which nothing is given. {closest(str(into), names)}"
             )
-        doses, infusions = (part.adjusted(lag, bioavailability, duration, into) for part in parts)
+        numbers = (
+            as_numbers(lag, "lag"),
+            as_numbers(bioavailability, "bioavailability"),
+            as_positive(duration, "duration"),
+        )
+        doses, infusions = (part.adjusted(*numbers, into) for part in parts)
         return _schedule(doses, infusions, self._resets)
 
     @property
@@ -185,13 +189,8 @@ class Schedule(eqx.Module):
         once = _schedule(*given, jnp.zeros(0))
         end = jnp.where(has_steady, t0 + period, t0)
         phases = once.phases(model.field, y0, end, args=args, t0=t0)
-        fits = jnp.array(True)
-        for part in given:
-            is_given = jnp.isfinite(part.t)
-            within = (t0 <= part.t) & (part.t < t0 + period)
-            within &= (part.period == period) & (part.t + part.duration <= t0 + period)
-            fits &= jnp.all(within | ~is_given)
-        return found_periodic(model, y0, phases, t0, has_steady, fits, _PERIODS, throw), rest
+        fits = jnp.all(jnp.concatenate([part.within(t0, period) for part in given]))
+        return found_periodic(model, y0, phases, t0, has_steady, fits, MOST_PERIODS, throw), rest
 
     @property
     def _begins_steady(self) -> bool:
@@ -310,18 +309,18 @@ def _check_period(doses: Given, infusions: Given, t0: Array, period: Array) -> N
     if is_traced((doses, infusions, t0, period)):
         return
     for part in (doses, infusions):
-        for t, duration, own in zip(part.t, part.duration, part.period, strict=True):
-            if not np.isfinite(t):
-                continue
-            if own != period:
-                raise ValueError(
-                    f"Doses at steady state are given every {float(period):g} and every "
-                    f"{float(own):g}: they must have one `every`."
-                )
-            if not t0 <= t < t0 + period or t + duration > t0 + period:
-                what = "an infusion ends" if duration > 0 else "a dose arrives"
-                raise ValueError(
-                    f"A regimen at steady state starts at t0 = {float(t0):g} and repeats every "
-                    f"{float(period):g}, but {what} at {float(t + duration):g}, which is not "
-                    "within its first period."
-                )
+        wrong = np.flatnonzero(~np.asarray(part.within(t0, period)))
+        if not wrong.size:
+            continue
+        t, duration, own = (float(x[wrong[0]]) for x in (part.t, part.duration, part.period))
+        if own != period:
+            raise ValueError(
+                f"Doses at steady state are given every {float(period):g} and every {own:g}: they "
+                "must have one `every`."
+            )
+        what = "an infusion ends" if duration > 0 else "a dose arrives"
+        raise ValueError(
+            f"A regimen at steady state starts at t0 = {float(t0):g} and repeats every "
+            f"{float(period):g}, but {what} at {t + duration:g}, which is not within its first "
+            "period."
+        )

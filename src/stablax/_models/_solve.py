@@ -94,7 +94,7 @@ def integrate(
         pace = with_jumps(pace, stop(knots.ts))
         jumps = knots.jumps
     if jumps is not None and not (plan.on_own_loop and meets_times(pace.controller)):
-        y0, jumps = without_derivative(y0, jumps, _JUMPS), None
+        y0, jumps = without_derivative(y0, jumps, _JUMPS), stop(jumps)
     guarded = as_guarded(field)
     masks, outputs_masked = _masks(plan, pace, guarded, t0, y0, args)
     asked, ordered = jnp.isfinite(ts), jnp.array(True)
