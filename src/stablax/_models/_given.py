@@ -179,7 +179,7 @@ class Dose(eqx.Module):
         self.given()  # raises if they do not fit each other
 
     def given(self) -> tuple[Array, ...]:
-        """As [`Regimen.given`][]."""
+        """Times, amounts, durations and periods of all repetitions, of each shape `(n,)`."""
         return self.regimen.given("Dose", None)
 
 
@@ -216,7 +216,7 @@ class Infusion(eqx.Module):
         self.given()  # raises if they do not fit each other
 
     def given(self) -> tuple[Array, ...]:
-        """As [`Regimen.given`][]."""
+        """Times, amounts, durations and periods of all repetitions, of each shape `(n,)`."""
         return self.regimen.given("Infusion", self.duration)
 
 
