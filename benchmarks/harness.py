@@ -36,6 +36,30 @@ def warm(solver, rtol: float) -> float:
     return float(np.median(solver(rtol, 3).seconds)) if run.seconds[0] < 0.02 else run.seconds[0]
 
 
+def least(run: Callable[[], object], repeats: int) -> float:
+    """CPU milliseconds of the fastest of some runs of a program of JAX. Of one core: where XLA
+    spreads a loop over several, threads that wait count."""
+    import jax
+
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        for _ in range(repeats):
+            jax.block_until_ready(run())
+        times.append((time.process_time() - start) / repeats)
+    return 1e3 * min(times)
+
+
+def compiled(f: Callable, *args: object) -> tuple[Callable, float]:
+    """The program of `f`, and the CPU seconds that it took to trace and compile."""
+    import jax
+
+    start = time.process_time()
+    program = jax.jit(f).lower(*args).compile()
+    return program, time.process_time() - start
+
+
 def interleaved(calls: Sequence[Callable[[], float]], budget: float = 1.0) -> list[float]:
     """The median of each of `calls`, which return the seconds they measured.
 

@@ -7,13 +7,13 @@ that looks it up by itself, with the knots as `jump_ts`. Then 40 patients with s
 own, up to 4 tablets and an infusion, in one program: what a solve of all and its gradient (in
 amounts, times and rates) take, and the error against the closed form.
 
-CPU seconds, the least of several runs; of a gradient with its value.
+CPU seconds on one core, the least of several runs; of a gradient with its value.
 """
 
 import argparse
-import time
 
 import equinox as eqx
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,32 +26,14 @@ KNOTS, PATIENTS = 30, 40
 ABSORB, ELIMINATE = 1.0, 0.2
 
 
-def least(run, repeats: int) -> float:
-    """CPU milliseconds of the fastest of some runs."""
-    jax.block_until_ready(run())
-    times = []
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(repeats):
-            jax.block_until_ready(run())
-        times.append((time.process_time() - start) / repeats)
-    return 1e3 * min(times)
-
-
-def compiled(f, *args):
-    start = time.process_time()
-    program = jax.jit(f).lower(*args).compile()
-    return program, time.process_time() - start
-
-
 def report(name: str, f, args: tuple, repeats: int) -> None:
     # What is no number (into which component) has no derivative.
     numbers, rest = eqx.partition(args, eqx.is_inexact_array)
     of_numbers = lambda numbers: f(*eqx.combine(numbers, rest))
-    value, of_value = compiled(of_numbers, numbers)
-    gradient, of_gradient = compiled(jax.value_and_grad(of_numbers), numbers)
-    forward = least(lambda: value(numbers), repeats)
-    both = least(lambda: gradient(numbers), repeats)
+    value, of_value = harness.compiled(of_numbers, numbers)
+    gradient, of_gradient = harness.compiled(jax.value_and_grad(of_numbers), numbers)
+    forward = harness.least(lambda: value(numbers), repeats)
+    both = harness.least(lambda: gradient(numbers), repeats)
     print(
         f"{name:28s} solve {forward:8.3f} ms   gradient {both:8.3f} ms ({both / forward:4.1f})   "
         f"to compile {of_value:4.1f} s, {of_gradient:4.1f} s"
@@ -152,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    harness.on_one_core()
     main()

@@ -106,6 +106,13 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The knots of an `Input` must rise strictly, in the dtype of the state (the last may be "
         "inf, which is none)."
     )
+    no_consistent_state = (
+        "No state was found near by at which the algebraic equations hold (those that a singular "
+        "`mass` leaves without dy/dt): at the start, behind a jump of the field, after an event. "
+        "What they determine is a guess in `y0`: give a closer one, at which the field is finite. "
+        "Or the system has not index 1: differentiate the equations that determine nothing, until "
+        "they do."
+    )
     no_periodic_state = (
         "No periodic state was found: what a period makes of the state does not come to rest. The "
         "system may have none (it accumulates, or conserves something), or Newton's method starts "
@@ -133,7 +140,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The `root_finder` of the event did not find its time in the step in which it is. Leave it "
         "out: the one that a model brings cannot miss it."
     )
-    event_change_not_finite = "The `change` of an event returned a state that is not finite."
+    event_change_not_finite = (
+        "The `change` of an event returned a state that is not finite, or (with a singular `mass`) "
+        "none near which the algebraic equations hold."
+    )
     too_many_events = (
         "An event happened once more than its `max_count`. If it may, raise that; if not, its "
         "`change` does not keep it from happening again."
@@ -204,10 +214,10 @@ _NAMES = """
 successful max_steps_reached singular breakdown stagnation conlim nonfinite_input
 nonlinear_max_steps_reached nonlinear_divergence nonfinite dt_min_reached event_occurred
 max_steps_rejected internal_error no_steady_state ambiguous_steady_state singular_steady_state
-unstable_steady_state not_finite not_conserved bad_times bad_phases bad_knots no_periodic_state
-step_budget_spent tolerance_out_of_reach gradient_not_finite left_bounds masked step_underflow
-event_not_finite event_not_located event_change_not_finite too_many_events events_accumulate
-stages_unsolved
+unstable_steady_state not_finite not_conserved bad_times bad_phases bad_knots no_consistent_state
+no_periodic_state step_budget_spent tolerance_out_of_reach gradient_not_finite left_bounds masked
+step_underflow event_not_finite event_not_located event_change_not_finite too_many_events
+events_accumulate stages_unsolved
 """.split()
 
 

@@ -176,7 +176,7 @@ ALONE = {
     sx.STATUS: "not_needed",
     sx.RESULTS: """no_steady_state not_conserved bad_times bad_phases tolerance_out_of_reach
     gradient_not_finite masked event_not_finite event_not_located event_change_not_finite
-    too_many_events events_accumulate bad_knots no_periodic_state""",
+    too_many_events events_accumulate bad_knots no_consistent_state no_periodic_state""",
     optx.RESULTS: "",
 }
 

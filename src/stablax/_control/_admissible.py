@@ -101,7 +101,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         span = jnp.where(jnp.isinf(span), 1, span)  # only an event ends it: no scale of time
         tiny = _SHORTEST * span
         if dt0 is None:
-            guess = self._first_step(error_order, *stop((terms, t0, y0, args)))
+            guess = self._first_step(error_order, func, *stop((terms, t0, y0, args)))
             # The heuristic probes the field, and gives 0 or nan where that overflows; any small
             # step will do, since the error control takes it from there.
             usable = jnp.isfinite(guess) & (guess > tiny)
@@ -126,7 +126,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
         watched = None if self.watch is None else self.watch.init(y0, dtype)
         return tnext, _State(inner, record, tiny, end, outside, jnp.array(False), watched)
 
-    def _first_step(self, error_order, terms, t0, y0, args) -> Any:
+    def _first_step(self, error_order, func, terms, t0, y0, args) -> Any:
         """Such that an explicit Euler step would have about the error that is allowed. Hairer,
         Norsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.4.
 
@@ -141,7 +141,7 @@ class AdmissibleSteps(diffrax.AbstractAdaptiveStepSizeController):
             h, of_slope, change = carry
             t, y = t0 + h, jtu.tree_map(lambda y, dy: y + h * dy, y0, change)
             control = terms.contr(jnp.zeros_like(t), jnp.ones_like(t))
-            slope = terms.vf_prod(t, y, args, control)
+            slope = terms.prod(func(terms, t, y, args), control)
             new = length(slope)
             nothing = (of_state < _NOTHING) | (new < _NOTHING)
             guess = _CHANGE * (of_state / jnp.where(nothing, 1, new))

@@ -30,8 +30,9 @@ from .._models import (
     with_options,
 )
 from .._results import Cause
+from .._solvers import mass_of, slope_of
 from .._states import as_args, as_state, state_dtype
-from .._static import is_traced
+from .._static import Static, is_traced
 from .._types import Args, NumbersLike
 from ._stiffness import Stiffness, stiffness_along
 
@@ -88,11 +89,12 @@ class Observation:
         return np.stack(columns, axis=-1)
 
     def field(self, t: NumbersLike, flat: np.ndarray) -> np.ndarray:
-        """The bare field, for a batch of times and flat states."""
+        """dy/dt by the bare field, for a batch of times and flat states."""
 
         def under(args, t, flat):
             t, flat = jnp.asarray(t, self.dtype), jnp.asarray(flat, self.dtype)
-            return _bare(self.model.field, args, self.like, t, flat)
+            solver = self.model.options.solver
+            return _bare(Static(solver, "solver"), self.model.field, args, self.like, t, flat)
 
         return self.conditions.apply(under, np.asarray(t), flat)
 
@@ -123,10 +125,11 @@ class Conditions:
 
 
 @eqx.filter_jit
-def _bare(field, args, like, ts, flats):
+def _bare(solver: Static, field, args, like, ts, flats):
     _, fn = bare(field)
     unravel = ravel_pytree(like)[1]
-    return jax.vmap(lambda t, y: ravel_pytree(fn(t, unravel(y), args))[0])(ts, flats)
+    slope = lambda t, y: slope_of(solver.tree, fn, t, unravel(y), args)
+    return jax.vmap(lambda t, y: ravel_pytree(slope(t, y))[0])(ts, flats)
 
 
 def bind(model: AbstractModel, inputs: tuple, keywords: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -249,8 +252,12 @@ def observe(model: AbstractModel, inputs: dict[str, PyTree]) -> Observation:
         times, states = np.array([start]), np.asarray(ravel_pytree(begin)[0])[None]
     unravel = jax.vmap(ravel_pytree(inputs["y0"])[1])
     conditions = conditions_of(inputs)
+    field, solver = model.field, model.options.solver
+    if mass_of(solver) is not None:
+        # Of equations that are algebraic there are rates of zero, as of what is conserved.
+        field = jtu.Partial(slope_of, solver, model.field)
     profile = conditions.apply(
-        lambda args, ts, ys: stiffness_along(model.field, ts, unravel(jnp.asarray(ys)), args),
+        lambda args, ts, ys: stiffness_along(field, ts, unravel(jnp.asarray(ys)), args),
         times,
         states,
     )

@@ -12,6 +12,7 @@ from ._dense import (
     as_jacobian as as_jacobian,
 )
 from ._lu import DenseLU as DenseLU, EquilibratedLU as EquilibratedLU
+from ._mass import Mass as Mass, as_mass as as_mass
 from ._matrix_free import Iterative as Iterative, MatrixFree as MatrixFree
 from ._null_space import (
     combination as combination,

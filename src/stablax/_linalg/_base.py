@@ -6,6 +6,9 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PyTree
 
 
@@ -112,30 +115,61 @@ class AbstractJacobian(eqx.Module):
         """Raises a `ValueError` that says what is wrong if this structure does not fit a state of
         `size` components."""
 
+    def add(self, stored: PyTree, other: PyTree) -> PyTree:
+        """The sum of two, as this structure stores them. By default that of their arrays."""
+        return jtu.tree_map(jnp.add, stored, other)
+
+
+class AbstractMass(eqx.Module):
+    """A constant matrix M in the place of I."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """M x."""
+
+    @abc.abstractmethod
+    def stored(self, structure: AbstractJacobian, dtype: DTypeLike) -> PyTree:
+        """M, as a Jacobian of that `structure` is stored."""
+
 
 class Factored(eqx.Module):
-    """`shift I - J`, factorised once for several right-hand sides.
+    """`shift M - J`, factorised once for several right-hand sides; by default M = I.
 
     The factorisation is frozen and the derivative exact all the same:
-    x' = W^-1 (b' - W' x), for W = shift I - J.
+    x' = W^-1 (b' - W' x), for W = shift M - J.
     """
 
     jacobian: AbstractJacobian = eqx.field(static=True)
     shift: Array
     stored: PyTree
     factors: PyTree
+    mass: AbstractMass | None = eqx.field(static=True)
 
-    def __init__(self, jacobian: AbstractJacobian, shift: Array, stored: PyTree):
+    def __init__(
+        self,
+        jacobian: AbstractJacobian,
+        shift: Array,
+        stored: PyTree,
+        mass: AbstractMass | None = None,
+    ):
         self.jacobian = jacobian
         self.shift = shift
         self.stored = stored
-        frozen = lax.stop_gradient((shift, stored))
-        self.factors = jacobian.factorisation.factorise(jacobian, *frozen)
+        self.mass = mass
+        shift, stored = lax.stop_gradient((shift, stored))
+        if mass is not None:  # 0 I - (J - shift M)
+            less = jacobian.scale(mass.stored(jacobian, shift.dtype), -shift)
+            shift, stored = jnp.zeros_like(shift), jacobian.add(stored, less)
+        self.factors = jacobian.factorisation.factorise(jacobian, shift, stored)
+
+    def _multiply(self, x: Array) -> Array:
+        of_mass = x if self.mass is None else self.mass(x)
+        return self.shift * of_mass - self.jacobian.multiply(self.stored, x)
 
     def solve(self, b: Array) -> Array:
         apply = self.jacobian.factorisation.apply
         return lax.custom_linear_solve(
-            lambda x: self.shift * x - self.jacobian.multiply(self.stored, x),
+            self._multiply,
             b,
             lambda _, b: apply(self.factors, b, transpose=False),
             lambda _, b: apply(self.factors, b, transpose=True),
@@ -146,7 +180,7 @@ class Factored(eqx.Module):
         return self.jacobian.factorisation.apply(self.factors, b, transpose=False)
 
     def solve_transposed(self, b: Array) -> Array:
-        """`(shift I - J)^-T b`."""
+        """`(shift M - J)^-T b`."""
         return jax.linear_transpose(self.solve, b)(b)[0]
 
     def is_singular(self) -> Bool[Array, ""]:

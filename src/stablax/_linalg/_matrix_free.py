@@ -69,6 +69,9 @@ class MatrixFree(AbstractJacobian):
     def scale(self, stored, factor):
         return _Product(jtu.Partial(_scaled, stored.push, factor), stored.like)
 
+    def add(self, stored, other):
+        return _Product(jtu.Partial(_summed, stored.push, other.push), stored.like)
+
     def multiply(self, stored, x):
         return stored.push(x)
 
@@ -118,6 +121,10 @@ def _default(dtype: DTypeLike) -> lx.AbstractLinearSolver:
 
 def _scaled(push, factor, x):
     return factor * push(x)
+
+
+def _summed(push, other, x):
+    return push(x) + other(x)
 
 
 class _Product(eqx.Module):

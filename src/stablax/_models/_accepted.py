@@ -15,10 +15,11 @@ from .._fields import Guard
 from .._lane_loop import take
 from .._lanes import spread
 from .._loop import KeptStep, interpolated
-from .._solvers import AbstractRosenbrock
+from .._solvers import AbstractRosenbrock, has_algebraic
 from .._types import Args
 from ._events import Events
-from ._knots import Jumps, is_at_any, moved
+from ._knots import Jumps, Settled, is_at_any, moved
+from ._slope import slope_at
 
 
 class Inputs(eqx.Module):
@@ -85,11 +86,12 @@ class Steps(eqx.Module):
 
     @property
     def has_jumps(self) -> bool:
-        """Whether there are some that move; or the end does, at which one may be."""
+        """Whether there are some that count: that move; or the end does, at which one may be; or
+        behind which the state is settled."""
         if self.inputs.jumps is None:
             return False
         moves: Any = self.moves
-        return any(moves.jumps.ts) or moves.t1
+        return any(moves.jumps.ts) or moves.t1 or has_algebraic(self.solver)
 
     def ends_at_jump(self, step: "Step") -> Bool[Array, ""]:
         """Whether the field has two values where `step` ends."""
@@ -97,12 +99,23 @@ class Steps(eqx.Module):
         ends = is_at_any(self.inputs.jumps, step.stop, self.way) & (self.accepted.count > 0)
         return ends if step.order is None else ends & ~step.is_cut
 
-    def at_jump(self, step: "Step", moving, y, end, *, back: bool = False) -> PyTree[Array]:
+    def at_jump(self, step: "Step", after, moving, y, end) -> PyTree[Array]:
         """`y` where such a step ends, as a function of when the field jumps, and of the `end` of
-        the solve if it is there."""
+        the solve if it is there. `after` it the state is recorded."""
+        settled = Settled(after, ~step.arrives)
+        return self._moved(step, moving, y, end, settled=settled)
+
+    def before_jump(self, step: "Step", dense, after, moving, end) -> PyTree[Array]:
+        """The `y` that `at_jump` takes to the state that is recorded `after` the step."""
+        if has_algebraic(self.solver):
+            return dense["y1"]
+        return self._moved(step, moving, after, end, back=True)
+
+    def _moved(self, step: "Step", moving, y, end, **how: Any) -> PyTree[Array]:
         field, args, _, jumps = eqx.combine(moving, self.parameters[1])
         moves: Any = self.moves.jumps
-        return moved(field, jumps, moves.ts, step.stop, y, args, self.way, end, back=back)
+        at = (moves.ts, step.stop, y, args, self.way)
+        return moved(self.solver, field, jumps, *at, end=end, **how)
 
     @property
     def has_ends(self) -> bool:
@@ -120,7 +133,7 @@ class Steps(eqx.Module):
         field, args, *_ = eqx.combine(moving, self.parameters[1])
         still = lax.stop_gradient
         by = (t1 - still(t1)) - (t0 - still(t0))
-        slope = field(t0, y, args, optax.tree.zeros_like(y))
+        slope = slope_at(self.solver, field, t0, y, args)
         return jtu.tree_map(lambda y, dy: y + by.astype(y.dtype) * dy, y, slope)
 
     def at(self, k: Array, record: "Record") -> "Step":

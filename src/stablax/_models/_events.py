@@ -19,11 +19,13 @@ from .._captured import Captured, capture
 from .._lanes import spread
 from .._loop import KeptStep, interpolated
 from .._results import RESULTS
+from .._solvers import has_algebraic
 from .._states import same_shape_and_dtype, stop, stop_unless
 from .._types import Args
 from ._conditions import values_of
 from ._dose import AbstractDose, DoseFunction
 from ._event import Event, EventLog
+from ._slope import settled
 from ._solution import solution_at
 
 
@@ -85,16 +87,21 @@ class Events(eqx.Module):
     @staticmethod
     def of(
         events: tuple[Event, ...],
+        solver: diffrax.AbstractSolver,
+        field: Captured,
         t: Array,
         y: PyTree[Array],
         args: Args,
         is_new: Bool[Array, ""],
     ) -> "Events":
+        """Of a solve of `field` by `solver`."""
         conditions, changes = [], []
         for k, event in enumerate(events):
             number = functools.partial(_number, k, event.condition)
             conditions.append(capture(number, t, y, args))
             state = None if event.change is None else functools.partial(_state, k, event.change)
+            if state is not None and has_algebraic(solver):
+                state = functools.partial(_settled, state, solver, field)
             changes.append(None if state is None else capture(state, t, y, args))
         directions = tuple(event.direction for event in events)
         max_counts = tuple(event.max_count for event in events)
@@ -205,6 +212,12 @@ def _hint(out: object) -> str:
     ):
         return " Instead of `x < limit` return `x - limit`, with `direction=False`."
     return ""
+
+
+def _settled(state: Callable, solver: diffrax.AbstractSolver, field: Captured, t, y, args):
+    """Where the algebraic equations hold after a change."""
+    y, found = settled(solver, field, t, state(t, y, args), args)
+    return jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), y)
 
 
 def _state(place: int, change: AbstractDose, t, y, args) -> PyTree[Array]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from .._captured import Captured, capture
 from .._control import near
 from .._fields import KNOTS, knots_of
 from .._lanes import only_where, spread
-from .._states import or_zero
+from .._solvers import has_algebraic, settle, slope_of
+from .._states import or_zero, stop
 from .._static import is_traced
 from .._types import VF, Args, ScalarLike
+from ._slope import resettled, unshifted
 
 
 class Jumps(eqx.Module):
@@ -26,6 +29,10 @@ class Jumps(eqx.Module):
 
     ts: list[Float[Array, " knots"]]
     sources: tuple[int | None, ...] = eqx.field(static=True)
+
+    def with_others(self, ts: Array) -> "Jumps":
+        """And these, which do not move."""
+        return Jumps([*self.ts, ts], (*self.sources, None))
 
 
 class Knots(eqx.Module):
@@ -100,6 +107,7 @@ def is_at_any(jumps: Jumps, t: Array, way: Array) -> Bool[Array, ""]:
 
 
 def moved(
+    solver: diffrax.AbstractSolver,
     field: Captured,
     jumps: Jumps,
     moves: Sequence[bool],
@@ -107,14 +115,16 @@ def moved(
     y: PyTree[Array],
     args: Args,
     way: Array,
-    end: Array | None = None,
     *,
+    end: Array | None = None,
+    settled: "Settled | None" = None,
     back: bool = False,
 ) -> PyTree[Array]:
     """`y` where a step ended at one of the `jumps`, as a function of when those are that `moves`:
     from there on under the field before it until then, and back under the field behind it. (If the
-    state is where the solve ends, that may move, too: `end`.) Or, `back`, the `y` from which this
-    makes the one that is given.
+    state is where the solve ends, that may move, too: `end`.) Between the two, where `solver` has
+    algebraic equations, it is `settled`. Or, `back`, the `y` from which this makes the one that is
+    given.
 
     As it is then now both ways have no length, and this is `y`; its derivatives, of first and
     second order, are those of two steps of the midpoint rule. Inputs that jump there and do not
@@ -126,7 +136,7 @@ def moved(
     by = jnp.sum(of_all - still(of_all)) / jnp.maximum(jnp.sum(here), 1).astype(t.dtype)
     if end is not None:
         by -= end - still(end)
-    apart = 2 * way.astype(t.dtype) * near(t)
+    apart = _apart(t, way)
     before, behind = t - apart, t + apart
 
     def held(ts: Array) -> Array:
@@ -137,46 +147,105 @@ def moved(
     pairs = zip(jumps.sources, moves, strict=True)
     # If none moves it is the end that does, and they all stay where they are.
     stays = {i: held for i, m in pairs if i is not None and not m and any(moves)}
-    sides = (behind, before) if back else (before, behind)
-    times = jnp.stack([sides[0], sides[0] + by / 2, sides[1] + by, sides[1] + by / 2])
-    lengths = jnp.stack([by / 2, by, -by / 2, -by])
+
+    def value(time, at, args):
+        return field.with_others(stays, time, at, args, optax.tree.zeros_like(at))
 
     def stage(carry, x):
         start, at = carry
         time, length, is_last = x
-        slope = field.with_others(stays, time, at, args, optax.tree.zeros_like(at))
+        slope = slope_of(solver, value, time, at, args)
         at = jtu.tree_map(lambda y, dy: y + length.astype(y.dtype) * dy, start, slope)
         return (optax.tree.where(is_last, at, start), at), None
 
-    stages = (times, lengths, np.array([False, True, False, True]))
-    start, stages = spread(((y, y), stages), field, jumps, t, args)
-    (y, _), _ = lax.scan(stage, start, stages)
-    return y
+    def through(y, *stages):
+        start, stages = spread(((y, y), stages), field, jumps, t, args)
+        return lax.scan(stage, start, stages)[0][0]
+
+    sides = (behind, before) if back else (before, behind)
+    times = jnp.stack([sides[0], sides[0] + by / 2, sides[1] + by, sides[1] + by / 2])
+    lengths = jnp.stack([by / 2, by, -by / 2, -by])
+    is_last = np.array([False, True, False, True])
+    if settled is None or not has_algebraic(solver):
+        return through(y, times, lengths, is_last)
+    y = through(y, times[:2], lengths[:2], is_last[:2])
+    known = resettled(solver, field, sides[1] + by, y, args, settled.y, settled.found)
+    y = optax.tree.where(settled.found, known, y)
+    return through(y, times[2:], lengths[2:], is_last[2:])
+
+
+def _apart(t: Array, way: Array) -> Array:
+    """From a time next to a jump to one that is surely behind it."""
+    return 2 * way.astype(t.dtype) * near(t)
+
+
+class Settled(eqx.Module):
+    """The state `y` behind a jump, at which the algebraic equations hold, if it was `found`: not
+    where the solve ends."""
+
+    y: PyTree[Array]
+    found: Bool[Array, ""]
+
+
+def pass_jumps(
+    solver: diffrax.AbstractSolver,
+    field: Captured,
+    jumps: Jumps,
+    way: Array,
+    end: Array,
+    t: Array,
+    y: PyTree[Array],
+    args: Args,
+) -> PyTree[Array]:
+    """`y` where a step ended, from where the next begins at `t`, if it does: times of a loop, which
+    are `way * t`. With the derivative of [`moved`][] at one of the `jumps`; and settled, where
+    algebraic equations jump. Forward mode only."""
+    behind = None
+    if has_algebraic(solver):
+
+        def settle_there():
+            still, at, at_args = stop((field, y, args))
+            after = t * way + _apart(t * way, way)
+            found, is_found = settle(solver, unshifted(still), after, at, at_args)
+            return jtu.tree_map(lambda x: jnp.where(is_found, x, jnp.nan), found)
+
+        goes_on = is_at_any(jumps, t * way, way) & (t != lax.stop_gradient(end))
+        behind = Settled(only_where(goes_on, settle_there, stop(y)), goes_on)
+    return _past_jumps(y, behind, jumps, t * way, solver, field, args, way)
 
 
 @eqx.filter_custom_jvp
-def past_jumps(
-    y: PyTree[Array], jumps: Jumps, t: Array, field: Captured, args: Args, way: Array
+def _past_jumps(
+    y: PyTree[Array],
+    settled: Settled | None,
+    jumps: Jumps,
+    t: Array,
+    solver: diffrax.AbstractSolver,
+    field: Captured,
+    args: Args,
+    way: Array,
 ) -> PyTree[Array]:
-    """`y` where a step ended, from where the next begins at `t`: with the derivative of [`moved`][]
-    if that was at one of the `jumps`. Forward mode only."""
-    return y
+    return y if settled is None else settled.y
 
 
-@past_jumps.def_jvp
+@_past_jumps.def_jvp
 def _past_jumps_jvp(primals, tangents):
-    (y, jumps, t, field, args, way), (d_y, d_jumps, _, d_field, d_args, _) = primals, tangents
-    if not jtu.tree_leaves(d_jumps):
-        return y, d_y
+    (y, settled, jumps, t, solver, field, args, way) = primals
+    (d_y, _, d_jumps, _, _, d_field, d_args, _) = tangents
+    out = y if settled is None else settled.y
+    if settled is None and not jtu.tree_leaves(d_jumps):
+        return out, d_y
     d_y = or_zero(d_y, y)
     moves = [d is not None for d in d_jumps.ts]
 
     def move():
         points, d_points = (field, jumps, y, args), (d_field, d_jumps, d_y, d_args)
-        at = lambda field, jumps, y, args: moved(field, jumps, moves, t, y, args, way)
+        at = lambda field, jumps, y, args: moved(
+            solver, field, jumps, moves, t, y, args, way, settled=settled
+        )
         return eqx.filter_jvp(at, points, d_points)[1]
 
-    return y, only_where(is_at_any(jumps, t, way), move, d_y)
+    return out, only_where(is_at_any(jumps, t, way), move, d_y)
 
 
 @eqx.filter_custom_jvp

@@ -51,7 +51,7 @@ from .._fields import (
 )
 from .._lanes import differing, spread
 from .._results import RESULTS, is_okay
-from .._solvers import AbstractRosenbrock, prepare
+from .._solvers import AbstractRosenbrock, prepare, right_side_of
 from .._states import state_dtype, stop
 from ._accepted import AcceptedSteps, Inputs
 from ._adjoint import DiscreteAdjoint, Outputs, solve
@@ -77,7 +77,7 @@ def closed_inputs(
 ) -> tuple[Captured, tuple, tuple]:
     """The field of a solve as a function of `(t, y, args, shift)` that closes over nothing, with
     what it has `seen`, `(field, t0, y0, args)`, and the other inputs. With an `inflow`, that is
-    added to it.
+    added to dy/dt.
 
     Under `shard_map` all that a loop works with differs between devices as one of them does: else
     the derivative in what does not is summed over the devices in every step."""
@@ -85,7 +85,10 @@ def closed_inputs(
     field, t0, y0, args = seen
     # The user's Python code is traced once, and what it closes over becomes an explicit input.
     own = _vector_field(plan, as_guarded(field), y0)
-    fed = own if inflow is None else lambda *at: optax.tree.add(own(*at), inflow)
+    fed = own
+    if inflow is not None:
+        added = right_side_of(plan.solver, inflow)
+        fed = lambda *at: optax.tree.add(own(*at), added)
     closed = capture(fed, t0, y0, args, optax.tree.zeros_like(y0))
     if differing(closed) - differing(y0):  # what it closes over differs, and nothing else
         rest, others = spread((seen[1:], others), closed)

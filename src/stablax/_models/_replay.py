@@ -121,9 +121,10 @@ class _ForwardPass(_AbstractPass):
             d_next, d_y, d_rows = only_where(step.is_cut, move, still)
             event, d_events = put_events(d_events, event, step.count, d_rows)
         if steps.has_jumps:
+            after = take(record.states, k)
 
             def move_jump(d_y=d_y):
-                at_jump = functools.partial(steps.at_jump, step)
+                at_jump = functools.partial(steps.at_jump, step, after)
                 d_points = (self.d_moving, d_y, d_end)
                 return eqx.filter_jvp(at_jump, (moving, y, step.end), d_points)[1]
 
@@ -217,8 +218,8 @@ class _BackwardPass(_AbstractPass):
             after = take(record.states, jnp.maximum(k, 0))
 
             def pull_jump(d_y=d_y):
-                y1 = steps.at_jump(step, moving, after, end, back=True)
-                at_jump = functools.partial(steps.at_jump, step)
+                y1 = steps.before_jump(step, dense, after, moving, end)
+                at_jump = functools.partial(steps.at_jump, step, after)
                 return eqx.filter_vjp(at_jump, moving, y1, end)[1](d_y)
 
             none = (optax.tree.zeros_like(moving), d_y, zero_time)

@@ -23,8 +23,9 @@ from ._adjoint import DiscreteAdjoint, Outputs
 from ._diffrax_event import EventOf
 from ._event_search import look
 from ._kept_step import KeepsStep
-from ._knots import past_jumps
+from ._knots import pass_jumps
 from ._resolve import is_imex
+from ._slope import slope_at
 from ._stepping import Pace, Plan
 from ._verdict import verdict
 
@@ -115,11 +116,11 @@ def run_loop(
     if inputs.jumps is not None:  # on the side to which the solve goes
         over = just_before(t1, t0) - t0
         behind = [t + over for t in behind]
-    y0 = _with_time(inputs.y0, start, behind[0], inputs.field, inputs.args)
+    y0 = _with_time(inputs.y0, start, behind[0], plan.solver, inputs.field, inputs.args)
     held = dataclasses.replace(inputs, y0=y0, t0=t0, t1=t1)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
-    at_end = _with_time(run.last, end, behind[1], inputs.field, inputs.args)
+    at_end = _with_time(run.last, end, behind[1], plan.solver, inputs.field, inputs.args)
     last = optax.tree.where(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = dataclasses.replace(ended, result=result)
@@ -162,10 +163,6 @@ def _edges(pace: Pace, inputs: Inputs) -> Sequence[tuple[Array, Array]]:
     return (end,) if pace.controller.meets_jumps else ()
 
 
-def _pass_jumps(field: Callable, jumps: Array, way: Array, t: Array, y, args) -> PyTree[Array]:
-    return past_jumps(y, jumps, t * way, field, args, way)
-
-
 def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, record: bool) -> _Run:
     way = jnp.where(inputs.t1 < inputs.t0, -1, 1).astype(inputs.t0.dtype)
     controller = pace.controller.wrap(way)
@@ -174,7 +171,8 @@ def _our_loop(plan: Plan, pace: Pace, inputs: Inputs, event: EventOf | None, rec
         seen = events.first_seen(inputs.t0, inputs.y0, inputs.args)
     passes_at = None
     if inputs.jumps is not None:
-        passes_at = jtu.Partial(_pass_jumps, inputs.field, inputs.jumps, way)
+        end = inputs.t1 * way
+        passes_at = jtu.Partial(pass_jumps, plan.solver, inputs.field, inputs.jumps, way, end)
     steps = Steps(
         terms=terms_of(plan.solver, inputs.field, seen=_edges(pace, inputs), way=way),
         solver=for_forward_mode(prepare(plan.solver, controller, controller.guard)),
@@ -281,16 +279,16 @@ def at_the_event(
 
 
 @eqx.filter_custom_jvp
-def _with_time(y, of_time, t, field: Callable, args: Args):
+def _with_time(y, of_time, t, solver: diffrax.AbstractSolver, field: Callable, args: Args):
     """`y` at time `t`, which moves along its slope as `of_time` does."""
     return y
 
 
 @_with_time.def_jvp
 def _with_time_jvp(primals, tangents):
-    (y, _, t, field, args), (d_y, d_of_time, *_) = primals, tangents
+    (y, _, t, solver, field, args), (d_y, d_of_time, *_) = primals, tangents
     if d_of_time is not None:
         # A start that has no slope is that of a sample that fails.
-        slope = finite_or_zero(field(t, y, args, optax.tree.zeros_like(y)))
+        slope = finite_or_zero(slope_at(solver, field, t, y, args))
         d_y = add(jtu.tree_map(lambda dy: dy * d_of_time.astype(dy.dtype), slope), d_y)
     return y, d_y

@@ -118,6 +118,8 @@ def solve_phases(
 ) -> Simulation:
     """The call of a model, with inputs that are checked."""
     field, (stacks, plans, paces) = model._field, zip(*legs, strict=True)
+    for plan in plans:
+        start.refuse(plan.tree.solver)
     if throw:
         field, y0, ts, t0, stacks, steady_args = inputs_with_finite_derivative(
             field=field, y0=start.y0, ts=ts, t0=t0, phases=stacks, steady_args=start.args

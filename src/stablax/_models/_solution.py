@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optax
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._loop import KeptStep, interpolated
 from .._types import Args
+from ._slope import slope_at
 
 
 @eqx.filter_custom_jvp
@@ -37,7 +37,7 @@ def _solution_jvp(primals, tangents):
     y, d_y = eqx.filter_jvp(dense, (step, t), (d_step, d_t))
     if d_t is not None:
         _, own = jax.jvp(functools.partial(dense, step), (t,), (jnp.ones_like(t),))
-        slope = field(t * way, y, args, optax.tree.zeros_like(y))
+        slope = slope_at(solver, field, t * way, y, args)
         d_y = jtu.tree_map(
             lambda d, own, f: d + jnp.where(jnp.isfinite(f), way * f - own, 0) * d_t,
             d_y,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -15,18 +16,19 @@ from .._control import Watch
 from .._fields import Guard, Guarded, GuardedField, as_guarded, names_of
 from .._lanes import spread
 from .._results import RESULTS, Cause
-from .._solvers import family_of, for_forward_mode, prepare
+from .._solvers import AbstractRosenbrock, family_of, for_forward_mode, has_algebraic, prepare
 from .._states import all_finite, finite_or_zero, stop
 from .._types import VF, Args
 from ._accepted import Inputs
 from ._adjoint import Outputs
 from ._event import EventLog
 from ._events import Events
-from ._knots import Knots, without_derivative
+from ._knots import Jumps, Knots, is_at_any, without_derivative
 from ._protect import closed_inputs, differentiable, of_successful
 from ._run import Ended, at_the_event, event_of, run_loop, terms_of
 from ._simulation import About, GuardSummary, Simulation
-from ._stepping import Pace, Plan, meets_times, with_jumps
+from ._slope import settled
+from ._stepping import Pace, Plan, jump_times, meets_times, with_jumps
 from ._times import last_asked, rows_are_ordered
 
 _JUMPS = (
@@ -34,6 +36,11 @@ _JUMPS = (
     "needs steps that end there, of an adaptive controller, and the default adjoint or "
     "`ForwardMode`. If it is not wanted: `jax.lax.stop_gradient(ts)`, or in a field "
     "`sx.Input(sx.Frozen(ts), ...)`."
+)
+
+_ALGEBRAIC_JUMPS = (
+    "Some of the equations are algebraic (`mass` is singular) and the field jumps, behind which "
+    "their components have to be found anew. That needs the default adjoint or `ForwardMode`."
 )
 
 
@@ -85,10 +92,13 @@ def integrate(
     last may be nan or inf: those are not asked for. A caller that gives `t1` has looked at the
     times. Where not `active`, takes no step. `is_new`: whether no step of the call came before.
     `inflow` is added to dy/dt. Returns the last state, too."""
+    if isinstance(plan.solver, AbstractRosenbrock):
+        plan.solver.check(y0)
     closed, (field, t0, y0, args), (pace, ts, active, t1, is_new) = closed_inputs(
         plan, (field, t0, y0, args), (stop(pace), ts, active, t1, is_new), inflow
     )
     knots, jumps, rise = spread(Knots.of(closed, t0, y0, args), y0), None, None
+    given_jumps = jump_times(pace)
     if knots is not None:
         rise = knots.rise
         pace = with_jumps(pace, stop(knots.ts))
@@ -104,6 +114,16 @@ def integrate(
     going = ordered if rise is None else ordered & rise
     going = going if active is None else active & going
     # Without a step to take the solve is from `t0` to `t0`.
+    found = None
+    if has_algebraic(plan.solver):
+        consistent, found = settled(plan.solver, closed, t0, y0, args)
+        y0 = optax.tree.where(going, consistent, y0)
+        going &= found
+        if given_jumps is not None:
+            of_inputs = Jumps([], ()) if jumps is None else jumps
+            jumps = of_inputs.with_others(spread(jnp.asarray(given_jumps, ts.dtype), y0))
+        if jumps is not None and not plan.on_own_loop:
+            raise TypeError(_ALGEBRAIC_JUMPS)
     end = jnp.where(going, t1, t0)
     # Our loop takes what is nan as never; diffrax's saves it at the end.
     never = jnp.nan if plan.on_own_loop else end
@@ -114,7 +134,7 @@ def integrate(
     events = None
     if isinstance(plan.event, tuple):
         is_new = jnp.array(True) if is_new is None else is_new
-        events = Events.of(plan.event, t0, y0, args, is_new)
+        events = Events.of(plan.event, plan.solver, closed, t0, y0, args, is_new)
     inputs = Inputs(closed, y0, t0, end, save, args, events, jumps)
     event = event_of(plan, pace, inputs)
     # Whether a step is the last has no derivative.
@@ -128,7 +148,16 @@ def integrate(
         log = events.log(outputs.events, outputs.rest.events, y0)
         outputs = eqx.tree_at(lambda o: o.rest.t, outputs, _time_of_end(outputs.rest, log))
     about = About(names, family_of(plan.solver))
-    simulation = _summarise(outputs, log, about, ts, end, going & asked, ordered, rise)
+    if found is not None and jumps is not None:
+        found &= ~_is_lost_at(jumps, outputs.rest, end < t0)
+    result: Any = outputs.rest.result
+    for fits, otherwise in (
+        (found, RESULTS.no_consistent_state),
+        (rise, RESULTS.bad_knots),
+        (ordered, RESULTS.bad_times),
+    ):
+        result = result if fits is None else RESULTS.where(fits, result, otherwise)
+    simulation = _summarise(outputs, result, log, about, ts, end, going & asked)
     return simulation, of_successful(simulation.result, finite_or_zero(outputs.last))
 
 
@@ -154,14 +183,18 @@ def _watch(plan: Plan, guard: Guard, outputs_masked, names) -> Watch | None:
     )
 
 
+def _is_lost_at(jumps: Jumps, ended: Ended, is_backwards: Array) -> Array:
+    """Whether the solve ended where the field jumps since behind it no state was found."""
+    way = jnp.where(is_backwards, -1, 1)
+    return is_at_any(jumps, ended.t, way) & (ended.result == RESULTS.not_finite)
+
+
 def _summarise(
-    outputs: Outputs, log: EventLog | None, about: About, ts, end, active, ordered, rise
+    outputs: Outputs, result: RESULTS, log: EventLog | None, about: About, ts, end, active
 ) -> Simulation:
     rows, last = outputs.rows, outputs.last
     ended: Ended = outputs.rest
     record, watched, statistics = ended.record, ended.watched, ended.stats
-    result = ended.result if rise is None else RESULTS.where(rise, ended.result, RESULTS.bad_knots)
-    result = RESULTS.where(ordered, result, RESULTS.bad_times)
     reached = jnp.isfinite(ended.saved) & active
 
     def fill_row(row, last):

@@ -4,9 +4,11 @@ import abc
 import dataclasses
 from typing import final
 
+import diffrax
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
+from .._solvers import mass_of
 from .._states import as_args, state_dtype
 from .._static import Frozen
 from .._steady import (
@@ -39,6 +41,9 @@ class AbstractStart(eqx.Module):
     ) -> tuple[PyTree[Array], SteadyState | None]:
         """The state at `t0`; and the steady state that it is, if it is one. At most `width` lanes
         of a batch step at once."""
+
+    def refuse(self, solver: diffrax.AbstractSolver) -> None:
+        """Raises for a solver of the dynamics that this is no start for."""
 
     def check(self, found: SteadyState | None, field: VF, t0: Array) -> None:
         """Raises for a wrong input that only the search could see."""
@@ -97,6 +102,14 @@ class SteadyStart(AbstractStart):
             width=width,
         )
         return found.y, found
+
+    def refuse(self, solver):
+        if mass_of(solver) is not None:
+            raise TypeError(
+                f"`solver={type(solver).__name__}(mass=...)` cannot start from a steady state: the "
+                "search for one follows dy/dt = f. Divide the field by a diagonal `mass` without "
+                "zeros; else simulate from a given state for a long time."
+            )
 
     def check(self, found, field, t0):
         assert found is not None

@@ -335,16 +335,21 @@ def _max_steps(plan: Plan, pace: Pace, given: Array | np.ndarray | None) -> Any:
 
 def with_jumps(pace: Pace, jumps: Array) -> Pace:
     """`pace`, whose steps end at the `jumps`, too; none does where they are given."""
-    controller, inner = pace.controller, pace.controller.controller
+    controller, own = pace.controller, jump_times(pace)
     if not meets_times(controller):
         return pace
-    own = inner.jump_ts if isinstance(inner, diffrax.ClipStepSizeController) else None
     jumps = jumps if own is None else jnp.concatenate([jnp.asarray(own, jumps.dtype), jumps])
     jumps = jnp.sort(jumps)
     apart = jnp.diff(jumps, prepend=-jnp.inf) > near(jumps)
     one_each = jnp.where(apart, jumps, jnp.inf)
     controller = _with_times(controller, dict(jump_ts=one_each), np.dtype(jumps.dtype))
     return pace.replace(dataclasses.replace(controller, jumps=jumps))
+
+
+def jump_times(pace: Pace) -> Array | np.ndarray | None:
+    """Those that the controller is given."""
+    inner = pace.controller.controller
+    return inner.jump_ts if isinstance(inner, diffrax.ClipStepSizeController) else None
 
 
 def meets_times(controller: AdmissibleSteps) -> bool:

@@ -12,5 +12,13 @@ from ._rosenbrock import (
     family_of as family_of,
     is_implicit as is_implicit,
 )
+from ._slopes import (
+    as_settled as as_settled,
+    has_algebraic as has_algebraic,
+    mass_of as mass_of,
+    right_side_of as right_side_of,
+    settle as settle,
+    slope_of as slope_of,
+)
 from ._tableaus import RosenbrockTableau as RosenbrockTableau
 from ._wrapped import AbstractWrapped as AbstractWrapped

@@ -14,10 +14,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._fields import Guard
-from .._linalg import AbstractJacobian, Dense, MatrixFree, as_jacobian
+from .._linalg import AbstractJacobian, Dense, Mass, MatrixFree, as_jacobian, as_mass
 from .._precision import full_precision
 from .._states import all_finite
 from .._words import short
+from ._algebraic import slope
 from ._gate import gated_step
 from ._rosenbrock_reverse import replay_step
 from ._rosenbrock_step import Step, at_start, repeat_step, step_of, take_step
@@ -79,15 +80,23 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     **Arguments:**
 
     - `jacobian`: as in [`Rodas5P`][].
-    - `box`: as in [`Rodas5P`][]; keyword-only.
+    - `box`, `mass`: as in [`Rodas5P`][]; keyword-only. A `mass` that is singular needs a tableau
+        that is stiffly accurate: its last stage ends at the new state.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
     tableau: eqx.AbstractClassVar[RosenbrockTableau]
     jacobian: AbstractJacobian | None = eqx.field(converter=as_jacobian, default=None)
     box: Guard | None = eqx.field(default=None, kw_only=True)
+    mass: Mass | None = eqx.field(converter=as_mass, default=None, kw_only=True)
 
     def __check_init__(self):
+        if self.has_algebraic and not self.tableau.is_stiffly_accurate:
+            raise ValueError(
+                f"`mass` is singular, for which `{type(self).__name__}` is not made: it is not "
+                "stiffly accurate, so that its steps would not end where the algebraic equations "
+                "hold. Use `Rodas5P(mass=...)` or `Rodas4(mass=...)`."
+            )
         if not (self.box is None or isinstance(self.box, Guard)):
             raise TypeError(
                 f"`box` must be a `Guard(lower, upper)` or None, got {short(self.box)}."
@@ -102,24 +111,42 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
         """That of the Jacobian: `jacobian`, or else dense."""
         return Dense() if self.jacobian is None else self.jacobian
 
+    @property
+    def has_algebraic(self) -> bool:
+        """Whether some of the equations are algebraic."""
+        return self.mass is not None and self.mass.is_singular
+
     def order(self, terms):
         return self.tableau.order
 
     def error_order(self, terms):
         return self.tableau.error_order
 
-    def init(self, terms, t0, t1, y0, args):
-        size = sum(x.size for x in jtu.tree_leaves(y0))
+    def check(self, y: PyTree[Array]) -> None:
+        """Raises a `ValueError` if `jacobian` or `mass` does not fit a state like `y`."""
+        size = sum(x.size for x in jtu.tree_leaves(y))
         self.structure.check(size)
+        if self.mass is not None:
+            self.mass.check(self.structure, y)
+
+    def init(self, terms, t0, t1, y0, args):
+        self.check(y0)
         # A product with J is a function, which diffrax's loop cannot carry.
         if isinstance(self.structure, MatrixFree):
             return None
-        step = step_of(terms, self.structure, self.box, args, t0, t1, y0)
+        step = step_of(terms, self.structure, self.box, self.mass, args, t0, t1, y0)
         known = step.known(self.structure, t0, ravel_pytree(y0)[0])
         return jtu.tree_map(lax.stop_gradient, known)
 
     def func(self, terms, t0, y0, args):
-        return terms.vf(t0, y0, args)
+        """dy/dt, in the time of the `terms`' field."""
+        if self.mass is None:
+            return terms.vf(t0, y0, args)
+        t0 = jnp.asarray(t0)
+        direction = terms.contr(jnp.zeros_like(t0), jnp.ones_like(t0))
+        field = lambda *at: terms.vf_prod(*at, direction)
+        onward = slope(self.mass, self.structure, field, t0, y0, args)
+        return jtu.tree_map(lambda dy: direction.astype(dy.dtype) * dy, onward)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """`solver_state` is what is known of the field at the start of the step, as a value: its
@@ -132,7 +159,7 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
             out = step.unravel(end), step.unravel(error), jax.vmap(step.unravel)(u)
             return out, None if solver_state is None else known
 
-        step = step_of(terms, self.structure, self.box, args, t0, t1, y0, closed=True)
+        step = step_of(terms, self.structure, self.box, self.mass, args, t0, t1, y0, closed=True)
         known = solver_state is not None and made_jump is not True
         handed = (solver_state, made_jump) if known else None
         (y1, error, stages), known = gated_step(take, (step, y0), handed)
@@ -146,11 +173,13 @@ class AbstractRosenbrock(diffrax.AbstractAdaptiveSolver):
     def repeat(self, terms, t0, t1, y0, args, held=None):
         """An accepted step: the new state, and what makes its dense output. `held`: whether the
         stages have the values given, and not their own, and these."""
-        return repeat_step(self.tableau, self.structure, self.box, terms, args, t0, t1, y0, held)
+        how = (self.tableau, self.structure, self.box, self.mass)
+        return repeat_step(*how, terms, args, t0, t1, y0, held)
 
     def replay(self, system, moving, t0, t1, y0, held=None):
         """An accepted step, and its derivative in reverse mode; see `replay_step`."""
-        return replay_step(self.tableau, self.structure, self.box, system, moving, t0, t1, y0, held)
+        how = (self.tableau, self.structure, self.box, self.mass)
+        return replay_step(*how, system, moving, t0, t1, y0, held)
 
 
 def family_of(solver: diffrax.AbstractSolver) -> str:
@@ -197,9 +226,14 @@ class Rodas5P(AbstractRosenbrock):
         along the tangent with the Jacobian at its start. For controllers that keep the states
         next to the box. By default `None`; the models set it from the guard of the field.
         Keyword-only.
+    - `mass`: the M of M dy/dt = f(t, y, args), constant: its diagonal, of shape `(n,)` or a PyTree
+        like the state; or a matrix, `(n, n)`; in the order of the ravelled state. With zeros, or
+        otherwise singular, some of the equations are algebraic; they must determine what M leaves
+        open (index 1). A model makes the start consistent, and the state behind a jump or an event;
+        in plain `diffeqsolve` the start has to be. By default `None`, the identity. Keyword-only.
 
-    **Raises:** `TypeError` for another `jacobian` or `box`, `ValueError` at the first step if they
-    do not fit the state.
+    **Raises:** `TypeError` or `ValueError` for another `jacobian`, `box` or `mass`, `ValueError` at
+    the first step if they do not fit the state.
     """
 
     tableau: ClassVar[RosenbrockTableau] = RODAS5P
@@ -212,7 +246,7 @@ class Rodas4(AbstractRosenbrock):
 
     A step costs one Jacobian, one factorisation and six evaluations of the field; the dense
     output has order 3. In all else, the two parts of its error estimate and its arguments
-    `jacobian` and `box`, as [`Rodas5P`][].
+    `jacobian`, `box` and `mass`, as [`Rodas5P`][].
     """
 
     tableau: ClassVar[RosenbrockTableau] = RODAS4
@@ -225,7 +259,7 @@ class Rosenbrock23(AbstractRosenbrock):
 
     A step costs one Jacobian, one factorisation and three evaluations of the field; the dense
     output has order 2. In all else, the two parts of its error estimate and its arguments
-    `jacobian` and `box`, as [`Rodas5P`][].
+    `jacobian` and `box`, as [`Rodas5P`][]. Its `mass` must be regular.
     """
 
     tableau: ClassVar[RosenbrockTableau] = ROSENBROCK23

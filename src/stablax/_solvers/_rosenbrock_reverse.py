@@ -1,6 +1,6 @@
 """The derivative of a Rosenbrock step in reverse mode, by hand.
 
-With W = I / gamma - h J and the products m_i = W^-T (cotangent of stage i), the cotangent of a
+With W = M / gamma - h J and the products m_i = W^-T (cotangent of stage i), the cotangent of a
 parameter p is
 
     sum_i m_i . d/dp [h f(Y_i) + h J(y0) (u_i + E_i)] + (sum_i d_i m_i) . d/dp [h^2 df/dt]
@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from .._fields import Guard
 from .._lanes import spread
-from .._linalg import AbstractJacobian
+from .._linalg import AbstractJacobian, Mass
 from .._precision import product
 from ._rosenbrock_step import (
     AtStart,
@@ -45,6 +45,7 @@ def replay_step(
     tableau: RosenbrockTableau,
     structure: AbstractJacobian,
     box: Guard | None,
+    mass: Mass | None,
     system: Callable,
     moving,
     t0,
@@ -63,14 +64,14 @@ def replay_step(
     def step_at(inputs):
         moving, t0, t1 = inputs
         terms, args = system(moving)
-        return step_of(terms, structure, box, args, t0, t1, y0)
+        return step_of(terms, structure, box, mass, args, t0, t1, y0)
 
     step, start = step_at(inputs), flat(y0)
     unravel, dtype = step.unravel, step.dtype
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
     replay = _replay_unrolled if unrolls(start.size) else _replay_scanned
     slope = step.slopes(structure, at_start)
-    u, points, transpose = replay(tableau, slope, at_start, flat_stages(held))
+    u, points, transpose = replay(tableau, step, slope, at_start, flat_stages(held))
     # What h J at the start is multiplied with: the stages, and what its tangent is taken along.
     along_start = u if box is None else u + jax.vmap(step.outside)(points)
     dense = dict(y0=y0, y1=unravel(end_of(tableau, at_start, u)), stages=jax.vmap(unravel)(u))
@@ -110,7 +111,9 @@ def _products(tableau: RosenbrockTableau, structure: AbstractJacobian, step: Ste
 # products m and the cotangent of the start by way of f(Y_i).
 
 
-def _replay_unrolled(tableau: RosenbrockTableau, slope: Callable, at_start: AtStart, held: Held):
+def _replay_unrolled(
+    tableau: RosenbrockTableau, step: Step, slope: Callable, at_start: AtStart, held: Held
+):
     points, pulls = [], []
 
     def linearised(c, point):
@@ -120,17 +123,18 @@ def _replay_unrolled(tableau: RosenbrockTableau, slope: Callable, at_start: AtSt
         return value
 
     linearised(tableau.c[0], at_start.start)
-    u = unrolled(tableau, linearised, at_start, held)
+    u = unrolled(tableau, step, linearised, at_start, held)
 
     def transpose(d_stages):
         count = tableau.stages
         m: list[Any] = [None] * count
         d_points: list[Any] = [None] * count
         for i in reversed(range(count)):
+            later = range(i + 1, count)
             parts = [d_stages[i]]
-            for k in range(i + 1, count):
-                parts += [tableau.A[k][i] * d_points[k]] if tableau.A[k][i] != 0 else []
-                parts += [tableau.C[k][i] * m[k]] if tableau.C[k][i] != 0 else []
+            parts += [tableau.A[k][i] * d_points[k] for k in later if tableau.A[k][i] != 0]
+            bent = [tableau.C[k][i] * m[k] for k in later if tableau.C[k][i] != 0]
+            parts += [step.of_mass_transposed(functools.reduce(operator.add, bent))] if bent else []
             m[i] = at_start.factored.solve_transposed(functools.reduce(operator.add, parts))
             (d_points[i],) = pulls[i](m[i])
         return jnp.stack(m), functools.reduce(operator.add, d_points)
@@ -138,9 +142,11 @@ def _replay_unrolled(tableau: RosenbrockTableau, slope: Callable, at_start: AtSt
     return u, jnp.stack(points), transpose
 
 
-def _replay_scanned(tableau: RosenbrockTableau, slope: Callable, at_start: AtStart, held: Held):
+def _replay_scanned(
+    tableau: RosenbrockTableau, step: Step, slope: Callable, at_start: AtStart, held: Held
+):
     dtype = at_start.start.dtype
-    u = scanned(tableau, slope, at_start, held)
+    u = scanned(tableau, step, slope, at_start, held)
     A, C = padded(tableau.A, dtype), padded(tableau.C, dtype)
     c = jnp.asarray(tableau.c, dtype)
     points = at_start.start[None] + product(A, u)
@@ -148,7 +154,8 @@ def _replay_scanned(tableau: RosenbrockTableau, slope: Callable, at_start: AtSta
     def stage(carry, row):
         m, d_points = carry
         i, A, C, c, point, d_stage = row
-        new = at_start.factored.solve_transposed(d_stage + weighted(A, d_points) + weighted(C, m))
+        right = d_stage + weighted(A, d_points) + step.of_mass_transposed(weighted(C, m))
+        new = at_start.factored.solve_transposed(right)
         _, pull = jax.vjp(functools.partial(slope, c), point)
         return (m.at[i].set(new), d_points.at[i].set(pull(new)[0])), None
 

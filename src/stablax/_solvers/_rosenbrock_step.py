@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from .._captured import capture
 from .._fields import Guard
 from .._lanes import only_where, spread
-from .._linalg import AbstractJacobian, Dense, Factored, FlatField, MatrixFree
+from .._linalg import AbstractJacobian, Dense, Factored, FlatField, Mass, MatrixFree
 from .._precision import full_precision, product
 from .._states import finite_or_zero, stop
 from ._tableaus import RosenbrockTableau
@@ -49,6 +49,7 @@ class Step(eqx.Module):
     t0: Array
     t1: Array
     box: Guard | None
+    mass: Mass | None = eqx.field(static=True)
     unravel: Callable = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
 
@@ -112,15 +113,24 @@ class Step(eqx.Module):
     def factored(
         self, tableau: RosenbrockTableau, structure: AbstractJacobian, stored: PyTree
     ) -> Factored:
-        """I / gamma - h J."""
+        """M / gamma - h J."""
         shift = jnp.asarray(1 / tableau.gamma, self.dtype)
-        return Factored(structure, shift, structure.scale(stored, self.h))
+        return Factored(structure, shift, structure.scale(stored, self.h), self.mass)
+
+    def of_mass(self, x: Array) -> Array:
+        """M x."""
+        return x if self.mass is None else self.mass(x)
+
+    def of_mass_transposed(self, x: Array) -> Array:
+        """M^T x."""
+        return x if self.mass is None else self.mass.transposed(x)
 
 
 def step_of(
     terms,
     structure: AbstractJacobian,
     box: Guard | None,
+    mass: Mass | None,
     args,
     t0,
     t1,
@@ -145,7 +155,7 @@ def step_of(
         with full_precision():
             by_hand = by_hand and capture(by_hand, t0, y0, args)
     flat0, unravel = ravel_pytree(y0)
-    return Step(field, by_hand, args, t0, t1, box, unravel, flat0.dtype)
+    return Step(field, by_hand, args, t0, t1, box, mass, unravel, flat0.dtype)
 
 
 class AtStart(eqx.Module):
@@ -177,7 +187,7 @@ def take_step(
     """**Returns:** the new state, the error estimate, and the stages u with a leading axis; and
     what is known of the field at the end, which has no derivative."""
     at_start = at_start_of(tableau, structure, step, start, known)
-    u = stages_of(tableau, step.slopes(structure, at_start), at_start)
+    u = stages_of(tableau, step, step.slopes(structure, at_start), at_start)
     end = end_of(tableau, at_start, u)
     error = _combine(tableau.e, u)
     missed, at_end = second_look(tableau, structure, *stop((step, at_start, end, u)))
@@ -195,6 +205,7 @@ def repeat_step(
     tableau: RosenbrockTableau,
     structure: AbstractJacobian,
     box: Guard | None,
+    mass: Mass | None,
     terms,
     args,
     t0,
@@ -204,11 +215,11 @@ def repeat_step(
 ):
     """A step without its error estimate: the new state, and the dense output's `y0`, `y1` and
     `stages`."""
-    step = step_of(terms, structure, box, args, t0, t1, y0)
+    step = step_of(terms, structure, box, mass, args, t0, t1, y0)
     start = ravel_pytree(y0)[0]
     at_start = at_start_of(tableau, structure, step, start, step.known(structure, t0, start))
     slope = step.slopes(structure, at_start)
-    u = stages_of(tableau, slope, at_start, flat_stages(held))
+    u = stages_of(tableau, step, slope, at_start, flat_stages(held))
     y1 = step.unravel(end_of(tableau, at_start, u))
     return y1, dict(y0=y0, y1=y1, stages=jax.vmap(step.unravel)(u))
 
@@ -225,24 +236,26 @@ def second_look(
 
     The stages, and with them the embedded error, are filtered by the Jacobian at the start: where
     that is huge and soon is not, they agree on next to nothing. Here the defect of the dense
-    output at the end, h (f - y'), is filtered by the Jacobian at the end, J1, and without another
-    factorisation: with W = I / gamma - h J0, the solution is the sum over k of
+    output at the end, h (f - M y'), is filtered by the Jacobian at the end, J1, and without another
+    factorisation: with W = M / gamma - h J0, the solution is the sum over k of
 
         W^-1 (h J1 - h J0) ... W^-1 (h J1 - h J0) W^-1 defect / gamma      (k changes of J)
 
     which is taken for a geometric series in each component. Where it converges slowly, J1 filters
     less than J0: then stiffness falls with the state, and is taken to fall by as much again over
     the correction, so that nothing is smaller than it looks. Where it diverges, and at most, it is
-    the defect as it is.
+    the defect as it is: of a singular M its M^+ defect, that of the equations with dy/dt.
     """
     known = step.known(structure, step.t1, end)
-    defect = step.h * known.value - _combine(tableau.end_slope, u)
+    defect = step.h * known.value - step.of_mass(_combine(tableau.end_slope, u))
     by_start = at_start.factored
     first = by_start.solve_frozen(defect / tableau.gamma)
     change = step.h * structure.multiply(known.stored, first)
     change = change - structure.multiply(by_start.stored, first)
     second = by_start.solve_frozen(change)
     rest = 1 - second / jnp.where(first == 0, 1, first)
+    if step.mass is not None:
+        defect = step.mass.slopes(defect)
     first, defect = jnp.abs(first), jnp.abs(defect)
     converges = rest > jnp.finfo(step.dtype).eps
     less = jnp.where(converges, first / jnp.where(converges, rest, 1) ** 2, defect)
@@ -289,19 +302,23 @@ def unrolls(size: int) -> bool:
     return size <= _UNROLLED and not fast_loop
 
 
-def stages_of(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def stages_of(
+    tableau: RosenbrockTableau, step: Step, slope, at_start: AtStart, held: Held = None
+) -> Array:
     solve = unrolled if unrolls(at_start.start.size) else scanned
-    return solve(tableau, slope, at_start, held)
+    return solve(tableau, step, slope, at_start, held)
 
 
-def unrolled(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def unrolled(
+    tableau: RosenbrockTableau, step: Step, slope, at_start: AtStart, held: Held = None
+) -> Array:
     u = []
     for A, C, c, d in zip(tableau.A, tableau.C, tableau.c, tableau.d, strict=True):
         right = at_start.slope if not u else slope(c, at_start.start + _combine(A, u))
         if d != 0:
             right = right + d * at_start.drift
         if u:
-            right = right + _combine(C, u)
+            right = right + step.of_mass(_combine(C, u))
         u.append(_keep(held, len(u), at_start.factored.solve(right)))
     return jnp.stack(u)
 
@@ -317,7 +334,9 @@ def padded(rows, dtype) -> Array:
     return jnp.asarray([(*row, *[0.0] * (len(rows) - len(row))) for row in rows], dtype)
 
 
-def scanned(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = None) -> Array:
+def scanned(
+    tableau: RosenbrockTableau, step: Step, slope, at_start: AtStart, held: Held = None
+) -> Array:
     start, dtype = at_start.start, at_start.start.dtype
     count = tableau.stages
     rows = (
@@ -333,7 +352,8 @@ def scanned(tableau: RosenbrockTableau, slope, at_start: AtStart, held: Held = N
 
     def stage(u, row):
         i, A, C, c, d = row
-        right = slope(c, start + weighted(A, u)) + d * at_start.drift + weighted(C, u)
+        right = slope(c, start + weighted(A, u)) + d * at_start.drift
+        right = right + step.of_mass(weighted(C, u))
         return u.at[i].set(_keep(held, i, at_start.factored.solve(right))), None
 
     return lax.scan(stage, u, rows)[0]

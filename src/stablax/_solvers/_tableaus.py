@@ -111,6 +111,11 @@ class RosenbrockTableau:
         return len(self.b)
 
     @property
+    def is_stiffly_accurate(self) -> bool:
+        """Whether the last stage ends at the new state: what it solves for, holds there."""
+        return np.allclose(self.b, (*self.A[-1], 1)) and bool(np.isclose(self.c[-1], 1))
+
+    @property
     def end_slope(self) -> tuple[float, ...]:
         """h y' of the dense output at the end of the step is the sum of these times u_i."""
         return _floats(np.asarray(self.b) - np.sum(self.H, axis=0))

@@ -14,7 +14,7 @@ from .._fields import Guard
 from .._linalg import Dense, EquilibratedLU
 from .._loop import Steps, integrate_steps
 from .._results import STATUS, Cause, translated
-from .._solvers import Rodas5P, for_forward_mode, is_implicit, prepare
+from .._solvers import Rodas5P, for_forward_mode, is_implicit, mass_of, prepare
 from .._words import short
 from ._base import AbstractSteadyMethod, Attempt
 from ._problem import SteadyProblem
@@ -53,6 +53,8 @@ class Integrate(AbstractSteadyMethod):
                 "`solver` must take one term, as explicit and implicit solvers do; "
                 f"`{type(self.solver).__name__}` takes several. Use `Rodas5P()` or `kvaerno5()`."
             )
+        if mass_of(self.solver) is not None:
+            raise TypeError("`solver` must have no `mass`: the search follows dy/dt = f.")
         if not 0 < self.rtol < 1:
             raise ValueError(f"`rtol` must be between 0 and 1, got {self.rtol}.")
         if not (np.isfinite(self.horizon) and self.horizon > 0):

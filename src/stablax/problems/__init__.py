@@ -11,6 +11,12 @@ Each is a `Problem`. Fields are written as one should for JAX: a reaction networ
 one matrix product, not a stack of scalar expressions.
 """
 
+from ._algebraic import (
+    AMPLIFIER as AMPLIFIER,
+    DAES as DAES,
+    PENDULUM as PENDULUM,
+    ROBERTSON_DAE as ROBERTSON_DAE,
+)
 from ._biology import INSULIN as INSULIN, SWITCH as SWITCH, insulin_network
 from ._chemistry import (
     E5 as E5,
@@ -51,7 +57,8 @@ PROBLEMS: dict[str, Problem] = {
         NEURAL_ROBERTSON,
     )
 }
-"""All of them, by name, but `CLIPPED`, which needs a guard."""
+"""All of them, by name, but `CLIPPED`, which needs a guard, and those with algebraic equations,
+`DAES`, which need a solver with a `mass`."""
 
 NETWORKS: dict[str, Network] = {
     "HIRES": hires_network,

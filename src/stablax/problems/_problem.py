@@ -32,6 +32,8 @@ class Problem:
     - `floor`: what counts as zero. An error is |y - reference| / (floor + |reference|), and the
         absolute tolerance of every solver is `rtol * floor`.
     - `bands`: `(lower, upper)` bandwidths of the Jacobian, or None where it is dense.
+    - `mass`: M of M dy/dt = f, for `Rodas5P(mass=...)`: a matrix, or its diagonal; None where it is
+        the identity.
     - `varies`: what differs between the lanes of a batch. `"args"`: each parameter is multiplied
         by exp(`spread` * normal); `"y0"`: `spread` * normal is added to the start.
     - `float32`: whether single precision can represent it.
@@ -48,6 +50,7 @@ class Problem:
     reference: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     floor: float
     bands: tuple[int, int] | None = None
+    mass: np.ndarray | None = None
     varies: str = "args"
     spread: float = 0.2
     float32: bool = True
