@@ -120,7 +120,7 @@ class AbstractJacobian(eqx.Module):
         return jtu.tree_map(jnp.add, stored, other)
 
 
-class AbstractMass(eqx.Module):
+class AbstractMass(abc.ABC):
     """A constant matrix M in the place of I."""
 
     @abc.abstractmethod

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from .._precision import full_precision
-from .._static import Frozen, real_array
+from .._static import real_array
 from .._words import short
 from ._base import AbstractJacobian, AbstractMass
 from ._dense import Dense
@@ -20,12 +20,30 @@ from ._null_space import left_null_space, row_projector
 
 
 @final
+@jtu.register_static
 class Mass(AbstractMass):
     """A constant matrix, or a diagonal, which may be singular: then some equations are algebraic. A
-    value object, with numbers that Python knows."""
+    value object, with numbers that Python knows.
 
-    numbers: Frozen  # (n,) or (n, n)
-    tree: Any = eqx.field(static=True, default=None)  # the structure in which a diagonal was given
+    `numbers`: of shape `(n,)` or `(n, n)`; `tree`: the structure in which a diagonal was given."""
+
+    def __init__(self, numbers: np.ndarray, tree: Any = None):
+        self.numbers = numbers
+        self.tree = tree
+
+    def __hash__(self) -> int:
+        return hash((self.numbers.tobytes(), self.numbers.shape, self.tree))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            type(other) is Mass
+            and np.array_equal(self.numbers, other.numbers)
+            and self.tree == other.tree
+        )
+
+    def __repr__(self) -> str:
+        """As it can be given."""
+        return np.array2string(self.numbers, separator=", ", threshold=64)
 
     @property
     def size(self) -> int:
@@ -41,11 +59,11 @@ class Mass(AbstractMass):
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """M x."""
-        return _times(self.numbers.value, x)
+        return _times(self.numbers, x)
 
     def transposed(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """M^T x."""
-        return _times(self.numbers.value.T, x)
+        return _times(self.numbers.T, x)
 
     def algebraic(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         """Of what stands on the right side, the part that M dy/dt cannot have: in the left null
@@ -105,7 +123,7 @@ def as_mass(given: object) -> Mass | None:
         )
     if not np.isfinite(numbers).all():
         raise ValueError(f"`mass` must be finite, got {short(numbers)}.")
-    return Mass(Frozen(numbers), tree)
+    return Mass(numbers + 0.0, tree)  # of two zeros there is one
 
 
 def _times(numbers: np.ndarray, x: Array) -> Array:
@@ -117,13 +135,13 @@ def _times(numbers: np.ndarray, x: Array) -> Array:
 
 
 def _full(mass: Mass) -> np.ndarray:
-    return np.diag(mass.numbers.value) if mass.is_diagonal else mass.numbers.value
+    return np.diag(mass.numbers) if mass.is_diagonal else mass.numbers
 
 
 @functools.lru_cache(maxsize=64)
 def _algebraic(mass: Mass) -> np.ndarray:
     """The orthogonal projector onto the left null space."""
-    numbers = mass.numbers.value
+    numbers = mass.numbers
     return (
         (numbers == 0).astype(float)
         if mass.is_diagonal
@@ -134,7 +152,7 @@ def _algebraic(mass: Mass) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _inverse(mass: Mass) -> np.ndarray:
     """The pseudo-inverse."""
-    numbers = mass.numbers.value
+    numbers = mass.numbers
     if mass.is_diagonal:
         return np.where(numbers == 0, 0, 1 / np.where(numbers == 0, 1, numbers))
     # Of the rank that the null space says, whatever the units.

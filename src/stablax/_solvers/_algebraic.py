@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, PyTree
 
@@ -116,7 +115,7 @@ def _with_kept(mass: Mass, start: Array, flat: Array) -> Array:
     """Not even by a rounding error a component changes that has an equation of its own."""
     if not mass.is_diagonal:
         return flat
-    return jnp.where(np.asarray(mass.numbers) != 0, start, flat)
+    return jnp.where(mass.numbers != 0, start, flat)
 
 
 def _system(mass: Mass, structure: AbstractJacobian, fn: Callable, flat: Array) -> Factored:
