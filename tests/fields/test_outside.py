@@ -222,7 +222,8 @@ def _by_hand(t, y, k):
 STRUCTURES = {"dense": None, "by hand": _by_hand, "matrix-free": sx.MatrixFree()}
 
 
-@pytest.mark.parametrize("name", by_day(STRUCTURES, "dense"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_a_step_taken_back_by_hand_outside(name):
     """With trees, and any structure of the Jacobian, in parameters and states: equal to forward
     mode, which is JAX's. It ends outside, by less than the tolerance."""

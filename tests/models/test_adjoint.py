@@ -261,6 +261,7 @@ def test_a_hessian(solver):
     np.testing.assert_allclose(square, square.swapaxes(1, 2), atol=1e-11)
 
 
+@pytest.mark.slow
 def test_a_third_derivative():
     model = sx.Simulate(decay, solver=diffrax.Tsit5(), controller=sx.StiffPID.preset("precise"))
     last = lambda k: model(1.0, [1.0], args=k).ys[-1]
@@ -321,9 +322,9 @@ def by_hand(t, y, args):
         (sx.Rodas5P(), 3, 700),  # more than 4096 parameters
         slow(sx.Rodas5P(), 12, 2),  # more components than stages
         (sx.Rodas5P(), 30, 2),
-        (sx.Rodas4(), 3, 4),
+        slow(sx.Rodas4(), 3, 4),
         slow(sx.Rosenbrock23(), 3, 4),
-        (sx.Rosenbrock23(), 30, 2),
+        slow(sx.Rosenbrock23(), 30, 2),
         (sx.Rodas5P(jacobian=sx.Banded(1, 0)), 30, 2),
         slow(sx.Rodas5P(jacobian=sx.Banded(1, 0)), 5, 2),
         (sx.Rodas5P(jacobian=sx.MatrixFree()), 5, 2),

@@ -160,6 +160,15 @@ def test_where_an_input_jumps_the_state_behind_it_is_found_anew():
     assert given.stats["num_rejected_steps"] <= 4
 
 
+@pytest.mark.parametrize("end", [3.0, 2.0])
+def test_a_start_on_a_jump_is_on_the_side_to_which_the_solve_goes(end):
+    dae, _ = both()
+    args = (0.5, sx.Input(KNOTS, VALUES, "previous"))
+    y, z = dae(jnp.array([0.3, 0.0]), [2.5, end], t0=2.5, args=args).ys.T
+    drive = VALUES[2] if end > 2.5 else VALUES[1]
+    np.testing.assert_allclose(z, implied(y, drive, 0.5), rtol=1e-8)
+
+
 @pytest.mark.parametrize("of", [jax.grad, slow(jax.jacfwd)])
 def test_derivatives_through_jumps(of):
     found, wanted = (of(of_inputs(model), argnums=range(5))(*AT) for model in both())
@@ -238,6 +247,7 @@ def test_after_an_event_the_equations_hold_again(of):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_phases_with_doses_and_inflows():
     solver = sx.Rodas5P(mass=[2.0, 0.0])
     dae = sx.SimulatePhases(

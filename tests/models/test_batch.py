@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Counted
+from helpers import Counted, slow
 
 import stablax as sx
 from stablax._models import _batch
@@ -157,7 +157,7 @@ _EVENT = diffrax.Event(lambda t, y, args, **kwargs: y[0] - 0.8)
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
-        (sx.SimulatePhases(_field, steady=True, solver=diffrax.Tsit5()), _phases),
+        slow(sx.SimulatePhases(_field, steady=True, solver=diffrax.Tsit5()), _phases),
         (sx.Simulate(_field, event=_EVENT, solver=diffrax.Tsit5()), _events),
     ],
     ids=["phases from a steady state", "event"],

@@ -106,6 +106,7 @@ def test_a_ball_that_bounces_twenty_times(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
 
 
+@pytest.mark.slow
 def test_a_batch_of_balls_of_which_each_bounces_as_often_as_it_does():
     """In lanes, and in turns; gradients of the sum of their times."""
     model, _ = bouncing(sx.Rodas5P())

@@ -19,7 +19,7 @@ from .._results import RESULTS, Cause
 from .._solvers import AbstractRosenbrock, family_of, for_forward_mode, has_algebraic, prepare
 from .._states import all_finite, finite_or_zero, stop
 from .._types import VF, Args
-from ._accepted import Inputs
+from ._accepted import Inputs, just_before
 from ._adjoint import Outputs
 from ._event import EventLog
 from ._events import Events
@@ -116,14 +116,16 @@ def integrate(
     # Without a step to take the solve is from `t0` to `t0`.
     found = None
     if has_algebraic(plan.solver):
-        consistent, found = settled(plan.solver, closed, t0, y0, args)
-        y0 = optax.tree.where(going, consistent, y0)
-        going &= found
         if given_jumps is not None:
             of_inputs = Jumps([], ()) if jumps is None else jumps
             jumps = of_inputs.with_others(spread(jnp.asarray(given_jumps, ts.dtype), y0))
         if jumps is not None and not plan.on_own_loop:
             raise TypeError(_ALGEBRAIC_JUMPS)
+        # Of a field that jumps, on the side to which the solve goes.
+        start = t0 if jumps is None else just_before(t1, t0)
+        consistent, found = settled(plan.solver, closed, start, y0, args)
+        y0 = optax.tree.where(going, consistent, y0)
+        going &= found
     end = jnp.where(going, t1, t0)
     # Our loop takes what is nan as never; diffrax's saves it at the end.
     never = jnp.nan if plan.on_own_loop else end
