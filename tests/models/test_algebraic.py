@@ -277,6 +277,27 @@ def test_phases_with_doses_and_inflows():
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("of", [jax.grad, slow(jax.jacfwd)])
+def test_a_jump_at_the_end_of_a_phase(of):
+    """The knot and the end are told apart."""
+    dae = sx.SimulatePhases(with_algebraic, solver=sx.Rodas5P(mass=[1, 0]), controller=TIGHT)
+    ode = sx.SimulatePhases(eliminated, controller=TIGHT)
+
+    def last(model, knot, until, a):
+        args = (a, sx.Input(jnp.stack([jnp.zeros(()), knot]), jnp.array([1.0, 2.0]), "previous"))
+        phases = [sx.Phase(until, args=args), sx.Phase(2.0, args=args)]
+        y0 = jnp.array([0.3, 0.0]) if model is dae else jnp.array(0.3)
+        return model(y0, [2.0], phases).ys.reshape(-1)[0]
+
+    at = (jnp.array(1.3), jnp.array(1.3), jnp.array(0.5))
+    found, wanted = (
+        of(lambda *at, model=model: last(model, *at), argnums=(0, 1, 2))(*at)
+        for model in (dae, ode)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-8)
+    assert abs(wanted[0]) > 0.1 and abs(wanted[1]) < 1e-8
+
+
 SIZE = 40
 
 

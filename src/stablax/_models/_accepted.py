@@ -18,7 +18,7 @@ from .._loop import KeptStep, interpolated
 from .._solvers import AbstractRosenbrock, has_algebraic
 from .._types import Args
 from ._events import Events
-from ._knots import Jumps, Settled, is_at_any, moved
+from ._knots import Jumps, Settled, is_at_any, moved, settled_behind
 from ._slope import slope_at
 
 
@@ -102,7 +102,13 @@ class Steps(eqx.Module):
     def at_jump(self, step: "Step", after, moving, y, end) -> PyTree[Array]:
         """`y` where such a step ends, as a function of when the field jumps, and of the `end` of
         the solve if it is there. `after` it the state is recorded."""
-        settled = Settled(after, ~step.arrives)
+        settled = None
+        if has_algebraic(self.solver):
+            field, args, *_ = eqx.combine(moving, self.parameters[1])
+            # Where the solve ends, what is recorded is before the jump.
+            at = (step.stop, after, args, self.way, step.arrives)
+            behind = settled_behind(self.solver, field, *at)
+            settled = Settled(behind.y, behind.found | ~step.arrives)
         return self._moved(step, moving, y, end, settled=settled)
 
     def before_jump(self, step: "Step", dense, after, moving, end) -> PyTree[Array]:

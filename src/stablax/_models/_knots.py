@@ -16,7 +16,7 @@ from .._captured import Captured, capture
 from .._control import near
 from .._fields import KNOTS, knots_of
 from .._lanes import only_where, spread
-from .._solvers import has_algebraic, settle, slope_of
+from .._solvers import AbstractRosenbrock, has_algebraic, settle, slope_of
 from .._states import or_zero, stop
 from .._static import is_traced
 from .._types import VF, Args, ScalarLike
@@ -180,11 +180,28 @@ def _apart(t: Array, way: Array) -> Array:
 
 
 class Settled(eqx.Module):
-    """The state `y` behind a jump, at which the algebraic equations hold, if it was `found`: not
-    where the solve ends."""
+    """The state `y` behind a jump, at which the algebraic equations hold, if it was `found`."""
 
     y: PyTree[Array]
     found: Bool[Array, ""]
+
+
+def settled_behind(
+    solver: AbstractRosenbrock,
+    field: Captured,
+    t: Array,
+    y: PyTree[Array],
+    args: Args,
+    way: Array,
+    asked: Bool[Array, ""],
+) -> Settled:
+    """From the `y` before a jump next to `t`, if `asked`. Has no derivative."""
+    still, t, y, args = stop((field, t, y, args))
+
+    def settle_there():
+        return settle(solver, unshifted(still), t + _apart(t, way), y, args)
+
+    return Settled(*only_where(asked, settle_there, (y, jnp.array(False))))
 
 
 def pass_jumps(
@@ -199,24 +216,21 @@ def pass_jumps(
 ) -> PyTree[Array]:
     """`y` where a step ended, from where the next begins at `t`, if it does: times of a loop, which
     are `way * t`. With the derivative of [`moved`][] at one of the `jumps`; and settled, where
-    algebraic equations jump. Forward mode only."""
-    behind = None
+    algebraic equations jump and the solve goes on. Forward mode only."""
+    behind, onward = None, y
     if has_algebraic(solver):
-
-        def settle_there():
-            still, at, at_args = stop((field, y, args))
-            after = t * way + _apart(t * way, way)
-            found, is_found = settle(solver, unshifted(still), after, at, at_args)
-            return jtu.tree_map(lambda x: jnp.where(is_found, x, jnp.nan), found)
-
-        goes_on = is_at_any(jumps, t * way, way) & (t != lax.stop_gradient(end))
-        behind = Settled(only_where(goes_on, settle_there, stop(y)), goes_on)
-    return _past_jumps(y, behind, jumps, t * way, solver, field, args, way)
+        is_there = is_at_any(jumps, t * way, way)
+        behind = settled_behind(solver, field, t * way, y, args, way, is_there)
+        found = behind.found
+        lost = jtu.tree_map(lambda x: jnp.where(found, x, jnp.nan), behind.y)
+        onward = optax.tree.where(is_there & (t != lax.stop_gradient(end)), lost, y)
+    return _past_jumps(y, onward, behind, jumps, t * way, solver, field, args, way)
 
 
 @eqx.filter_custom_jvp
 def _past_jumps(
     y: PyTree[Array],
+    onward: PyTree[Array],
     settled: Settled | None,
     jumps: Jumps,
     t: Array,
@@ -225,16 +239,15 @@ def _past_jumps(
     args: Args,
     way: Array,
 ) -> PyTree[Array]:
-    return y if settled is None else settled.y
+    return onward
 
 
 @_past_jumps.def_jvp
 def _past_jumps_jvp(primals, tangents):
-    (y, settled, jumps, t, solver, field, args, way) = primals
-    (d_y, _, d_jumps, _, _, d_field, d_args, _) = tangents
-    out = y if settled is None else settled.y
+    (y, onward, settled, jumps, t, solver, field, args, way) = primals
+    (d_y, _, _, d_jumps, _, _, d_field, d_args, _) = tangents
     if settled is None and not jtu.tree_leaves(d_jumps):
-        return out, d_y
+        return onward, d_y
     d_y = or_zero(d_y, y)
     moves = [d is not None for d in d_jumps.ts]
 
@@ -245,7 +258,7 @@ def _past_jumps_jvp(primals, tangents):
         )
         return eqx.filter_jvp(at, points, d_points)[1]
 
-    return out, only_where(is_at_any(jumps, t, way), move, d_y)
+    return onward, only_where(is_at_any(jumps, t, way), move, d_y)
 
 
 @eqx.filter_custom_jvp

@@ -25,7 +25,7 @@ from ._event_search import look
 from ._kept_step import KeepsStep
 from ._knots import pass_jumps
 from ._resolve import is_imex
-from ._slope import slope_at
+from ._slope import settled, slope_at
 from ._stepping import Pace, Plan
 from ._verdict import verdict
 
@@ -116,11 +116,12 @@ def run_loop(
     if inputs.jumps is not None:  # on the side to which the solve goes
         over = just_before(t1, t0) - t0
         behind = [t + over for t in behind]
-    y0 = _with_time(inputs.y0, start, behind[0], plan.solver, inputs.field, inputs.args)
+    of_field = (plan.solver, inputs.field, inputs.args, inputs.jumps is not None)
+    y0 = _with_time(inputs.y0, start, behind[0], *of_field)
     held = dataclasses.replace(inputs, y0=y0, t0=t0, t1=t1)
     run = (_our_loop if plan.on_own_loop else _diffrax_loop)(plan, pace, held, event, record)
     ended = run.ended
-    at_end = _with_time(run.last, end, behind[1], plan.solver, inputs.field, inputs.args)
+    at_end = _with_time(run.last, end, behind[1], *of_field)
     last = optax.tree.where(ended.result == RESULTS.successful, at_end, run.last)
     result = verdict(pace.controller, inputs.y0, ended.record, ended.result)
     ended = dataclasses.replace(ended, result=result)
@@ -279,16 +280,20 @@ def at_the_event(
 
 
 @eqx.filter_custom_jvp
-def _with_time(y, of_time, t, solver: diffrax.AbstractSolver, field: Callable, args: Args):
-    """`y` at time `t`, which moves along its slope as `of_time` does."""
+def _with_time(
+    y, of_time, t, solver: diffrax.AbstractSolver, field: Callable, args: Args, jumps: bool
+):
+    """`y` at time `t`, which moves along its slope as `of_time` does. If the field `jumps`, there
+    may be a jump between the two."""
     return y
 
 
 @_with_time.def_jvp
 def _with_time_jvp(primals, tangents):
-    (y, _, t, solver, field, args), (d_y, d_of_time, *_) = primals, tangents
+    (y, _, t, solver, field, args, jumps), (d_y, d_of_time, *_) = primals, tangents
     if d_of_time is not None:
         # A start that has no slope is that of a sample that fails.
-        slope = finite_or_zero(slope_at(solver, field, t, y, args))
+        behind = settled(solver, field, t, y, args)[0] if jumps else y
+        slope = finite_or_zero(slope_at(solver, field, t, behind, args))
         d_y = add(jtu.tree_map(lambda dy: dy * d_of_time.astype(dy.dtype), slope), d_y)
     return y, d_y
