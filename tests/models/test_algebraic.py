@@ -60,8 +60,9 @@ def test_problems_are_solved_to_the_tolerance(name, solver):
             max_steps=2**13,
         )
         errors.append(problem.error(model(problem.y0, problem.ts, args=problem.args).ys))
-    # The pendulum is chaotic enough to lose two digits.
-    assert errors[0] < 200e-4 and errors[1] < 200e-6
+    # Of the pendulum the tolerance holds in each step, and what its constraint drifts adds up.
+    times = {"Robertson, DAE": 3, "transistor amplifier": 1, "pendulum": 200}[name]
+    assert errors[0] < times * 1e-4 and errors[1] < times * 1e-6
 
 
 @pytest.mark.slow
@@ -192,6 +193,43 @@ def test_second_derivatives_through_jumps():
     found, wanted = map(of, both())
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_backward_in_time_through_jumps():
+    def loss(model, a, knots, values, y, t0):
+        start = jnp.stack([y, jnp.zeros(())]) if model.options.solver.mass is not None else y
+        drive = sx.Input(knots, values, "previous")
+        ys = model(start, [1.7, 0.5], t0=t0, args=(a, drive)).ys.reshape(2, -1)
+        return jnp.array([1.0, 2.0]) @ ys[:, 0]
+
+    at = (0.5, KNOTS, VALUES, 0.3, 3.0)
+    found, wanted = (
+        jax.grad(lambda *at, model=model: loss(model, *at), argnums=range(5))(*at)
+        for model in both()
+    )
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_full_matrix_that_is_singular():
+    """The same system in other components, and with its equations mixed."""
+    rows, columns = np.random.default_rng(0).normal(size=(2, 2, 2))
+    mass = rows @ np.diag([1.0, 0.0]) @ columns
+    mixed = lambda t, x, args: rows @ with_algebraic(t, columns @ x, args)
+    model = sx.Simulate(mixed, solver=sx.Rodas5P(mass=mass), controller=TIGHT)
+
+    def loss(a, knots, values, y, t0):
+        start = np.linalg.inv(columns) @ jnp.stack([y, implied(y, values[0], a)])
+        args = (a, sx.Input(knots, values, "previous"))
+        ys = model(start, TIMES, t0=t0, args=args).ys @ columns.T
+        return jnp.array([1.0, -1.0, 3.0, 0.5]) @ ys[:, 0]
+
+    wanted = jax.grad(of_inputs(both()[1]), argnums=range(5))(*AT)
+    for of in (jax.grad, jax.jacfwd):
+        for x, y in zip(of(loss, argnums=range(5))(*AT), wanted, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -373,6 +411,19 @@ def test_lanes_are_as_each_alone():
 
 
 @pytest.mark.slow
+def test_a_lane_without_a_start_beside_those_with_one():
+    field = lambda t, y, a: jnp.stack([y[1] - y[0], y[1] ** 2 - a + 0.1 * y[0]])
+    model = sx.Simulate(field, solver=sx.Rodas5P(mass=[1, 0]))
+    last = lambda a: model(jnp.array([0.3, 1.0]), [2.0], args=a, throw=False).ys.sum()
+    at = jnp.array([1.0, -2.0, 4.0])
+    values, slopes = jax.vmap(jax.value_and_grad(last))(at)
+    assert np.isfinite(values).all() and slopes[1] == 0
+    for k in (0, 2):
+        alone = jax.value_and_grad(last)(at[k])
+        np.testing.assert_allclose((values[k], slopes[k]), alone, rtol=1e-10)
+
+
+@pytest.mark.slow
 def test_single_precision_and_backwards():
     control = sx.StiffPID(rtol=1e-4, atol=1e-6)
     dae, ode = both(control)
@@ -410,7 +461,6 @@ def test_a_guard_keeps_its_steps():
     model = sx.Simulate(guarded, solver=sx.Rodas5P(mass=problem.mass))
     simulation = model(problem.y0, problem.ts, args=problem.args)
     assert problem.error(simulation.ys) < 1e-4
-    assert model.options.solver.mass is not None
 
 
 @pytest.mark.slow

@@ -113,7 +113,6 @@ def integrate(
     assert t1 is not None
     going = ordered if rise is None else ordered & rise
     going = going if active is None else active & going
-    # Without a step to take the solve is from `t0` to `t0`.
     found = None
     if has_algebraic(plan.solver):
         if given_jumps is not None:
@@ -126,6 +125,7 @@ def integrate(
         consistent, found = settled(plan.solver, closed, start, y0, args)
         y0 = optax.tree.where(going, consistent, y0)
         going &= found
+    # Without a step to take the solve is from `t0` to `t0`.
     end = jnp.where(going, t1, t0)
     # Our loop takes what is nan as never; diffrax's saves it at the end.
     never = jnp.nan if plan.on_own_loop else end

@@ -84,7 +84,7 @@ AMPLIFIER = Problem(
     ),
     floor=1.0,
     mass=_capacitors(),
-    float32=False,  # exp((y1 - y2) / 0.026) leaves it four digits
+    float32=False,  # rounding of a y of 3 is 1e-5 of exp((y1 - y2) / 0.026)
     source="Mazzia and Magherini, Test Set for Initial Value Problem Solvers (Bari 2008), II-7, "
     "with the solution that is given there",
 )
