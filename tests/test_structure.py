@@ -16,7 +16,7 @@ import stablax as sx
 
 SOURCE = ROOT / "src" / "stablax"
 MODULES = sorted(m.name for m in pkgutil.walk_packages([str(SOURCE)], "stablax.") if not m.ispkg)
-BY_SUBJECT = """diagnosis fields jacobians models phases reactions results solvers
+BY_SUBJECT = """diagnosis fields fitting jacobians models phases reactions results solvers
 steady_states""".split()
 PUBLIC_MODULES = {*BY_SUBJECT, "plot", "problems"}
 PUBLIC = [name for name in vars(sx) if not name.startswith("_") and name not in PUBLIC_MODULES]
@@ -57,8 +57,8 @@ def test_no_module_is_too_large_or_imports_what_is_private(name):
 
 
 # A module imports from its own family and from the layers below.
-LAYERS = """_linalg _fields _coordinates _neural _reactions _hybrids _solvers _control _steady
-_models _training _diagnostics""".split()
+LAYERS = """_parameters _linalg _fields _coordinates _neural _reactions _hybrids _solvers _control
+_steady _models _training _objectives _diagnostics""".split()
 # The zoo: what is in it nobody needs who has a field of his own.
 ZOO = ["_neural", "_reactions", "_hybrids"]
 
@@ -133,6 +133,7 @@ def test_the_public_names_of_the_design():
     SimulatePhases Phase AbstractDose AddDose ScaleDose SetDose
     AbstractModel AbstractCoordinates AbstractJacobian AbstractFactorisation DenseLU
     AbstractRosenbrock RosenbrockTableau
+    Parameter parameters Objective Series
     DoseFunction Scales ScaledNeuralField DampedField ContractingField
     LyapunovField GradientFlowField PortHamiltonianField AntisymmetricField QuasiPositiveField"""
     assert set(expected.split()) <= set(PUBLIC)

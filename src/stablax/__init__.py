@@ -2,7 +2,7 @@
 
 Everything is in this namespace. `__all__`, and so `dir`, holds what one starts from, and modules in
 which all the rest is found by what it is about: `fields`, `reactions`, `models`, `phases`,
-`steady_states`, `solvers`, `jacobians`, `results`, `diagnosis`, `plot`, `problems`.
+`steady_states`, `fitting`, `solvers`, `jacobians`, `results`, `diagnosis`, `plot`, `problems`.
 """
 
 import importlib as _importlib
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from . import (
     diagnosis as diagnosis,
     fields as fields,
+    fitting as fitting,
     jacobians as jacobians,
     models as models,
     phases as phases,
@@ -101,6 +102,27 @@ from ._neural import (
     ScaledNeuralField as ScaledNeuralField,
     Scales as Scales,
 )
+from ._objectives import (
+    AbstractNoise as AbstractNoise,
+    Evaluation as Evaluation,
+    LaplaceNoise as LaplaceNoise,
+    LogNormalNoise as LogNormalNoise,
+    NormalNoise as NormalNoise,
+    Objective as Objective,
+    Observable as Observable,
+    Solved as Solved,
+)
+from ._parameters import (
+    AbstractPrior as AbstractPrior,
+    LaplacePrior as LaplacePrior,
+    LogNormalPrior as LogNormalPrior,
+    NormalPrior as NormalPrior,
+    Parameter as Parameter,
+    Parameters as Parameters,
+    UniformPrior as UniformPrior,
+    natural as natural,
+    parameters as parameters,
+)
 from ._reactions import (
     AbstractRateLaw as AbstractRateLaw,
     Hill as Hill,
@@ -117,6 +139,7 @@ from ._results import (
     STATUS as STATUS,
     Cause as Cause,
 )
+from ._series import Series as Series
 from ._solvers import (
     AbstractRosenbrock as AbstractRosenbrock,
     FiniteSteps as FiniteSteps,
@@ -160,18 +183,18 @@ __all__ = [
     "Guard", "GuardedField", "Guarded", "MLPField", "ReactionField", "HybridField", "LogField",
     "ScaledNeuralField", "Scales", "Input", "Frozen",
     # models
-    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "AddDose", "Dose", "Infusion",
+    "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "Dose", "Infusion",
     "Schedule", "Event", "Stepping", "simulate_batch", "with_options", "find_steady_state",
-    "conserved_quantities", "WarmStart",
+
     # how they are solved
-    "StiffPID", "Rodas5P", "Rodas4", "kvaerno5", "FiniteSteps", "DiscreteAdjoint",
+    "StiffPID", "Rodas5P", "kvaerno5", "DiscreteAdjoint",
     # what came of it
     "RESULTS", "is_successful", "explain", "diagnose", "check_gradient", "stiffness",
-    # training
-    "partition", "masked_mean",
+    # training and fitting
+    "partition", "masked_mean", "Parameter", "parameters", "Series", "Observable", "Objective",
     # modules, with all the rest
-    "fields", "reactions", "models", "phases", "steady_states", "solvers", "jacobians", "results",
-    "diagnosis", "plot", "problems",
+    "fields", "reactions", "models", "phases", "steady_states", "fitting", "solvers", "jacobians",
+    "results", "diagnosis", "plot", "problems",
 ]  # fmt: skip
 
 

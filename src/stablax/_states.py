@@ -11,6 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
+from ._parameters import natural
 from ._static import is_traced, refuse_masked
 from ._words import short
 
@@ -18,7 +19,7 @@ from ._words import short
 def as_state(y: PyTree, name: str) -> PyTree:
     """`y` with every leaf a floating-point array of one dtype; an error names the leaf that
     cannot be one."""
-    leaves, treedef = jtu.tree_flatten_with_path(y)
+    leaves, treedef = jtu.tree_flatten_with_path(natural(y))
     if not leaves:
         raise ValueError(
             f"`{name}` holds no array: {short(y)}. A state needs at least one component."
@@ -229,4 +230,4 @@ def as_args(args: PyTree, dtype: np.dtype) -> PyTree:
         refuse_masked(x, "args")
         return jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x
 
-    return jtu.tree_map(leaf, args)
+    return jtu.tree_map(leaf, natural(args))

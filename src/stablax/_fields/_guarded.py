@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from .._lanes import only_where, spread
 from .._linalg import AbstractJacobian, as_jacobian
+from .._parameters import natural
 from .._precision import full_precision
 from .._states import any_nonzero, as_state, same_shape_and_dtype, state_dtype, stop
 from .._types import VF, Args, ScalarLike, Y
@@ -239,7 +240,7 @@ def evaluate(
 ) -> PyTree:
     """What calling a guarded field does; `rounding` as in `gate`."""
     call = functools.partial(gate, rounding=rounding)
-    return _evaluate(*_parts(field), t, y, args, call, True)
+    return _evaluate(*_parts(natural(field)), t, y, natural(args), call, True)
 
 
 def evaluate_ungated(

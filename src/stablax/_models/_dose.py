@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
+from .._parameters import Parameter
 from .._states import is_none, same_shape_and_dtype
 from .._static import Split, Static, concrete_array, is_traced, refuse_masked
 from .._types import Args, Explained, YLike, typechecked
@@ -189,6 +190,9 @@ def as_dose(dose: DoseLike) -> AbstractDose | None:
 def as_real_arrays(tree: PyTree[ArrayLike], name: str) -> PyTree[Array]:
     def leaf(path, x):
         where = f"{name}{jtu.keystr(path)}"
+        if isinstance(x, Parameter):
+            leaf(path, x.value)  # raises if it is none of a dose
+            return x
         refuse_masked(x, where)
         try:
             dtype = jnp.result_type(x)
@@ -202,8 +206,9 @@ def as_real_arrays(tree: PyTree[ArrayLike], name: str) -> PyTree[Array]:
             return jnp.asarray(x, float)
         raise TypeError(f"`{where}` has dtype {dtype}; doses are real numbers.")
 
-    arrays = jtu.tree_map_with_path(leaf, tree)
-    if not jtu.tree_leaves(arrays):
+    is_leaf = lambda x: isinstance(x, Parameter)
+    arrays = jtu.tree_map_with_path(leaf, tree, is_leaf=is_leaf)
+    if not jtu.tree_leaves(arrays, is_leaf=is_leaf):
         raise ValueError(f"`{name}` holds no number: {short(tree)}. For no dose, `dose=None`.")
     return arrays
 

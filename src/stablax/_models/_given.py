@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._parameters import Parameter, natural
 from .._static import is_real, is_traced, refuse_masked
 from .._types import Explained, NumbersLike, typechecked
 from .._words import clipped, closest, short
@@ -116,6 +117,7 @@ class Regimen(eqx.Module):
             bioavailability=self.bioavailability,
             every=jnp.ones(()) if self.every is None else self.every,
         )
+        named = natural(named)
         sizes = {x.size for x in named.values() if x.ndim}
         if len(sizes) > 1:
             shapes = ", ".join(f"{name} {x.shape}" for name, x in named.items() if x.ndim)
@@ -237,7 +239,11 @@ class Reset(eqx.Module):
         self.t = as_numbers(t, "t")
 
 
-def as_numbers(x: object, name: str) -> Array:
+def as_numbers(x: object, name: str) -> Any:
+    """An array, or the [`Parameter`][] that was given."""
+    if isinstance(x, Parameter):
+        as_numbers(x.value, name)  # raises
+        return x
     refuse_masked(x, name)
     given: Any = x if eqx.is_array(x) else np.asarray(x)
     if not is_real(given.dtype):
@@ -251,11 +257,12 @@ def as_numbers(x: object, name: str) -> Array:
     return jnp.asarray(given, float)
 
 
-def as_positive(x: object, name: str) -> Array:
-    number = as_numbers(x, name)
+def as_positive(x: object, name: str) -> Any:
+    given = as_numbers(x, name)
+    number = natural(given)
     if not is_traced(number) and not (np.asarray(number) > 0).all():
         raise ValueError(f"`{name}` must be above 0, got {short(x)}.")
-    return number
+    return given
 
 
 def _as_place(into: object) -> Place:

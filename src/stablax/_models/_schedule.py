@@ -1,7 +1,7 @@
 """`Schedule`: what is given to a patient when, as the phases of a model."""
 
 from collections.abc import Sequence
-from typing import Unpack, final
+from typing import Any, Unpack, final
 
 import equinox as eqx
 import jax
@@ -13,10 +13,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from .._fields import names_of
+from .._parameters import Deferred, declared
 from .._states import as_args, as_state
-from .._static import is_traced
+from .._static import Static, is_traced
 from .._types import VF, Args, Explained, ScalarLike, YLike, typechecked
-from .._words import closest, short
+from .._words import closest, quoted, short
 from ._dose import AbstractDose, AddDose
 from ._given import Dose, Given, Infusion, Place, Reset, as_numbers, as_positive
 from ._periodic import MOST_PERIODS, found_periodic
@@ -45,13 +46,15 @@ class Schedule(eqx.Module):
 
     **Arguments:**
 
-    - `doses`: a sequence of [`Dose`][], [`Infusion`][] and [`Reset`][].
+    - `doses`: a sequence of [`Dose`][], [`Infusion`][] and [`Reset`][]. Where a number of one is a
+        [`Parameter`][], only `.phases` can be called, whose result is for a call of a model.
 
     **Raises:** `TypeError` for anything else in it.
     """
 
-    _doses: Given
-    _infusions: Given
+    # Deferred where the values of parameters are not known.
+    _doses: Any
+    _infusions: Any
     _resets: Float[Array, " resets"]
 
     @typechecked
@@ -63,8 +66,8 @@ class Schedule(eqx.Module):
                 raise TypeError(
                     f"`doses[{k}]` must be a `Dose`, an `Infusion` or a `Reset`, got {short(dose)}."
                 )
-        self._doses = Given.of([dose for dose in doses if isinstance(dose, Dose)])
-        self._infusions = Given.of([dose for dose in doses if isinstance(dose, Infusion)])
+        self._doses = _given([dose for dose in doses if isinstance(dose, Dose)])
+        self._infusions = _given([dose for dose in doses if isinstance(dose, Infusion)])
         resets = [jnp.atleast_1d(dose.t) for dose in doses if isinstance(dose, Reset)]
         self._resets = jnp.concatenate([jnp.zeros(0), *resets])
 
@@ -84,6 +87,9 @@ class Schedule(eqx.Module):
             raise TypeError(
                 f"`schedules` must be a sequence of one or more, got {short(schedules)}."
             )
+
+        for one in schedules:
+            one._refuse_parameters()
 
         def padded(name: str) -> list[Given]:
             parts = [getattr(one, name) for one in schedules]
@@ -122,6 +128,7 @@ class Schedule(eqx.Module):
         **Raises:** `ValueError` if nothing is given into that component, or `duration` is not
         above 0.
         """
+        self._refuse_parameters()
         parts = (self._doses, self._infusions)
         places = [place for part in parts for place in part.places]
         if into is not None and into not in places:
@@ -137,10 +144,19 @@ class Schedule(eqx.Module):
         doses, infusions = (part.adjusted(*numbers, into) for part in parts)
         return _schedule(doses, infusions, self._resets)
 
+    def _refuse_parameters(self) -> None:
+        if names := [p.name for p in declared(self)]:
+            raise TypeError(
+                f"The schedule has parameters ({quoted(names)}), whose values are known only in "
+                "the call of a model: only `.phases` can wait for them. With their present values, "
+                "`stablax.natural(schedule)`."
+            )
+
     @property
     def ts(self) -> Float[Array, " times"]:
         """The times at which something begins or ends, in no order: those of doses, of the starts
         and the ends of infusions, of resets. What is inf never does."""
+        self._refuse_parameters()
         ends = self._infusions.t + self._infusions.duration
         return jnp.concatenate([ends, self._resets, self._doses.t, self._infusions.t], axis=-1)
 
@@ -213,7 +229,7 @@ class Schedule(eqx.Module):
         args: Args = None,
         t0: ScalarLike = 0.0,
         **options: Unpack[PhaseArguments],
-    ) -> Phase:
+    ) -> Explained[Phase]:
         """The phases between the times at which something begins or ends, as a stack.
 
         **Arguments:**
@@ -230,6 +246,11 @@ class Schedule(eqx.Module):
         **Raises:** `ValueError` for a component that the state does not have, and for what is given
         before `t0` (where times are traced the result of the solve is `bad_phases`).
         """
+        if declared((self, y0, args)):
+            build = lambda parts: parts[0].phases(
+                field, parts[1], end, args=parts[2], t0=t0, **options
+            )
+            return Deferred(Static(build), (self, y0, args))  # pyright: ignore[reportReturnType]
         y0 = as_state(y0, "y0")
         self._refuse_stack("phases")
         if self._begins_steady:
@@ -273,6 +294,10 @@ class Schedule(eqx.Module):
         many = lambda x: jnp.repeat(x[None], t1.size, 0) if eqx.is_array(x) else x
         args = jtu.tree_map(many, as_args(args, flat.dtype))
         return Phase(t1, args, dose, inflow=inflow, **options)
+
+
+def _given(doses: list[Any]) -> Given | Deferred:
+    return Deferred(Static(Given.of), doses) if declared(doses) else Given.of(doses)
 
 
 def _schedule(doses: Given, infusions: Given, resets: Float[Array, " resets"]) -> Schedule:

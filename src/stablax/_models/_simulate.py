@@ -5,6 +5,7 @@ from typing import Unpack, final
 import equinox as eqx
 
 from .._failure import inputs_with_finite_derivative
+from .._parameters import natural
 from .._states import as_state, state_dtype
 from .._static import Split, Static
 from .._types import VF, Args, Explained, NumbersLike, ScalarLike, YLike, takes, typechecked
@@ -109,6 +110,7 @@ class Simulate(AbstractModel):
         `RuntimeError` that says what failed, at which time, in which component, and what helps;
         and one from the derivative, if that is not finite.
         """
+        self = natural(self)
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         plan, pace = planned(self._options, self.guard, state_dtype(y0), stepping)
         y0, ts, t0, args = check_call(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from .._parameters import natural
 from .._results import RESULTS, message
 from .._states import as_state, state_dtype
 from .._static import Static, is_traced
@@ -129,8 +130,9 @@ class SimulatePhases(AbstractModel):
         **Raises:** `ValueError` or `TypeError` for phases that are out of order, save times outside
         them, a dose that does not fit the state; and as [`SteadyThenSimulate`][].
         """
+        self = natural(self)
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
-        dtype = state_dtype(y0)
+        dtype, phases = state_dtype(y0), natural(phases)
         stacks, ends = as_stacks(phases, dtype), ends_given(phases, dtype)
         how = plans_of(self, stacks, dtype, stepping)
         y0, ts, t0, _ = check_call(

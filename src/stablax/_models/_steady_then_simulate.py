@@ -2,6 +2,7 @@
 
 from typing import Unpack, final
 
+from .._parameters import natural
 from .._states import as_state, state_dtype
 from .._static import Static
 from .._steady import ConservedLike, GuessLike, SteadyOptions
@@ -88,6 +89,7 @@ class SteadyThenSimulate(AbstractModel):
 
         **Raises:** as [`Simulate`][] and [`find_steady_state`][].
         """
+        self = natural(self)
         y0, stepping = as_state(y0, "y0"), as_stepping(stepping)
         how = planned(self._options, self.guard, state_dtype(y0), stepping)
         y0, ts, t0, args = check_call(

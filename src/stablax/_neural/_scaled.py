@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._fields import Guard, GuardedField
-from .._static import Static, real_array, real_number
+from .._series import Series
+from .._static import Static, concrete_array, real_array, real_number
 from .._types import Args, Explained, NumbersLike, ScalarLike, Y, YLike, typechecked
 from .._words import short
 from ._sized import positive
@@ -45,21 +46,28 @@ class Scales:
 
     @classmethod
     @typechecked
-    def fit(cls, ts: Explained[NumbersLike], ys: YLike, *, axis: int = 0) -> "Scales":
+    def fit(
+        cls, ts: Explained[NumbersLike | Series], ys: YLike | None = None, *, axis: int = 0
+    ) -> "Scales":
         """The scales of data: `yscale` is the largest |y| of each component (1 for a component
         that is zero throughout), `tscale` the time from the first to the last, as in Kim et al.
         (2021).
 
         **Arguments:**
 
-        - `ts`: times, shape `(times,)`; two or more.
+        - `ts`: times, shape `(times,)`; two or more. Or a [`Series`][], whose observables are the
+            components of the state in their order; what was not measured does not count.
         - `ys`: states at `ts`, as in `Simulation.ys`: leaves of shape `(times, *state)`, or
             `(*samples, times, *state)`.
         - `axis`: of `times` in `ys`; those before it are samples. By default 0.
 
         **Raises:** `ValueError` for shapes that do not fit, or numbers that are not finite.
         """
+        if isinstance(ts, Series):
+            return cls(*_sizes_of(ts))
         times = real_array(ts, "ts")
+        if ys is None:
+            raise TypeError("`ys` is missing: the states at the times `ts`.")
         if times.ndim != 1 or times.size < 2 or not np.isfinite(times).all():
             raise ValueError(f"`ts` must be a vector of two or more finite times, got {short(ts)}.")
         if axis < 0:
@@ -91,18 +99,22 @@ class Scales:
         return jtu.tree_map(lambda s, x: jnp.asarray(s, jnp.result_type(x)), self.yscale, y)
 
     @typechecked
-    def loss(self, ys: YLike, data: YLike) -> Float[Array, ""]:
+    def loss(self, ys: YLike, data: Explained[YLike | Series]) -> Float[Array, ""]:
         """The mean of |ys - data| / yscale over all that the arrays hold: the loss of Kim et al.
         (2021), in which a component of size 1e-5 counts as much as one of size 1.
 
         **Arguments:**
 
-        - `ys`, `data`: states, with any axes before those of the state; of equal shapes.
+        - `ys`, `data`: states, with any axes before those of the state; of equal shapes. Or `data`
+            is a [`Series`][], and `ys` the states at its times, an array of shape `(conditions,
+            times, components)`; the mean is over what was measured.
 
         **Returns:** a scalar; for one value a sample, `jax.vmap` it.
 
         **Raises:** `ValueError` if shapes or structures differ.
         """
+        if isinstance(data, Series):
+            return self._loss_of(jnp.asarray(ys), data)
         ys, data = (jtu.tree_map(jnp.asarray, x) for x in (ys, data))
         scale = self._yscale(ys, "ys")
         self._yscale(data, "data")
@@ -118,6 +130,20 @@ class Scales:
         errors = jtu.tree_leaves(jtu.tree_map(leaf, ys, data, scale))
         return jnp.mean(jnp.concatenate([e.reshape(-1) for e in errors]))
 
+    def _loss_of(self, ys: Array, series: Series) -> Array:
+        if ys.shape != series.values.shape:
+            raise ValueError(
+                f"`ys` has shape {ys.shape}, but the series has {series.values.shape}: the states "
+                "of each condition at its times."
+            )
+        scale = self._yscale(ys[0, 0], "ys")
+        measured = series.measured
+        # In both, so that no nan has a way out.
+        error = jnp.where(measured, ys, 0) - jnp.where(measured, series.values, 0)
+        return jnp.sum(jnp.abs(error) / jnp.expand_dims(scale, (0, 1))) / jnp.maximum(
+            jnp.sum(measured.astype(ys.dtype)), 1
+        )
+
     def __hash__(self) -> int:
         return hash(self._key)
 
@@ -126,6 +152,16 @@ class Scales:
 
     def __repr__(self) -> str:
         return f"Scales(yscale={self.yscale!r}, tscale={self.tscale!r})"
+
+
+def _sizes_of(series: Series) -> tuple[np.ndarray, float]:
+    ts, values = (concrete_array(x, "ts") for x in (series.ts, series.values))
+    times = ts[np.isfinite(ts)]
+    size = np.where(np.isfinite(values), np.abs(values), 0).max(axis=(0, 1))
+    span = float(np.ptp(times))
+    if span == 0:
+        raise ValueError("All times of the series are equal: they have no scale.")
+    return np.where(size > 0, size, 1.0), span
 
 
 def _in_units(guard: Guard, scales: Scales) -> Guard:

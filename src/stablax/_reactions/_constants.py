@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._parameters import Declares, Parameter
 from .._static import Frozen, is_traced
 from .._types import ScalarLike
 from .._words import short
@@ -73,7 +74,42 @@ class Gathered(AbstractConstant):
         return z[self.index.value]
 
 
-ConstantLike = AbstractConstant | Frozen | str | ScalarLike
+@final
+class Known(AbstractConstant):
+    """A number that is known from outside."""
+
+    value: Float[Array, "..."]
+
+    def values(self, z):
+        return self.value
+
+
+@final
+class Declared(AbstractConstant, Declares):
+    """A [`Parameter`][], or several."""
+
+    parameters: tuple[Parameter, ...]
+    has_axis: bool = eqx.field(static=True)
+
+    def declared(self):
+        return list(self.parameters)
+
+    def put(self, replace):
+        return Declared(tuple(map(replace, self.parameters)), self.has_axis)
+
+    def resolved(self, value):
+        # Together: a number of its own for each reaction is a kernel for each in the loop.
+        values = [value(parameter) for parameter in self.parameters]
+        return Known(jnp.stack(values) if self.has_axis else values[0])
+
+    def values(self, z):
+        return self.resolved(lambda parameter: parameter.value).value
+
+    def __repr__(self) -> str:
+        return ", ".join(map(repr, self.parameters))
+
+
+ConstantLike = AbstractConstant | Parameter | Frozen | str | ScalarLike
 """What a user may give as a constant of a rate law."""
 
 
@@ -90,8 +126,9 @@ def rate_constant(value: ConstantLike) -> Any:
 
     **Arguments:**
 
-    - `value`: a number > 0: it is trained, and the leaf is its logarithm; a [`Frozen`][] number:
-        it is held; or the name of an input (or of a species): it is what that is.
+    - `value`: a number > 0: it is trained, and the leaf is its logarithm; a [`Parameter`][]: it is
+        that; a [`Frozen`][] number: it is held; or the name of an input (or of a species): it is
+        what that is.
 
     **Raises:** `ValueError` for a number that is not positive and finite, or not a single one.
     """
@@ -99,6 +136,11 @@ def rate_constant(value: ConstantLike) -> Any:
         return value
     if isinstance(value, str):
         return Named(value)
+    if isinstance(value, Parameter):
+        given = value.value
+        if given.shape != () or not (is_traced(given) or np.asarray(given) >= 0):
+            raise ValueError(f"A rate constant must be one number >= 0, got {value!r}.")
+        return Declared((value,), False)
     if isinstance(value, Frozen):
         if value.shape != () or not (np.isfinite(value.value) and value.value >= 0):
             raise ValueError(f"A rate constant that is held must be one number >= 0, got {value}.")
@@ -132,17 +174,23 @@ def stack_constants(constants: Sequence[Any], index: Callable[[str], int]) -> Ab
     first = constants[0]
     if isinstance(first, Trained):
         return Trained(jnp.stack([c.log for c in constants]))
+    if isinstance(first, Declared):
+        return Declared(tuple(c.parameters[0] for c in constants), True)
     if isinstance(first, Held):
         return Held(Frozen(np.stack([c.value.value for c in constants])))
     return Gathered(Frozen(np.array([index(c.name) for c in constants])))
 
 
 def take_constant(
-    constant: Trained | Held | Gathered, i: int, names: Sequence[str]
+    constant: Trained | Declared | Known | Held | Gathered, i: int, names: Sequence[str]
 ) -> AbstractConstant:
     """The constant of one reaction again."""
     if isinstance(constant, Trained):
         return Trained(constant.log[..., i])
+    if isinstance(constant, Declared):
+        return Declared((constant.parameters[i],), False)
+    if isinstance(constant, Known):
+        return Known(constant.value[..., i])
     if isinstance(constant, Held):
         return Held(Frozen(constant.value.value[i]))
     return Named(names[int(constant.index.value[i])])

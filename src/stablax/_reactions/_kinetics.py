@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .._static import Frozen, Static
 from .._words import clipped, closest, short
 from ._constants import (
+    Declared,
     Held,
     Named,
     Trained,
@@ -47,7 +48,7 @@ def _map_constants(fn, law):
 
 def _kind(law: AbstractRateLaw, reads) -> tuple:
     """Equal for laws that differ in nothing but numbers and names."""
-    plain = {Trained: "trained", Held: "held", Named: "named"}
+    plain = {Trained: "trained", Declared: "declared", Held: "held", Named: "named"}
     constants = _map_constants(lambda c: plain[type(c)], law)
     arrays, rest = eqx.partition(constants, eqx.is_array)
     shapes = tuple((x.shape, str(x.dtype)) for x in jtu.tree_leaves(arrays))

@@ -24,6 +24,7 @@ from .._failure import (
 from .._fields import as_guarded, declared_jacobian, evaluate_ungated, names_of
 from .._lanes import differing, spread
 from .._linalg import Dense, FlatField
+from .._parameters import natural
 from .._results import RESULTS, STATUS, is_okay, message
 from .._states import (
     all_finite,
@@ -130,7 +131,7 @@ def find_steady_state(
     concrete), a wrong shape, a tolerance out of reach; with `throw=True` a `RuntimeError` that
     says why no steady state was found.
     """
-    y0 = as_state(y0, "y0")
+    field, y0 = natural(field), as_state(y0, "y0")
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
     dtype = state_dtype(y0)
