@@ -164,7 +164,7 @@ FIELDS: dict[str, Case] = {
         lambda guard: sx.ReactionField(
             ["A + 2 B <-> C", "C + drug -> A", "B -> 0", "0 -> B", "A -> C"],
             [
-                (sx.MassAction(2.0), sx.MassAction("off")),
+                (sx.MassAction(sx.Parameter("on", 2.0, scale="log")), sx.MassAction("off")),
                 sx.MassAction(sx.Frozen(0.3)) * sx.NeuralRate(("A", "drug"), key=jax.random.key(2)),
                 sx.MichaelisMenten(1.0, 0.5),
                 sx.Hill(0.4, 0.7, 2.5, of="C", represses=True),

@@ -314,7 +314,24 @@ def test_some_of_the_conditions():
     assert traces == 1
 
 
-def test_steady_states_and_phases():
+def test_many_tables_at_once_and_no_callback():
+    """As several starts of a fit have them; one that fails does not touch the others. It is a
+    program that can be cached and written to a file."""
+    own = objective()
+    each = [own.parameters.with_values({"k": k}) for k in (0.3, 0.9, 2.0)]
+    tables = jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+    bad = eqx.tree_at(lambda t: t.named["start"].coordinate, tables, jnp.array([2.0, jnp.nan, 2.0]))
+    program = jax.jit(jax.vmap(jax.value_and_grad(own)))
+    assert "callback" not in str(jax.make_jaxpr(program)(bad))
+    value, gradient = program(bad)
+    assert value[1] == jnp.inf and gradient.coordinates["k"][1] == 0
+    for i in (0, 2):
+        truth, slope = jax.value_and_grad(by_hand(A_NORMAL, B_NORMAL))(each[i])
+        np.testing.assert_allclose(value[i], truth, rtol=1e-8)
+        np.testing.assert_allclose(gradient.coordinates["k"][i], slope.coordinates["k"], rtol=1e-6)
+
+
+def test_steady_states():
     """The call of any model: here a steady state under `steady_args`, then a condition each."""
     rate = sx.Parameter("rate", 0.5, scale="log")
     field = Relaxing(rate)

@@ -53,6 +53,14 @@ def test_a_parameter_is_its_coordinate(one):
     assert repr(one).startswith(f"Parameter({one.name!r}, ") or one is K
 
 
+def test_a_parameter_keeps_its_dtype():
+    single = sx.Parameter("k", np.float32(0.3), scale="log10")
+    assert single.coordinate.dtype == single.value.dtype == jnp.float32
+    assert sx.parameters(single).lower.coordinates["k"].dtype == jnp.float32
+    y0 = jnp.array([1.0], jnp.float32)
+    assert sx.Simulate(Decay(single))(y0, [1.0], args={"in": y0}).ys.dtype == jnp.float32
+
+
 def test_a_model_with_parameters_is_that_with_their_values():
     """In rate laws, fields of one's own, conditions, states and doses; and so are derivatives."""
     plain = sx.Simulate(network(0.3, 0.7))(Y0, TS).ys

@@ -44,7 +44,8 @@ class Parameter(Declares):
     **Arguments:**
 
     - `name`: unique among the parameters.
-    - `value`: a number, or an array, in its own unit; with a `scale` that is a logarithm > 0.
+    - `value`: a number, or an array, in its own unit; with a `scale` that is a logarithm > 0. Of a
+        floating-point array it keeps the dtype.
     - `scale`: of the coordinate in which it is estimated: `"linear"`, `"log"` (natural) or
         `"log10"`.
     - `bounds`: `(lower, upper)`, in its own unit; None for one that is not there. The value is
@@ -92,7 +93,10 @@ class Parameter(Declares):
         if known is not None:
             _check_value(known, lower, upper, scale, name)
         if estimate:
-            self.coordinate, self._held = self.to_coordinate(jnp.asarray(value, float)), None
+            dtype = getattr(value, "dtype", None)
+            floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+            array = jnp.asarray(value, dtype if floating else float)
+            self.coordinate, self._held = self.to_coordinate(array), None
         else:
             self.coordinate, self._held = None, Frozen(real_array(value, f"value of `{name}`"))
 
@@ -123,7 +127,7 @@ class Parameter(Declares):
         """The value of a coordinate."""
         if self.scale == "linear":
             return coordinate
-        return jnp.exp(coordinate * _LN10 if self.scale == "log10" else coordinate)
+        return jnp.exp(_LN10 * coordinate if self.scale == "log10" else coordinate)
 
     def with_coordinate(self, coordinate: Array | None) -> "Parameter":
         """The same parameter elsewhere."""
