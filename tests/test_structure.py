@@ -58,7 +58,7 @@ def test_no_module_is_too_large_or_imports_what_is_private(name):
 
 # A module imports from its own family and from the layers below.
 LAYERS = """_parameters _linalg _fields _coordinates _neural _reactions _hybrids _solvers _control
-_steady _models _training _objectives _diagnostics""".split()
+_steady _models _training _objectives _fits _diagnostics""".split()
 # The zoo: what is in it nobody needs who has a field of his own.
 ZOO = ["_neural", "_reactions", "_hybrids"]
 

@@ -51,6 +51,7 @@ from ._fields import (
     Input as Input,
     check_jacobian as check_jacobian,
 )
+from ._fits import Fit as Fit, fit as fit
 from ._hybrids import HybridField as HybridField
 from ._linalg import (
     AbstractFactorisation as AbstractFactorisation,
@@ -184,7 +185,7 @@ __all__ = [
     "ScaledNeuralField", "Scales", "Input", "Frozen",
     # models
     "Simulate", "SteadyThenSimulate", "SimulatePhases", "Phase", "Dose", "Infusion",
-    "Schedule", "Event", "Stepping", "simulate_batch", "with_options", "find_steady_state",
+    "Schedule", "Event", "simulate_batch", "with_options", "find_steady_state",
 
     # how they are solved
     "StiffPID", "Rodas5P", "kvaerno5", "DiscreteAdjoint",
@@ -192,6 +193,7 @@ __all__ = [
     "RESULTS", "is_successful", "explain", "diagnose", "check_gradient", "stiffness",
     # training and fitting
     "partition", "masked_mean", "Parameter", "parameters", "Series", "Observable", "Objective",
+    "fit",
     # modules, with all the rest
     "fields", "reactions", "models", "phases", "steady_states", "fitting", "solvers", "jacobians",
     "results", "diagnosis", "plot", "problems",

@@ -1,5 +1,7 @@
-"""From data to a fit: parameters with names, series of measurements, objectives."""
+"""From data to a fit: parameters with names, series of measurements, objectives,
+and the search for parameters."""
 
+from ._fits import Fit as Fit, fit as fit
 from ._objectives import (
     AbstractNoise as AbstractNoise,
     Evaluation as Evaluation,

@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from ._diagnostics import Diagnosis, GradientCheck, Stiffness
 from ._fields import Guard
+from ._fits import Fit
 from ._models import Simulation
 from ._results import Cause
 from ._steady import SteadyState
@@ -21,7 +22,7 @@ from ._words import short
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["gradient_check", "spectrum", "steps", "stiffness", "trajectories"]
+__all__ = ["gradient_check", "history", "spectrum", "steps", "stiffness", "trajectories"]
 
 _COLOURS = {
     Cause.error: "tab:orange",
@@ -343,4 +344,34 @@ def gradient_check(
     ax.set_ylabel("|difference - gradient| / |gradient|")
     ax.set_title(f"gradient: {check.verdict}")
     ax.legend(loc="best", fontsize="small")
+    return ax
+
+
+@typechecked
+def history(fit: Fit, *, ax: "Explained[Axes | None]" = None) -> "Axes":
+    """The values of a fit over its steps, and its validations.
+
+    **Arguments:**
+
+    - `fit`: what [`fit`][] has returned.
+    - `ax`: matplotlib axes; by default those of a new figure.
+
+    **Returns:** the axes; `ax.figure` is the figure.
+    """
+    ax = _axes(ax)
+    values = np.asarray(fit.values)
+    finite = np.isfinite(values)
+    ax.plot(np.flatnonzero(finite), values[finite], label="value")
+    if fit.validations.size:
+        ax.plot(fit.validated, fit.validations, "o-", ms=3, label="validation")
+        ax.legend(frameon=False)
+    if not finite.all():
+        ax.plot(
+            np.flatnonzero(~finite), np.full((~finite).sum(), values[finite].max(initial=0)), "x"
+        )
+    low, high = values[finite].min(initial=np.inf), values[finite].max(initial=-np.inf)
+    if 0 < 30 * low < high:
+        ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("value")
     return ax

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from .._models import AbstractModel, is_successful, simulate_batch
-from .._parameters import Parameter, Parameters, table_of
+from .._parameters import NormalPrior, Parameter, Parameters, table_of
 from .._series import Series
 from .._solvers import gated
 from .._static import is_traced
@@ -125,6 +125,33 @@ class Objective(eqx.Module):
         """
         return _evaluate(self, self._checked(parameters))
 
+    def why_no_least_squares(self) -> str | None:
+        """In words, why minus the logarithm of the likelihood is no sum of squares; None, where
+        it is."""
+        for name, one in zip(self.series.names, self.observables, strict=True):
+            if not one.noise.is_gaussian:
+                return f"the noise of `{name}` is `{type(one.noise).__name__}`"
+        for name, parameter in self.parameters.named.items():
+            if parameter.estimate and not isinstance(parameter.prior, NormalPrior | None):
+                return f"the prior of `{name}` is `{type(parameter.prior).__name__}`"
+        return None
+
+    def residuals(self, parameters: Parameters) -> tuple[Float[Array, " residuals"], Array]:
+        """For an optimiser of least squares: half the sum of their squares is the value, but for a
+        constant.
+
+        A `sigma` that depends on parameters is a residual of its own, sqrt(2 log(sigma) + 50).
+
+        **Arguments:** `parameters` as in a call.
+
+        **Returns:** the residuals, inf if a condition failed; and the value.
+
+        **Raises:** `ValueError` where noise or priors are not normal.
+        """
+        if (why := self.why_no_least_squares()) is not None:
+            raise ValueError(f"There are no least squares: {why}.")
+        return _residuals(self, self._checked(parameters))
+
     def take(self, conditions: Int[ArrayLike, " conditions"]) -> "Objective":
         """The objective of some of the conditions, as for a minibatch: a sum over fewer of them.
 
@@ -230,6 +257,29 @@ def _value(objective: Objective, table: Parameters) -> Array:
 @eqx.filter_jit
 def _evaluate(objective: Objective, table: Parameters) -> Evaluation:
     return _evaluated(objective, table)
+
+
+# sqrt(2 log(sigma) + this) is a number for every sigma above exp(-25).
+_SIGMA_OFFSET = 50.0
+
+
+@eqx.filter_jit
+def _residuals(objective: Objective, table: Parameters) -> tuple[Array, Array]:
+    out = _evaluated(objective, table)
+    parts = [out.residuals]
+    used = objective.series.measured & out.successful[:, None, None]
+    for k, observable in enumerate(objective.observables):
+        sigma = observable.noise.sigma
+        if sigma is not None and not isinstance(sigma.tree, float):
+            size = 2 * jnp.log(jnp.where(used[..., k], out.sigma[..., k], 1)) + _SIGMA_OFFSET
+            parts.append(jnp.where(used[..., k], jnp.sqrt(size), 0))
+    for parameter in table.named.values():
+        prior, x = parameter.prior, parameter.coordinate
+        if isinstance(prior, NormalPrior) and x is not None:
+            at = parameter.value if prior.of == "value" else x
+            parts.append((at - prior.mean) / prior.standard_deviation)
+    flat = jnp.concatenate([jnp.ravel(x) for x in parts])
+    return jnp.where(jnp.isfinite(out.value), flat, jnp.inf), out.value
 
 
 def _evaluated(objective: Objective, table: Parameters) -> Evaluation:

@@ -1,0 +1,1 @@
+from ._fit import Fit as Fit, fit as fit
