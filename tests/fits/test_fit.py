@@ -131,6 +131,8 @@ def test_validation_patience_and_callbacks():
     assert out.ended == "patience" and abs(out.parameters - 1.0) < 0.1
     best = int(np.argmin(out.validations))
     assert len(out.validations) - 1 - best == 4 and out.validated[best] == 5 * (best + 1)
+    few = quiet(loss, jnp.array(0.0), validation=validation, **known | dict(steps=3))
+    assert few.validated.tolist() == [3] and few.value == validation(few.parameters) < 1.0
     assert "best validation" in out.explain() and out.validations[best] < 0.01
     assert len(plot.history(out).lines) == 2
     seen = []
@@ -328,18 +330,33 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "fit").iterdir()) == ["problem.json", "state.npz"]
 
 
+def powered(power):
+    return lambda x, batch: jnp.mean((x - batch) ** power)
+
+
+def test_fingerprints_tell_functions_apart():
+    """By their code and what they close over; not by their names, nor where they are in memory."""
+    losses = [powered(2), powered(4), lambda x, batch: jnp.mean((x - batch) ** 2)]
+    marks = [_checkpoint.fingerprint(loss) for loss in losses]
+    assert len(set(marks)) == 3 and marks[0] == _checkpoint.fingerprint(powered(2))
+    rates = {_checkpoint.fingerprint(optax.adam(rate)) for rate in (0.1, 0.2, 0.1)}
+    assert len(rates) == 2
+    own = [objective(s) for s in (0.1, 0.2, lambda *_: 0.1, 0.1)]
+    assert len(set(map(_checkpoint.fingerprint, own))) == 3
+
+
 OTHERS = {
-    "loss": dict(objective=lambda x, batch: jnp.mean(x - batch)),
+    "loss": dict(objective=powered(4)),
     "data": dict(data=DATA + 1),
     "start": dict(start=jnp.array(1.0)),
-    "optimiser": dict(optimiser=optax.sgd(0.1)),
+    "optimiser": dict(optimiser=optax.adam(0.06)),
     "order": dict(seed=4),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_folder_of_another_fit_is_refused(tmp_path, name):
-    known = dict(objective=noisy, start=jnp.array(1.5), data=DATA, batch_size=2) | KNOWN
+    known = dict(objective=powered(2), start=jnp.array(1.5), data=DATA, batch_size=2) | KNOWN
     quiet(checkpoint=tmp_path, **known | dict(steps=1))
     with pytest.raises(ValueError, match=f"another fit, with another .*{name}"):
         quiet(checkpoint=tmp_path, **known | OTHERS[name])

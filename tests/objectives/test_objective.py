@@ -3,7 +3,7 @@
 import json
 import math
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -363,11 +363,7 @@ class Relaxing(sx.GuardedField):
 class StudentNoise(AbstractNoise):
     """A third party's."""
 
-    sigma: object
-    logarithmic = False
-
-    def __init__(self, sigma):
-        self.sigma = NormalNoise(sigma).sigma
+    logarithmic: ClassVar[bool] = False
 
     def log_density(self, residual):
         return jax.scipy.stats.t.logpdf(residual, 4.0)

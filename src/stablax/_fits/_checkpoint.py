@@ -1,10 +1,13 @@
 """Where a fit is, in a folder, so that it can go on after anything."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import types
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,21 +17,50 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from .._static import Split, Static
+
 _T = TypeVar("_T")
 _STATE, _PROBLEM = "state.npz", "problem.json"
 
 
 def fingerprint(tree: PyTree) -> str:
-    """Equal for trees of equal arrays and structure."""
+    """Equal, in every process, for trees of equal arrays, numbers and functions: those are told
+    apart by their code, and what they close over."""
     digest = hashlib.sha256()
-    for path, x in jtu.tree_leaves_with_path(tree):
-        digest.update(jtu.keystr(path).encode())
-        if eqx.is_array_like(x):
-            value = np.asarray(x)
-            digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
-        else:
-            digest.update(getattr(x, "__qualname__", type(x).__qualname__).encode())
+    for part in _parts(tree, set()):
+        digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _parts(tree: PyTree, seen: set[int]) -> Iterator[bytes]:
+    yield type(tree).__qualname__.encode()
+    is_leaf = lambda x: isinstance(x, Split | Static)
+    for path, x in jtu.tree_leaves_with_path(tree, is_leaf=is_leaf):
+        yield jtu.keystr(path).encode()
+        x = getattr(x, "__wrapped__", x)  # of `jax.jit`
+        if isinstance(x, Split | Static):
+            yield from _parts(x.tree, seen)
+        elif isinstance(x, types.FunctionType) and id(x) not in seen:
+            seen.add(id(x))
+            yield from _code(x.__code__)
+            for cell in x.__closure__ or ():
+                with contextlib.suppress(ValueError):  # not yet filled
+                    yield from _parts(cell.cell_contents, seen)
+            yield from _parts(x.__defaults__, seen)
+        elif eqx.is_array_like(x):
+            value = np.asarray(x)
+            yield f"{value.dtype} {value.shape}".encode() + value.tobytes()
+        else:
+            yield (x if isinstance(x, str) else type(x).__qualname__).encode()
+
+
+def _code(code: types.CodeType) -> Iterator[bytes]:
+    yield code.co_code + " ".join(code.co_names).encode()
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _code(constant)
+        elif not isinstance(constant, frozenset):  # whose order is not that of another process
+            yield repr(constant).encode()
 
 
 class Checkpoint:

@@ -110,7 +110,7 @@ def fit(
     if checkpoint is not None:
         problem = dict(
             loss=fingerprint(objective), data=fingerprint(data), start=fingerprint(start),
-            optimiser=fingerprint(first.state), order=f"{batch_size}, seed {seed}",
+            optimiser=fingerprint(method), order=f"{batch_size}, seed {seed}",
         )  # fmt: skip
         saved = Checkpoint(checkpoint, problem)
     watch = _Watch(start, None if validation is None else _Validation(validation), validate_every)
@@ -149,6 +149,7 @@ def _run(
             if saved is not None and time.monotonic() - last_saved > _SECONDS:
                 saved.save((place, watch.best), watch.named)
                 last_saved = time.monotonic()
+    watch.validate(method, place)
     if saved is not None:
         saved.save((place, watch.best), watch.named)
     return watch.fit(method, place, ended or "steps", loss.batch_size is None)
@@ -267,13 +268,19 @@ class _Watch:
         # Nothing was ever finite, and nothing will be other than it was.
         self.is_stuck = is_whole and not np.isfinite(self.values).any()
         if self.validation is not None:
-            if self.steps % self.every == 0 or is_done:
-                params = method.params_of(place)
-                self.validations.append(float(self.validation(params)))
-                self.validated.append(self.steps)
-                self._keep(params, self.validations[-1])
+            if self.steps % self.every == 0:
+                self.validate(method, place)
         elif is_whole:
             self._keep(place.seen, float(place.value))
+
+    def validate(self, method: AbstractMethod, place: Place) -> None:
+        """Unless there is nothing to validate, or it has been."""
+        if self.validation is None or self.steps in self.validated[-1:]:
+            return
+        params = method.params_of(place)
+        self.validations.append(float(self.validation(params)))
+        self.validated.append(self.steps)
+        self._keep(params, self.validations[-1])
 
     def _keep(self, params: PyTree, value: float) -> None:
         if value < self.best_value:
@@ -297,12 +304,6 @@ class _Watch:
         best, value = self.best, self.best_value
         if self.validation is None and not is_whole:
             best, value = method.params_of(place), self.values[-1]
-        elif self.validation is not None:
-            value = (
-                self.values[self.validated[int(np.argmin(self.validations))] - 1]
-                if (self.validations)
-                else self.values[-1]
-            )
         if not np.isfinite(self.values).any():
             ended = "failed"
         return Fit(

@@ -20,7 +20,8 @@ class Fit(eqx.Module):
 
     - `parameters`: the best, in the structure of the start: those with the least value, or with the
         least validation; with batches and without validation the last.
-    - `value`: that of the objective there; with batches and without validation of the last batch.
+    - `value`: that of the objective there, or of the validation, if there is one; with batches and
+        without validation that of the last batch.
     - `values`: of each step, shape `(steps,)`: before it; nan or inf where it failed. An optimiser
         of optimistix reports the last value that it had accepted.
     - `validations`: shape `(validations,)`, and `validated` after how many steps each was, of the

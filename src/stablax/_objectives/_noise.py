@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,24 +12,49 @@ from jaxtyping import Array
 
 from .._parameters import Parameter
 from .._static import Split
-from .._types import Explained, ScalarLike, typechecked
+from .._types import ScalarLike
 from .._words import short
 from ._solved import Solved
 
 SigmaLike = ScalarLike | Parameter | Solved | Callable | None
 
 
+def as_sigma(sigma: SigmaLike | Split) -> Split | None:
+    """As a noise holds it."""
+    if sigma is None or isinstance(sigma, Split):
+        return sigma
+    if isinstance(sigma, Parameter | Solved) or callable(sigma):
+        return Split(sigma, "sigma")
+    try:
+        number = np.asarray(sigma, float)
+    except (TypeError, ValueError):
+        number = np.array(math.nan)
+    if number.shape != () or not (np.isfinite(number) and number > 0):
+        raise ValueError(
+            "`sigma` must be one number above 0, a `Parameter`, a function sigma(t, y, args, "
+            f"parameters), `Solved()`, or None (that of the series), got {short(sigma)}."
+        )
+    return Split(float(number), "sigma")
+
+
 class AbstractNoise(eqx.Module):
     """How measurements scatter about what a model predicts, with the standard deviation `sigma`.
-    Abstract: subclass it and write `log_density`.
+    Abstract: subclass it and write `log_density` and `logarithmic`.
+
+    **Arguments:**
+
+    - `sigma`: a number above 0, a [`Parameter`][], a function `sigma(t, y, args, parameters)`,
+        [`Solved`][]; or None: that which the [`Series`][] has for each measurement.
 
     **Attributes:**
 
-    - `logarithmic`: whether it is the logarithms of measurement and prediction whose difference
-        counts. Then both are positive.
+    - `logarithmic`: of the class; whether it is the logarithms of measurement and prediction whose
+        difference counts. Then both are positive.
+
+    **Raises:** `ValueError` for a `sigma` that is none of these.
     """
 
-    sigma: eqx.AbstractVar[Split | None]
+    sigma: Any = eqx.field(default=None, converter=as_sigma)
     logarithmic: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
@@ -58,38 +83,16 @@ class AbstractNoise(eqx.Module):
         return False
 
 
-def as_sigma(sigma: SigmaLike) -> Split | None:
-    if sigma is None or isinstance(sigma, Parameter | Solved) or callable(sigma):
-        return None if sigma is None else Split(sigma, "sigma")
-    try:
-        number = np.asarray(sigma, float)
-    except (TypeError, ValueError):
-        number = np.array(math.nan)
-    if number.shape != () or not (np.isfinite(number) and number > 0):
-        raise ValueError(
-            "`sigma` must be one number above 0, a `Parameter`, a function sigma(t, y, args, "
-            f"parameters), `Solved()`, or None (that of the series), got {short(sigma)}."
-        )
-    return Split(float(number), "sigma")
-
-
 @final
 class NormalNoise(AbstractNoise):
     """Normal: measured = predicted + sigma * e.
 
     **Arguments:**
 
-    - `sigma`: the standard deviation, in the unit of the observable: a number, a
-        [`Parameter`][], a function `sigma(t, y, args, parameters)`, [`Solved`][]; or None: that
-        which the [`Series`][] has for each measurement.
+    - `sigma`: the standard deviation, in the unit of the observable, as [`AbstractNoise`][] has it.
     """
 
-    sigma: Split | None
     logarithmic: ClassVar[bool] = False
-
-    @typechecked
-    def __init__(self, sigma: Explained[SigmaLike] = None):
-        self.sigma = as_sigma(sigma)
 
     def log_density(self, residual):
         return -0.5 * residual**2 - 0.5 * math.log(2 * math.pi)
@@ -109,12 +112,7 @@ class LogNormalNoise(AbstractNoise):
     **Arguments:** `sigma` as [`NormalNoise`][], that of the logarithm: 0.1 is some 10 %.
     """
 
-    sigma: Split | None
     logarithmic: ClassVar[bool] = True
-
-    @typechecked
-    def __init__(self, sigma: Explained[SigmaLike] = None):
-        self.sigma = as_sigma(sigma)
 
     def log_density(self, residual):
         return -0.5 * residual**2 - 0.5 * math.log(2 * math.pi)
@@ -135,12 +133,7 @@ class LaplaceNoise(AbstractNoise):
     **Arguments:** `sigma` as [`NormalNoise`][]: the mean deviation.
     """
 
-    sigma: Split | None
     logarithmic: ClassVar[bool] = False
-
-    @typechecked
-    def __init__(self, sigma: Explained[SigmaLike] = None):
-        self.sigma = as_sigma(sigma)
 
     def log_density(self, residual):
         return -jnp.abs(residual) - math.log(2)
