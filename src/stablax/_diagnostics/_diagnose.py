@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from .._fields import as_guarded
 from .._models import AbstractModel, Simulation, explain
+from .._parameters import natural
 from .._results import Cause, is_okay, name_of
 from .._solvers import family_of
 from .._types import typechecked
@@ -176,6 +177,7 @@ def diagnose(model: AbstractModel, *inputs: PyTree, **keywords: PyTree) -> Diagn
 
     **Raises:** what the model raises for inputs that do not fit; `TypeError` under `jit`.
     """
+    model, inputs, keywords = natural((model, inputs, keywords))
     seen = observe(*settled(model, bind(model, inputs, keywords)))
     simulation = seen.simulation
     successful = bool(is_okay(simulation.result))

@@ -224,6 +224,9 @@ class Guarded(eqx.Module):
 
 
 def _parts(field: GuardedField | Guarded) -> tuple[Guard, VF, str]:
+    """The guard, the function, and what errors call it; a function of numbers, where the field has
+    parameters."""
+    field = natural(field)
     if isinstance(field, Guarded):
         name = getattr(field.fn, "__name__", type(field.fn).__name__)
         return field.guard, field.fn, f"The field `{name}`"
@@ -240,7 +243,7 @@ def evaluate(
 ) -> PyTree:
     """What calling a guarded field does; `rounding` as in `gate`."""
     call = functools.partial(gate, rounding=rounding)
-    return _evaluate(*_parts(natural(field)), t, y, natural(args), call, True)
+    return _evaluate(*_parts(field), t, y, natural(args), call, True)
 
 
 def evaluate_ungated(
