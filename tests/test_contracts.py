@@ -13,8 +13,10 @@ from helpers import (
     FIELDS,
     METHODS,
     MODELS,
+    NETWORK_FIELDS,
     SOLVERS,
     all_finite,
+    by_day,
     dt0_for,
     slow,
 )
@@ -28,6 +30,14 @@ EXTREMES = (np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0)
 @pytest.fixture(params=FIELDS)
 def case(request):
     return FIELDS[request.param]
+
+
+def in_turn(which: int) -> pytest.MarkDecorator:
+    """Every field by night. By day all but the neural fields, which share what is tested here, and
+    every third of those: others in another test."""
+    networks = list(NETWORK_FIELDS)
+    chosen = [x for x in FIELDS if x not in networks or networks.index(x) % 3 == which]
+    return pytest.mark.parametrize("case", by_day(FIELDS, *chosen), indirect=True)
 
 
 # --- inside the guard nothing changes
@@ -57,11 +67,13 @@ def _assert_same_inside(case, y, bitwise):
             same(np.asarray(a), np.asarray(b), rtol=1e-12, atol=1e-14)
 
 
+@in_turn(1)
 @pytest.mark.parametrize("bitwise", [True, slow(False)], ids=["eagerly", "jit"])
 def test_inside_the_guard_nothing_changes(case, bitwise):
     _assert_same_inside(case, case.y, bitwise)
 
 
+@in_turn(2)
 @pytest.mark.parametrize("side", ["lower", slow("upper")])
 def test_the_bounds_are_inside(case, side):
     lower, upper = case.guard.bounds(case.y)
@@ -93,6 +105,7 @@ def _at_extremes(case):
     return out, params, np.stack(states)
 
 
+@in_turn(0)
 def test_derivatives_are_finite_everywhere(case):
     out, params, states = _at_extremes(case)
 
@@ -103,7 +116,7 @@ def test_derivatives_are_finite_everywhere(case):
 
 
 # One of each kind by day: operation by operation is another program for each operation.
-BY_DAY = ("square root", "dict state", "MLPField")
+BY_DAY = ("square root", "MLPField")
 
 
 @pytest.mark.parametrize("name", [x if x in BY_DAY else slow(x) for x in FIELDS])
@@ -116,6 +129,7 @@ def test_derivatives_are_finite_eagerly_too(name):
     assert all_finite(jax.jvp(out, (params, nan), along)[1])
 
 
+@in_turn(1)
 def test_a_masked_output_is_not_finite_unless_filled(case):
     y = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), case.y)
     bare = case.make(case.guard)(0.5, y, case.args)
@@ -128,6 +142,7 @@ def test_a_masked_output_is_not_finite_unless_filled(case):
         assert all_finite(value)
 
 
+@in_turn(0)
 def test_a_pull_draws_back_and_changes_nothing_inside(case):
     g = case.guard
     pulling = case.make(sx.Guard(g.lower, g.upper, pull=3.0))
@@ -242,7 +257,7 @@ PAIRS = [
     slow("Rodas5P", "DirectAdjoint"),
     slow("kvaerno5", "DirectAdjoint"),
     ("FiniteSteps(Tsit5)", "ForwardMode"),
-    ("Rosenbrock23", "ForwardMode"),
+    slow("Rosenbrock23", "ForwardMode"),
     slow("kencarp4", "ForwardMode"),
 ]
 

@@ -278,6 +278,7 @@ def test_programs_run_on_many_devices(tmp_path):
     assert run(MESH, PROGRAM, script, folder=tmp_path, devices=2).strip() == "all"
 
 
+@pytest.mark.slow
 def test_steady_states_and_phases_run_on_many_devices(tmp_path):
     """The devices share the start and differ in the condition: values, and gradients in both,
     which are summed behind all loops."""

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Counted
+from helpers import Counted, by_day
 
 import stablax as sx
 
@@ -30,7 +30,7 @@ DECLARED = {
 }
 
 
-@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.parametrize("name", by_day(DECLARED, "sparse", "by hand"))
 def test_a_field_declares_its_jacobian_to_the_model(name):
     """Same states and same gradients as with a dense one; a row forth and one back in time."""
     times = jnp.array([0.01, 0.1])

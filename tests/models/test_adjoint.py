@@ -325,7 +325,7 @@ def by_hand(t, y, args):
         slow(sx.Rodas4(), 3, 4),
         slow(sx.Rosenbrock23(), 3, 4),
         slow(sx.Rosenbrock23(), 30, 2),
-        (sx.Rodas5P(jacobian=sx.Banded(1, 0)), 30, 2),
+        slow(sx.Rodas5P(jacobian=sx.Banded(1, 0)), 30, 2),
         slow(sx.Rodas5P(jacobian=sx.Banded(1, 0)), 5, 2),
         (sx.Rodas5P(jacobian=sx.MatrixFree()), 5, 2),
         # Wrong, so that it makes a difference whether it is this that is differentiated.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SOLVERS, by_day, slow
+from helpers import SOLVERS, slow
 
 import stablax as sx
 
@@ -78,7 +78,8 @@ def bouncing(solver, adjoint=None):
     return model, solve
 
 
-@pytest.mark.parametrize("name", by_day(SOLVERS, "Rodas5P"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOLVERS)
 def test_a_ball_that_bounces_twenty_times(name):
     """Times, speeds, rows, and the gradients of the 1st, 5th and 20th bounce: forward, reverse."""
     _, solve = bouncing(SOLVERS[name]())

@@ -54,8 +54,8 @@ class AbstractNoise(eqx.Module):
     **Raises:** `ValueError` for a `sigma` that is none of these.
     """
 
-    sigma: Any = eqx.field(default=None, converter=as_sigma)
     logarithmic: eqx.AbstractClassVar[bool]
+    sigma: Any = eqx.field(default=None, converter=as_sigma)
 
     @abc.abstractmethod
     def log_density(self, residual: Array) -> Array:
@@ -81,6 +81,15 @@ class AbstractNoise(eqx.Module):
     def is_gaussian(self) -> bool:
         """Whether least squares are the largest likelihood: then a scale can be `Solved`."""
         return False
+
+    def __repr__(self) -> str:
+        given = "" if self.sigma is None else f"sigma={as_shown(self.sigma.tree)}"
+        return f"{type(self).__name__}({given})"
+
+
+def as_shown(x: object) -> str:
+    """A number, a declaration, or the name of a function."""
+    return getattr(x, "__name__", None) or (repr(x) if isinstance(x, eqx.Module) else short(x))
 
 
 @final

@@ -9,8 +9,8 @@ import numpy as np
 from .._parameters import Parameter
 from .._static import Split
 from .._types import Explained, ScalarLike, typechecked
-from .._words import short
-from ._noise import AbstractNoise, NormalNoise
+from .._words import called, short
+from ._noise import AbstractNoise, NormalNoise, as_shown
 from ._solved import Solved
 
 FactorLike = ScalarLike | Parameter | Solved
@@ -60,6 +60,12 @@ class Observable(eqx.Module):
         self.value = Split(value, "value")
         self.scale, self.offset = _as_factor(scale, "scale"), _as_factor(offset, "offset")
         self.noise = noise
+
+    def __repr__(self) -> str:
+        parts = [as_shown(self.value.tree)]
+        for name, x, usual in (("scale", self.scale, 1.0), ("offset", self.offset, 0.0)):
+            parts += [] if isinstance(x, float) and x == usual else [f"{name}={as_shown(x)}"]
+        return called("Observable", [*parts, f"noise={self.noise!r}"])
 
 
 def _as_factor(x: object, name: str) -> Any:

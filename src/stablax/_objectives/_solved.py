@@ -42,3 +42,10 @@ class Solved(eqx.Module):
             raise ValueError(f"`lower` must be below `upper`, got {lower} and {upper}.")
         self.name, self.lower, self.upper = name, float(lower), float(upper)
         self.each_condition = each_condition
+
+    def __repr__(self) -> str:
+        parts = [] if self.name is None else [repr(self.name)]
+        if (self.lower, self.upper) != (0.0, math.inf):
+            parts.append(f"lower={self.lower:g}, upper={self.upper:g}")
+        parts += ["each_condition=True"] if self.each_condition else []
+        return f"Solved({', '.join(parts)})"
