@@ -101,6 +101,8 @@ def test_a_loss_that_fails_now_and_then():
     assert out.unused == 50 and all_finite(out.parameters)
     np.testing.assert_allclose(out.parameters, 1.5, atol=0.3)
     assert "In 50 of them" in out.explain()
+    same_data = dict(data=np.asarray(data), batch_size=1, steps=200, optimiser=optax.adam(0.1))
+    assert quiet(loss, jnp.array(0.0), **same_data).parameters == out.parameters  # numpy as jax
     failing = quiet(lambda x: jnp.log(x), jnp.array(-1.0), optimiser=optax.sgd(0.1), steps=3)
     assert failing.ended == "failed" and failing.parameters == -1.0 and failing.steps == 1
     # A step that is far too long, over a pole: back, until there is something to follow again.
@@ -139,7 +141,7 @@ def test_validation_patience_and_callbacks():
 
     def callback(step, value, params):
         seen.append((step, value, float(params)))
-        return step == 3
+        return jnp.array(step == 3)
 
     out = quiet(loss, jnp.array(0.0), callbacks=[callback], **known | dict(validate_every=1))
     assert out.ended == "callback" and [step for step, *_ in seen] == [1, 2, 3]
@@ -352,6 +354,7 @@ OTHERS = {
     "start": dict(start=jnp.array(1.0)),
     "optimiser": dict(optimiser=optax.adam(0.06)),
     "order": dict(seed=4),
+    "validation": dict(validation=lambda x: x**2),
 }
 
 

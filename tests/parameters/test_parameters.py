@@ -124,6 +124,9 @@ def test_doses_take_parameters():
     rows, true_rows = jax.jacrev(out)(known), jax.jacrev(truth)(known)
     for name, row in rows.coordinates.items():
         np.testing.assert_allclose(row, true_rows.coordinates[name], rtol=1e-6)
+    ended = sx.Schedule([sx.Dose(0.0, 1.0), sx.Reset(sx.Parameter("end", 1.0))])
+    rows = model(y0, ts, ended.phases(field, y0, end=4.0)).ys
+    np.testing.assert_allclose(rows, 0.0, atol=1e-12)
     with pytest.raises(TypeError, match=r"parameters \(`amount`, `lag`, `total`\)"):
         schedule.ts  # noqa: B018
     added = [sx.Phase(4.0, dose=sx.AddDose({"y": sx.Parameter("d", 2.0)}))]

@@ -40,6 +40,8 @@ def _parts(tree: PyTree, seen: set[int]) -> Iterator[bytes]:
         x = getattr(x, "__wrapped__", x)  # of `jax.jit`
         if isinstance(x, Split | Static):
             yield from _parts(x.tree, seen)
+        elif isinstance(x, types.MethodType):
+            yield from _parts((x.__func__, x.__self__), seen)
         elif isinstance(x, types.FunctionType) and id(x) not in seen:
             seen.add(id(x))
             yield from _code(x.__code__)

@@ -98,6 +98,7 @@ def fit(
         raise ValueError("`patience` counts validations: give `validation`, too.")
     start = _as_start(objective, start)
     method, least_squares = _as_method(optimiser, objective, start)
+    data = jtu.tree_map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, data)
     samples = _samples(objective, data)
     if batch_size is not None:
         _check_batches(batch_size, samples, method)
@@ -111,6 +112,7 @@ def fit(
         problem = dict(
             loss=fingerprint(objective), data=fingerprint(data), start=fingerprint(start),
             optimiser=fingerprint(method), order=f"{batch_size}, seed {seed}",
+            validation=fingerprint((validation, validate_every)),
         )  # fmt: skip
         saved = Checkpoint(checkpoint, problem)
     watch = _Watch(start, None if validation is None else _Validation(validation), validate_every)
@@ -144,7 +146,7 @@ def _run(
             watch.add(method, place, value, is_done, loss.batch_size is None)
             bar.show(value)
             stop = [callback(watch.steps, value, method.params_of(place)) for callback in callbacks]
-            watch.has_been_stopped = any(x is True or x is np.True_ for x in stop)
+            watch.has_been_stopped = any(map(bool, stop))
             ended = watch.ended(patience)
             if saved is not None and time.monotonic() - last_saved > _SECONDS:
                 saved.save((place, watch.best), watch.named)
@@ -278,7 +280,8 @@ class _Watch:
         if self.validation is None or self.steps in self.validated[-1:]:
             return
         params = method.params_of(place)
-        self.validations.append(float(self.validation(params)))
+        value = float(self.validation(params))
+        self.validations.append(np.inf if np.isnan(value) else value)
         self.validated.append(self.steps)
         self._keep(params, self.validations[-1])
 

@@ -55,7 +55,7 @@ class Schedule(eqx.Module):
     # Deferred where the values of parameters are not known.
     _doses: Any
     _infusions: Any
-    _resets: Float[Array, " resets"]
+    _resets: Any
 
     @typechecked
     def __init__(self, doses: Explained[Sequence[Dose | Infusion | Reset]]):
@@ -68,8 +68,8 @@ class Schedule(eqx.Module):
                 )
         self._doses = _given([dose for dose in doses if isinstance(dose, Dose)])
         self._infusions = _given([dose for dose in doses if isinstance(dose, Infusion)])
-        resets = [jnp.atleast_1d(dose.t) for dose in doses if isinstance(dose, Reset)]
-        self._resets = jnp.concatenate([jnp.zeros(0), *resets])
+        resets = [dose.t for dose in doses if isinstance(dose, Reset)]
+        self._resets = Deferred(Static(_joint), resets) if declared(resets) else _joint(resets)
 
     @staticmethod
     @typechecked
@@ -298,6 +298,10 @@ class Schedule(eqx.Module):
 
 def _given(doses: list[Any]) -> Given | Deferred:
     return Deferred(Static(Given.of), doses) if declared(doses) else Given.of(doses)
+
+
+def _joint(times: list[Array]) -> Float[Array, " times"]:
+    return jnp.concatenate([jnp.zeros(0), *map(jnp.atleast_1d, times)])
 
 
 def _schedule(doses: Given, infusions: Given, resets: Float[Array, " resets"]) -> Schedule:

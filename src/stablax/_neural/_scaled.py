@@ -64,6 +64,8 @@ class Scales:
         **Raises:** `ValueError` for shapes that do not fit, or numbers that are not finite.
         """
         if isinstance(ts, Series):
+            if ys is not None:
+                raise TypeError("`ys` are those of the series: give one of them.")
             return cls(*_sizes_of(ts))
         times = real_array(ts, "ts")
         if ys is None:

@@ -92,8 +92,22 @@ def as_shown(x: object) -> str:
     return getattr(x, "__name__", None) or (repr(x) if isinstance(x, eqx.Module) else short(x))
 
 
+class AbstractGaussianNoise(AbstractNoise):
+    """Of which least squares are the largest likelihood."""
+
+    def log_density(self, residual):
+        return -0.5 * residual**2 - 0.5 * math.log(2 * math.pi)
+
+    def solved_sigma(self, mean_square, mean_size):
+        return jnp.sqrt(mean_square)
+
+    @property
+    def is_gaussian(self):
+        return True
+
+
 @final
-class NormalNoise(AbstractNoise):
+class NormalNoise(AbstractGaussianNoise):
     """Normal: measured = predicted + sigma * e.
 
     **Arguments:**
@@ -103,35 +117,15 @@ class NormalNoise(AbstractNoise):
 
     logarithmic: ClassVar[bool] = False
 
-    def log_density(self, residual):
-        return -0.5 * residual**2 - 0.5 * math.log(2 * math.pi)
-
-    def solved_sigma(self, mean_square, mean_size):
-        return jnp.sqrt(mean_square)
-
-    @property
-    def is_gaussian(self):
-        return True
-
 
 @final
-class LogNormalNoise(AbstractNoise):
+class LogNormalNoise(AbstractGaussianNoise):
     """Normal in the natural logarithm: log(measured) = log(predicted) + sigma * e.
 
     **Arguments:** `sigma` as [`NormalNoise`][], that of the logarithm: 0.1 is some 10 %.
     """
 
     logarithmic: ClassVar[bool] = True
-
-    def log_density(self, residual):
-        return -0.5 * residual**2 - 0.5 * math.log(2 * math.pi)
-
-    def solved_sigma(self, mean_square, mean_size):
-        return jnp.sqrt(mean_square)
-
-    @property
-    def is_gaussian(self):
-        return True
 
 
 @final

@@ -88,7 +88,7 @@ class Objective(eqx.Module):
         batch_size: int | None = None,
     ):
         self.model, self.series, self.batch_size = model, series, batch_size
-        self.inputs, self.shared = dict(inputs or {}), dict(shared or {})
+        self.inputs, self.shared = _as_jax(dict(inputs or {})), _as_jax(dict(shared or {}))
         for where, given in (("inputs", self.inputs), ("shared", self.shared)):
             if "ts" in given:
                 raise ValueError(f"`{where}` has `ts`: the times are those of the series.")
@@ -196,11 +196,16 @@ class Objective(eqx.Module):
 class _Taken(eqx.Module):
     """Some rows of what a function returns."""
 
-    fn: Callable = eqx.field(static=True)
+    fn: Callable
     rows: Array
 
     def __call__(self, values: Mapping[str, Array]) -> PyTree:
         return jtu.tree_map(lambda x: x[self.rows] if eqx.is_array(x) else x, self.fn(values))
+
+
+def _as_jax(tree: PyTree) -> PyTree:
+    """With jax arrays for those of numpy, which are data as well."""
+    return jtu.tree_map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 
 
 def _is_function(x: object) -> bool:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._static import Split, is_traced
@@ -259,7 +260,7 @@ class Parameters(eqx.Module):
 
     def clipped(self) -> "Parameters":
         """With coordinates beyond a bound at that bound."""
-        return jtu.tree_map(jnp.clip, self, self.lower, self.upper)
+        return optax.projections.projection_box(self, self.lower, self.upper)
 
     def unbounded(self) -> "Parameters":
         """In coordinates that have no bounds, as an optimiser that knows none needs: the logit of
